@@ -1,0 +1,49 @@
+"""The one seam around every call of an action or a compensation.
+
+Fault injection, serving recorded results, the effect ledger, metrics and tracing are interceptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+CallKind = Literal["action", "compensation", "recovery", "end"]
+Proceed = Callable[[], Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class StepCall:
+    """One call that is about to be made.
+
+    `kind` is `end` once, after the last step and before the saga is completed: an interceptor that raises there turns
+    a saga back that has done everything. `cancel_saga()` cancels the task that runs the saga.
+    """
+
+    saga_id: str
+    step: str
+    kind: CallKind
+    attempt: int
+    context: Any
+    result: Any = None
+    cancel_saga: Callable[[], object] | None = None
+
+
+class Interceptor(Protocol):
+    """Wraps a call. It may call `proceed` never, once or again, and what it returns or raises is the call's outcome."""
+
+    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
+        """Make the call by `await proceed()`, or not."""
+
+
+async def run_intercepted(interceptors: Sequence[Interceptor], call: StepCall, function: Proceed) -> Any:
+    """Make the call through the interceptors, the first one outermost."""
+    proceed = function
+    for interceptor in reversed(interceptors):
+        proceed = _bind(interceptor, call, proceed)
+    return await proceed()
+
+
+def _bind(interceptor: Interceptor, call: StepCall, proceed: Proceed) -> Proceed:
+    return lambda: interceptor.intercept(call, proceed)

@@ -1,0 +1,1 @@
+"""Declaring sagas: steps, their compensations, and how hard they try."""

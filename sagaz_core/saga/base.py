@@ -1,0 +1,161 @@
+"""`Saga`: what users subclass, or build step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
+
+from sagaz_core.errors import DefinitionError
+from sagaz_core.saga.context import TypedContext
+from sagaz_core.saga.declare import DEFAULT_BACKOFF, DEFAULT_UNDO_RETRIES, Declarations, _names, declarations_of
+from sagaz_core.saga.definition import Definition
+from sagaz_core.saga.step import Backoff, InDoubt, Operation, Step
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.interceptor import Interceptor
+    from sagaz_core.saga.config import ReplayConfig, SagaConfig
+    from sagaz_core.storage.base import SnapshotStorage
+
+ContextT = TypeVar("ContextT")
+
+
+class Saga(Generic[ContextT]):
+    """A chain or DAG of steps, each undone by its compensation when a later one fails.
+
+    Subclass it and mark methods with `@action` and `@compensate`, or make one with a name and call `add_step`. An
+    instance holds no state of a run: any number of runs may be under way at once.
+
+    `replay_config` and `snapshot_storage` turn capturing on; `interceptors` wrap every call.
+    """
+
+    saga_name: ClassVar[str] = ""
+    version: ClassVar[str] = "1.0"
+    _declared: ClassVar[Declarations] = Declarations()
+    _context_model: ClassVar[TypedContext | None] = None
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        config: SagaConfig | None = None,
+        replay_config: ReplayConfig | None = None,
+        snapshot_storage: SnapshotStorage | None = None,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
+        self.name = name or type(self).saga_name or type(self).__name__
+        self.config = config
+        self.replay_config = replay_config or (config.replay_config if config else None)
+        self.snapshot_storage = snapshot_storage
+        self.interceptors = tuple(interceptors)
+        self._added: dict[str, Step] = {}
+        self._definition: Definition | None = None
+        self._built = type(self).build is Saga.build
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._declared = declarations_of(cls)
+        model = _context_model(cls)
+        if model is not None:
+            cls._context_model = TypedContext(model)
+
+    async def build(self) -> None:
+        """Override it to add steps with `add_step`; it is awaited once, before the first run."""
+
+    def add_step(
+        self,
+        name: str,
+        action: Callable[..., Any],
+        compensation: Callable[..., Any] | None = None,
+        *,
+        depends_on: Iterable[str] | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        compensation_timeout: float | None = None,
+        compensation_retries: int = DEFAULT_UNDO_RETRIES,
+        pivot: bool = False,
+        in_doubt: InDoubt = "ignore",
+        rejects: Iterable[type[BaseException]] = (),
+        recovery: Callable[..., Any] | None = None,
+    ) -> Self:
+        """Add a step; the parameters are those of `@action` and `@compensate`. Returns the saga."""
+        if name in self._added or name in self._declared.steps:
+            raise DefinitionError(f"saga {self.name!r} has a step {name!r} already: rename one")
+        undo = None
+        if compensation is not None:
+            undo = Operation(compensation, compensation_timeout, compensation_retries, backoff)
+        self._added[name] = Step(
+            name,
+            Operation(action, timeout, retries, backoff),
+            undo,
+            Operation(recovery) if recovery is not None else None,
+            None if depends_on is None else _names(depends_on, name),
+            pivot,
+            in_doubt,
+            tuple(rejects),
+        )
+        self._definition = None
+        return self
+
+    def definition(self) -> Definition:
+        """Return what the engine runs. Raises `DefinitionError` when the steps do not fit together.
+
+        Steps that `build` adds are in it only after `build` ran (see `prepare`).
+        """
+        if self._definition is None:
+            config = self.config
+            self._definition = Definition(
+                self.name,
+                {**self._declared.bound_to(self), **self._added},
+                version=self.version,
+                typed=self._context_model,
+                **(
+                    {
+                        "on_compensation_failure": config.on_compensation_failure,
+                        "on_sibling_failure": config.on_sibling_failure,
+                        "forward_retries": config.forward_retries,
+                    }
+                    if config
+                    else {}
+                ),
+            )
+        return self._definition
+
+    async def prepare(self) -> Definition:
+        """Let `build` add its steps if it has not yet, and return the definition."""
+        if not self._built:
+            self._built = True
+            await self.build()
+        return self.definition()
+
+    async def run(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
+        """Run it once and return how it ended; a failure of a step is in the result, not raised.
+
+        `context` is a mapping, or a model for a typed saga. Raises `DefinitionError` when the saga cannot run,
+        `CancelledError` when its task was cancelled (after compensating), and what capture raised.
+        """
+        from sagaz_core.engine.run import run_saga  # the engine is above this layer; declaring must not load it
+
+        return await run_saga(self, context, saga_id=saga_id)
+
+    async def execute(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
+        """Do what `run` does."""
+        return await self.run(context, saga_id=saga_id)
+
+    @staticmethod
+    async def take_snapshot(label: str) -> None:
+        """Capture the state now, from inside an action or compensation (strategy `manual`, or any other)."""
+        from sagaz_core.engine.capture import take_snapshot  # as in run()
+
+        await take_snapshot(label)
+
+
+def _context_model(cls: type) -> type[Any] | None:
+    for base in getattr(cls, "__orig_bases__", ()):
+        for argument in get_args(base):
+            if isinstance(argument, type) and hasattr(argument, "model_fields"):
+                return argument
+    return None

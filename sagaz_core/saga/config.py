@@ -1,0 +1,74 @@
+"""Settings of a saga and of its capture. They come from users, so they are checked (pydantic)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sagaz_core.errors import UsageError
+
+OnCompensationFailure = Literal["fail_fast", "continue_on_error", "retry_then_continue", "skip_dependents"]
+
+
+class SnapshotStrategy(StrEnum):
+    """When snapshots are taken. All but `manual` also keep the final state and the state after each compensation."""
+
+    BEFORE_EACH_STEP = "before_each_step"
+    AFTER_EACH_STEP = "after_each_step"
+    ON_FAILURE = "on_failure"
+    ON_COMPLETION = "on_completion"
+    MANUAL = "manual"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **data: object) -> None:
+        try:
+            super().__init__(**data)
+        except ValueError as error:
+            raise UsageError(f"{type(self).__name__}: {_first_line(error)}") from None
+
+
+class ReplayConfig(_Settings):
+    """What is captured of a run, and for how long it is kept.
+
+    `journal=False` keeps snapshots only: time travel then knows nothing between them. `capture_timeout` is in seconds;
+    a store that takes longer fails the run, or with `on_capture_error="warn"` is logged. `retention_days=None` keeps
+    for ever.
+    """
+
+    enable_snapshots: bool = True
+    snapshot_strategy: SnapshotStrategy = SnapshotStrategy.BEFORE_EACH_STEP
+    retention_days: float | None = Field(default=None, gt=0)
+    compression: Literal["zstd"] | None = "zstd"
+    journal: bool = True
+    max_snapshots_per_saga: int | None = Field(default=None, gt=0)
+    on_capture_error: Literal["raise", "warn"] = "raise"
+    capture_timeout: float = Field(default=30.0, gt=0)
+    encrypt_fields: tuple[str, ...] = ()
+    encryption_key_id: str | None = None
+
+
+class SagaConfig(_Settings):
+    """How a saga behaves when things go wrong.
+
+    `on_sibling_failure`: a step that still runs when another one fails is awaited (`wait`: then it is known what it
+    did), or cancelled (`cancel`: it is then in doubt). `forward_retries` and their backoff are for steps after a pivot.
+    """
+
+    on_compensation_failure: OnCompensationFailure = "continue_on_error"
+    on_sibling_failure: Literal["wait", "cancel"] = "wait"
+    forward_retries: int = Field(default=5, ge=0)
+    replay_config: ReplayConfig | None = None
+
+
+def _first_line(error: ValueError) -> str:
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error).splitlines()[0]
+    first = errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}, got {first['input']!r}"

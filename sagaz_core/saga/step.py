@@ -1,0 +1,112 @@
+"""One step as declared: its functions and settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sagaz_core.errors import DefinitionError
+from sagaz_core.model import StepModel
+
+InDoubt = Literal["ignore", "compensate"]
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds to wait before the next attempt: `first`, then `factor` times more each time, `cap` at most."""
+
+    first: float = 0.1
+    factor: float = 2.0
+    cap: float = 30.0
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait after this attempt (1, 2…) failed."""
+        try:
+            return float(min(self.cap, self.first * self.factor ** (attempt - 1)))
+        except OverflowError:
+            return self.cap
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A function of the user's and how to call it. Times are in seconds; `None` is no limit."""
+
+    function: Function
+    timeout: float | None = None
+    retries: int = 0
+    backoff: Backoff = field(default_factory=Backoff)
+    is_async: bool = field(init=False)
+    takes_second: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise DefinitionError(f"{self.function!r} is not callable: give a function")
+        if self.timeout is not None and not self.timeout > 0:
+            raise DefinitionError(f"a timeout of {self.timeout!r}: give seconds above 0, or None for no limit")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise DefinitionError(f"{self.retries!r} retries: give a number from 0")
+        object.__setattr__(self, "is_async", _is_async(self.function))
+        object.__setattr__(self, "takes_second", _positional(self.function) >= 2)
+
+    def bound_to(self, owner: object) -> Operation:
+        """Return it with its function as a method of `owner`."""
+        return replace(self, function=self.function.__get__(owner))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One declared step. `depends_on=None` means: after the step that was declared before it."""
+
+    name: str
+    action: Operation
+    compensation: Operation | None = None
+    recovery: Operation | None = None
+    depends_on: tuple[str, ...] | None = None
+    pivot: bool = False
+    in_doubt: InDoubt = "ignore"
+    rejects: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.in_doubt not in ("ignore", "compensate"):
+            raise DefinitionError(f"in_doubt={self.in_doubt!r} of step {self.name!r}: give 'ignore' or 'compensate'")
+        if self.in_doubt == "compensate" and self.compensation is None:
+            raise DefinitionError(f"step {self.name!r} has in_doubt='compensate' but no compensation: add @compensate")
+
+    def described(self, previous: str | None) -> StepModel:
+        """Return its description; `previous` is the step declared before it."""
+        depends_on = self.depends_on
+        if depends_on is None:
+            depends_on = () if previous is None else (previous,)
+        undo = self.compensation
+        return StepModel(
+            name=self.name,
+            depends_on=depends_on,
+            has_compensation=undo is not None,
+            pivot=self.pivot,
+            timeout=self.action.timeout,
+            compensation_timeout=undo.timeout if undo else None,
+            retries=self.action.retries,
+            compensation_retries=undo.retries if undo else 0,
+            in_doubt=self.in_doubt,
+            has_recovery=self.recovery is not None,
+        )
+
+
+def _is_async(function: Function) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - the method itself is asked about
+
+
+def _positional(function: Function) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return 1
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 2
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

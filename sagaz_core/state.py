@@ -1,0 +1,303 @@
+"""The state of one saga: the fold of its events.
+
+`SagaState.apply(event)` is the only way a state changes. A snapshot is the state at a `seq`; a replay is the state at
+a checkpoint, and the engine run on from it.
+
+The context is the initial one with a layer of changes for each completed step, in order of completion. Undoing a step
+takes its layer out, whatever came after it, so that a full rollback ends with the context that the saga began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, cast
+
+from sagaz_core.events import (
+    NO_DELTA,
+    CompensationFailed,
+    CompensationStarted,
+    CompensationSucceeded,
+    Delta,
+    ErrorInfo,
+    Event,
+    SagaCompleted,
+    SagaFailed,
+    SagaResumed,
+    SagaRolledBack,
+    SagaStarted,
+    StepFailed,
+    StepRetryScheduled,
+    StepStarted,
+    StepSucceeded,
+)
+
+
+class SagaStatus(StrEnum):
+    """Where a saga stands. `FAILED`: it is stuck, because something could not be undone (or, after a pivot, done)."""
+
+    PENDING = "pending"
+    EXECUTING = "executing"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({SagaStatus.COMPLETED, SagaStatus.ROLLED_BACK, SagaStatus.FAILED})
+_MISSING = object()
+
+
+class SagaState:
+    """One saga between two events, as plain data.
+
+    `results` holds the completed steps' results in order of completion, `undone` the compensated steps' compensation
+    results in order of undoing, `running` the attempt of each step that has started and not ended, `ambiguous` the
+    steps of which an attempt ended without it being known whether it had its effect.
+    """
+
+    __slots__ = (
+        "ambiguous",
+        "at",
+        "attempts",
+        "context",
+        "error",
+        "failed_step",
+        "fingerprint",
+        "initial",
+        "layers",
+        "results",
+        "running",
+        "saga_id",
+        "saga_name",
+        "seq",
+        "started_at",
+        "status",
+        "stuck",
+        "undo_attempts",
+        "undoing",
+        "undone",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.saga_id = ""
+        self.saga_name = ""
+        self.version = ""
+        self.fingerprint = ""
+        self.status = SagaStatus.PENDING
+        self.seq = -1
+        self.started_at: datetime | None = None
+        self.at: datetime | None = None
+        self.initial: dict[str, Any] = {}
+        self.context: dict[str, Any] = {}
+        self.layers: dict[str, Delta] = {}
+        self.results: dict[str, Any] = {}
+        self.undone: dict[str, Any] = {}
+        self.attempts: dict[str, int] = {}
+        self.undo_attempts: dict[str, int] = {}
+        self.running: dict[str, int] = {}
+        self.undoing: str | None = None
+        self.ambiguous: dict[str, None] = {}
+        self.failed_step: str | None = None
+        self.error: ErrorInfo | None = None
+        self.stuck: tuple[str, ...] = ()
+
+    @property
+    def completed(self) -> list[str]:
+        """The steps that are done and not undone, in order of completion."""
+        return list(self.results)
+
+    @property
+    def compensated(self) -> list[str]:
+        """The steps that were undone, in that order."""
+        return list(self.undone)
+
+    @property
+    def current_step(self) -> str | None:
+        """The step that is being done or undone; with several, the one that started last."""
+        return self.undoing or next(reversed(self.running), None)
+
+    def apply(self, event: Event) -> None:
+        """Take the event in. Raises `ValueError` when it is not the next one."""
+        if event.seq != self.seq + 1:
+            raise ValueError(f"event {event.seq} ({type(event).__name__}) cannot follow event {self.seq}")
+        self.seq = event.seq
+        self.at = event.at
+        _FOLD[type(event)](self, event)
+
+    def fork(self) -> SagaState:
+        """Return an independent state. The values in it are shared: they are never changed in place by a fold."""
+        other = SagaState.__new__(SagaState)
+        for name in self.__slots__:
+            value = getattr(self, name)
+            setattr(other, name, value.copy() if type(value) is dict else value)
+        return other
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data for a codec; `from_data` is the inverse."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        data["status"] = self.status.value
+        data["ambiguous"] = list(self.ambiguous)
+        data["error"] = None if self.error is None else list(self.error)
+        data["stuck"] = list(self.stuck)
+        data["layers"] = {step: [dict(layer.set), list(layer.deleted)] for step, layer in self.layers.items()}
+        return data
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> SagaState:
+        """Build it from `to_data()` data. Raises `KeyError`, `TypeError` or `ValueError` for any other shape."""
+        state = cls()
+        for name in cls.__slots__:
+            setattr(state, name, data[name])
+        state.status = SagaStatus(data["status"])
+        state.ambiguous = dict.fromkeys(data["ambiguous"])
+        state.error = None if data["error"] is None else ErrorInfo(*data["error"])
+        state.stuck = tuple(data["stuck"])
+        state.layers = {step: Delta(changed, tuple(deleted)) for step, (changed, deleted) in data["layers"].items()}
+        return state
+
+    def _put_in(self, delta: Delta) -> None:
+        if delta.set:
+            self.context.update(delta.set)
+        for key in delta.deleted:
+            self.context.pop(key, None)
+
+    def _take_out(self, step: str) -> None:
+        layer = self.layers.pop(step, None)
+        if layer is None:
+            return
+        for key in (*layer.set, *layer.deleted):
+            value = self._below(key)
+            if value is _MISSING:
+                self.context.pop(key, None)
+            else:
+                self.context[key] = value
+
+    def _below(self, key: str) -> Any:
+        for layer in reversed(self.layers.values()):
+            if key in layer.set:
+                return layer.set[key]
+            if key in layer.deleted:
+                return _MISSING
+        return self.initial.get(key, _MISSING)
+
+
+def _saga_started(state: SagaState, event: SagaStarted) -> None:
+    state.saga_id = event.saga_id
+    state.saga_name = event.saga_name
+    state.version = event.version
+    state.fingerprint = event.fingerprint
+    state.started_at = event.at
+    state.initial = dict(event.context)
+    state.context = dict(event.context)
+    state.status = SagaStatus.EXECUTING
+
+
+def _step_started(state: SagaState, event: StepStarted) -> None:
+    state.running[event.step] = event.attempt
+    state.attempts[event.step] = event.attempt
+
+
+def _step_succeeded(state: SagaState, event: StepSucceeded) -> None:
+    step = event.step
+    state.running.pop(step, None)
+    state.ambiguous.pop(step, None)
+    state.results[step] = event.result
+    if state.failed_step == step and state.status is SagaStatus.EXECUTING:
+        state.failed_step = state.error = None
+    delta = event.delta
+    if delta is not NO_DELTA:
+        state.layers.pop(step, None)
+        state.layers[step] = delta
+        state._put_in(delta)
+
+
+def _step_failed(state: SagaState, event: StepFailed) -> None:
+    if event.step is not None:
+        state.running.pop(event.step, None)
+        if event.in_doubt:
+            state.ambiguous[event.step] = None
+    if state.status is not SagaStatus.COMPENSATING:
+        state.failed_step = event.step
+        state.error = event.error
+        if event.final:
+            state.status = SagaStatus.COMPENSATING
+
+
+def _retry_scheduled(state: SagaState, event: StepRetryScheduled) -> None:
+    """Nothing to keep: the next `StepStarted` says it."""
+
+
+def _compensation_started(state: SagaState, event: CompensationStarted) -> None:
+    state.status = SagaStatus.COMPENSATING
+    state.undoing = event.step
+    state.undo_attempts[event.step] = event.attempt
+
+
+def _compensation_succeeded(state: SagaState, event: CompensationSucceeded) -> None:
+    step = event.step
+    state.undoing = None
+    state.results.pop(step, None)
+    state.ambiguous.pop(step, None)
+    state._take_out(step)
+    state.undone[step] = event.result
+    if event.delta is not NO_DELTA:
+        layer = f"undo:{step}"  # no step has a colon in its name
+        state.layers[layer] = event.delta
+        state._put_in(event.delta)
+
+
+def _compensation_failed(state: SagaState, event: CompensationFailed) -> None:
+    state.undoing = None
+    if event.final and event.step not in state.stuck:
+        state.stuck = (*state.stuck, event.step)
+
+
+def _saga_completed(state: SagaState, event: SagaCompleted) -> None:
+    state.status = SagaStatus.COMPLETED
+
+
+def _saga_rolled_back(state: SagaState, event: SagaRolledBack) -> None:
+    # What is left are steps without a compensation: there is nothing to undo, but their keys go.
+    for step in reversed(state.results):
+        state._take_out(step)
+    state.status = SagaStatus.ROLLED_BACK
+
+
+def _saga_failed(state: SagaState, event: SagaFailed) -> None:
+    state.status = SagaStatus.FAILED
+    state.stuck = event.stuck
+    state.error = state.error or event.error
+
+
+def _saga_resumed(state: SagaState, event: SagaResumed) -> None:
+    for step in state.running:
+        state.ambiguous[step] = None
+    state.running.clear()
+    state.undoing = None
+
+
+_FOLD = cast(
+    dict[type[Event], Callable[[SagaState, Event], None]],
+    {
+        SagaStarted: _saga_started,
+        StepStarted: _step_started,
+        StepSucceeded: _step_succeeded,
+        StepFailed: _step_failed,
+        StepRetryScheduled: _retry_scheduled,
+        CompensationStarted: _compensation_started,
+        CompensationSucceeded: _compensation_succeeded,
+        CompensationFailed: _compensation_failed,
+        SagaCompleted: _saga_completed,
+        SagaRolledBack: _saga_rolled_back,
+        SagaFailed: _saga_failed,
+        SagaResumed: _saga_resumed,
+    },
+)
