@@ -143,7 +143,7 @@ class SnapshotStorage(Protocol):
     def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
     ) -> AsyncIterator[StoredEvent]:
-        """Iterate the events above `after_seq`, in order, up to the first that is later than `until`."""
+        """Iterate the events above `after_seq` in order of `seq`, up to the last one whose time is not after `until`."""
 
     async def count_snapshots(self, saga_id: str) -> int:
         """Return how many snapshots the saga has."""
