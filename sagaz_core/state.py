@@ -163,22 +163,38 @@ class SagaState:
         state.layers = {step: Delta(changed, tuple(deleted)) for step, (changed, deleted) in data["layers"].items()}
         return state
 
+    def unalias(self, key: str, value: Any) -> None:
+        """Put back what a step changed in place: `value` is what the key had before, and what undoing will find.
+
+        The one change that is no event: it repairs the events' own data, which user code reached by a reference.
+        """
+        for layer in reversed(self.layers.values()):
+            if key in layer.set:
+                cast(dict[str, Any], layer.set)[key] = value
+                return
+        if key in self.initial:
+            self.initial[key] = value
+
+    # The context is never changed in place: a running step compares with the one that it was given.
+
     def _put_in(self, delta: Delta) -> None:
-        if delta.set:
-            self.context.update(delta.set)
+        context = {**self.context, **delta.set}
         for key in delta.deleted:
-            self.context.pop(key, None)
+            context.pop(key, None)
+        self.context = context
 
     def _take_out(self, step: str) -> None:
         layer = self.layers.pop(step, None)
         if layer is None:
             return
+        context = self.context.copy()
         for key in (*layer.set, *layer.deleted):
             value = self._below(key)
             if value is _MISSING:
-                self.context.pop(key, None)
+                context.pop(key, None)
             else:
-                self.context[key] = value
+                context[key] = value
+        self.context = context
 
     def _below(self, key: str) -> Any:
         for layer in reversed(self.layers.values()):

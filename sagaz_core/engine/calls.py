@@ -1,0 +1,83 @@
+"""Calling one operation of the user's: sync or async, within its time, through the interceptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from typing import Any
+
+from sagaz_core.errors import StepTimeoutError
+from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
+from sagaz_core.saga.step import Operation
+
+logger = logging.getLogger(__name__)
+
+
+def call_operation(
+    operation: Operation, arguments: tuple[Any, ...], call: StepCall | None, interceptors: Sequence[Interceptor] | None
+) -> Awaitable[Any]:
+    """Return the awaitable of one attempt. It raises `StepTimeoutError` when the operation's time is up.
+
+    A sync function that has a timeout runs in a thread. A thread cannot be stopped: when its time is up it is waited for
+    as long again, so that its effect is not later than the rollback, and then given up with a warning.
+    """
+    if interceptors is None or call is None:
+        if operation.timeout is None:
+            return _plain(operation, arguments)
+        return _within(operation, _threaded_or_plain(operation, arguments))
+    function = partial(_threaded_or_plain, operation, arguments)
+    intercepted = run_intercepted(interceptors, call, function)
+    return intercepted if operation.timeout is None else _within(operation, intercepted)
+
+
+def _plain(operation: Operation, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+    if operation.is_async:
+        awaitable: Awaitable[Any] = operation.function(*arguments)
+        return awaitable
+    return _sync(operation, arguments)
+
+
+async def _sync(operation: Operation, arguments: tuple[Any, ...]) -> Any:
+    value = operation.function(*arguments)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _threaded_or_plain(operation: Operation, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+    if operation.is_async or operation.timeout is None:
+        return _plain(operation, arguments)
+    return _threaded(operation, arguments, operation.timeout)
+
+
+async def _threaded(operation: Operation, arguments: tuple[Any, ...], patience: float) -> Any:
+    context = contextvars.copy_context()
+    thread = asyncio.get_running_loop().run_in_executor(None, context.run, operation.function, *arguments)
+    try:
+        value = await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        if not thread.done():
+            await _wait_for_stray(thread, patience)
+        raise
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _wait_for_stray(thread: asyncio.Future[Any], patience: float) -> None:
+    done, _ = await asyncio.wait({thread}, timeout=patience)
+    if done:
+        thread.exception()  # it is looked at, or asyncio complains that it never was
+    else:
+        logger.warning("a synchronous step ran past its timeout and is still running; its effect may come later")
+        thread.add_done_callback(lambda late: late.cancelled() or late.exception())
+
+
+async def _within(operation: Operation, attempt: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(operation.timeout) as scope:
+            return await attempt
+    except TimeoutError as error:
+        if scope.expired():
+            raise StepTimeoutError(f"not done within {operation.timeout:g} s") from error
+        raise

@@ -1,0 +1,121 @@
+"""Running a saga once, from its start or on from where another process left it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.clock import Clock, IdSource, new_id, utc_now
+from sagaz_core.engine.execution import Execution
+from sagaz_core.engine.journal import Journal, Observer
+from sagaz_core.engine.result import SagaResult, result_of
+from sagaz_core.events import SagaStarted
+from sagaz_core.interceptor import Interceptor
+from sagaz_core.saga.definition import Definition, mapping_or_empty
+from sagaz_core.state import SagaState
+from sagaz_core.storage.base import SagaRecord, SnapshotStorage, checked_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sagaz_core.saga.base import Saga
+    from sagaz_core.saga.config import ReplayConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run is given beside its saga: where it is captured, who watches, and its clock and ids."""
+
+    storage: SnapshotStorage | None = None
+    replay_config: ReplayConfig | None = None
+    interceptors: Sequence[Interceptor] = ()
+    observers: Sequence[Observer] = ()
+    clock: Clock = utc_now
+    new_id: IdSource = new_id
+    source: str = ""
+    plan: str = ""
+    on_journal: Callable[[Journal], object] | None = field(default=None)
+
+
+_DEFAULT = RunOptions()
+
+
+async def run_saga(
+    saga: Saga[Any], context: Any = None, *, saga_id: str | UUID | None = None, options: RunOptions = _DEFAULT
+) -> SagaResult:
+    """Run the saga from its start. See `Saga.run`."""
+    definition = await saga.prepare()
+    identity = options.new_id() if saga_id is None else checked_id(saga_id)
+    initial = mapping_or_empty(context)
+    if definition.typed is not None:
+        initial = definition.typed.data(definition.typed.view(initial, {}))
+    state = SagaState()
+    journal = open_journal(saga, definition, state, identity, options)
+    model = definition.model
+    journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
+    execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    return await _run(execution, execution.run)
+
+
+async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
+    """Run the saga on from a state that another process left. The state is not copied."""
+    definition = await saga.prepare()
+    journal = open_journal(saga, definition, state, state.saga_id, options, resumed=True)
+    execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    return await _run(execution, execution.resume)
+
+
+async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
+    capture = execution.journal.capture
+    if capture is None:
+        await start()
+    else:
+        with capture.current():
+            await start()
+    return result_of(execution.state, execution.journal.events, execution.exception)
+
+
+def open_journal(
+    saga: Saga[Any],
+    definition: Definition,
+    state: SagaState,
+    saga_id: str,
+    options: RunOptions,
+    *,
+    resumed: bool = False,
+) -> Journal:
+    """Return the journal of a run, with its capture if one is asked for."""
+    journal = Journal(state, options.clock, observers=options.observers)
+    storage = options.storage or saga.snapshot_storage
+    config = options.replay_config or saga.replay_config
+    if storage is not None and (config is None or config.enable_snapshots):
+        from sagaz_core.engine.capture import Capture  # a run without a store does not load the codec
+
+        if config is None:
+            from sagaz_core.saga.config import ReplayConfig
+
+            config = ReplayConfig()
+        model = definition.model
+        record = SagaRecord(
+            saga_id=saga_id,
+            saga_name=model.name,
+            version=model.version,
+            fingerprint=model.fingerprint,
+            model=model.to_dict(),
+            started_at=state.started_at or options.clock(),
+            source=options.source or source_of(saga),
+            plan=options.plan,
+        )
+        journal.capture = Capture(storage, config, record, state, options.new_id, resumed=resumed)
+    if options.on_journal is not None:
+        options.on_journal(journal)
+    return journal
+
+
+def source_of(saga: object) -> str:
+    """Return where the saga's class is found, `module:qualname`, or `""` for one that cannot be found again."""
+    kind = saga if isinstance(saga, type) else type(saga)
+    if "<locals>" in kind.__qualname__ or kind.__module__ in ("__main__", "sagaz_core.saga.base"):
+        return ""
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -1,0 +1,605 @@
+"""An asyncio event loop with virtual time: it never waits for a timer, it jumps to it.
+
+`run(main())` is `asyncio.run(main())` in which a year's sleep takes microseconds and a deadlock is an error at once;
+`VirtualRunner` does so many times on one loop. Time only ever moves to the moment of a timer, so that the times that a
+run sees are the same in every run of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import heapq
+import itertools
+import math
+import os
+import threading
+from asyncio import events
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import Executor, Future, wait
+from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
+from weakref import WeakSet
+
+from sagaz_core._frozen import clock_is_frozen, frozen_at, move_frozen_clocks
+from sagaz_core.clock import perf_seconds, plain, utc_now
+from sagaz_core.errors import DeadlockError, NaiveTimeError, RunningLoopError
+from sagaz_core.network import blocked, shown_address
+
+__all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "move_frozen_clocks", "run"]
+
+T = TypeVar("T")
+
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_MANY_TIMERS = 100  # below so many, cancelled timers may stay until their time comes
+
+
+def _no_network(call: str, **positions: int) -> Any:
+    """Return a method that raises NetworkBlockedError, with the address from the parameters named, at these positions."""
+
+    def refuse(_loop: VirtualClockLoop, *args: Any, **kwargs: Any) -> None:
+        found = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in positions.items()]
+        address = tuple(found) if len(found) > 1 else found[0] if found else None
+        known = any(part is not None for part in found)
+        raise blocked(shown_address(address) if known else "a socket or pipe", call)
+
+    return refuse
+
+
+def _no_subprocess(_loop: VirtualClockLoop, *_args: Any, **_kwargs: Any) -> None:
+    raise NotImplementedError(
+        "the virtual-time loop runs no subprocess: call subprocess.run in asyncio.to_thread, or a fake"
+    )
+
+
+class LoopOptions(TypedDict, total=False):
+    """The options of `VirtualClockLoop`, which `VirtualRunner` and `run` take too."""
+
+    start: datetime | None
+    move_frozen: bool
+    thread_grace: float
+    thread_limit: float
+    max_turns: int
+    debug: bool | None
+
+
+class VirtualClockLoop(asyncio.BaseEventLoop):
+    """An event loop whose time jumps to the next timer as soon as nothing is ready. It has no file descriptors.
+
+    `start` is the wall-clock time at the loop's zero (aware; the current time unless given), for `now()`. With
+    `move_frozen`, each jump also moves the clocks that freezegun and time-machine hold. `jumps` counts the jumps.
+
+    **Deadlock.** When nothing is ready and no timer or thread is left, `DeadlockError` is raised out of the run, with
+    the waiting tasks in its message and as `WaitingTask`s in `.tasks`. If the process has threads that the loop did not
+    start (they may call `call_soon_threadsafe`), only after `thread_grace` real seconds. A run that goes round
+    `max_turns` times (one that polls for ever, say) is given up with the same error.
+
+    **Threads** (`asyncio.to_thread`, `run_in_executor`) live in real time. A job that is awaited holds virtual time
+    back: no timer fires before the job has had as many real seconds as it had virtual ones until that timer, and at
+    least `thread_grace`. So a job that is quick always ends before any jump, and takes no virtual time; one that blocks for
+    ever under a timeout of 5 s times out after 5 s really. A job older than `thread_limit` real seconds holds nothing
+    back any more, nor does one whose future was cancelled. With no timer at all a job is waited for without limit.
+    Threads of other making (`asyncio.wrap_future`) are not known to the loop and do not hold timers back. Closing never
+    waits for a job longer than `thread_grace`; the threads are daemons.
+
+    **Network.** There is none: what would open a connection raises `NetworkBlockedError`.
+    """
+
+    def __init__(
+        self,
+        start: datetime | None = None,
+        *,
+        move_frozen: bool = True,
+        thread_grace: float = 1.0,
+        thread_limit: float = 10.0,
+        max_turns: int = 5_000_000,
+        debug: bool | None = None,
+    ) -> None:
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        super().__init__()
+        if debug is not None:
+            self.set_debug(debug)
+        self.thread_grace = thread_grace
+        self.thread_limit = thread_limit
+        self.max_turns = max_turns
+        self._move_frozen = move_frozen
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+        self._workers: _DaemonThreads | None = None
+        self._jobs: dict[asyncio.Future[Any], tuple[float, float]] = {}  # the virtual and the real time of their starts
+        self.restart(start)
+
+    if TYPE_CHECKING:  # of asyncio.BaseEventLoop, where typeshed has no private names
+        _asyncgens: WeakSet[AsyncGenerator[Any, Any]]
+        _asyncgens_shutdown_called: bool
+        _closed: bool
+        _current_handle: asyncio.Handle | None
+        _debug: bool
+        _default_executor: Executor | None
+        _executor_shutdown_called: bool
+        _ready: deque[asyncio.Handle]
+        _stopping: bool
+        _timer_cancelled_count: int
+
+        def _check_callback(self, callback: object, method: str) -> None: ...
+        def _check_closed(self) -> None: ...
+        def _check_default_executor(self) -> None: ...
+        def _check_thread(self) -> None: ...
+
+    # Time
+
+    def time(self) -> float:
+        """Return the virtual seconds since the loop's start."""
+        return self._time
+
+    def now(self) -> datetime:
+        """Return the virtual wall-clock time, aware and in UTC, to the microsecond; at most the end of year 9999."""
+        try:
+            return self._start + timedelta(microseconds=_microseconds(self._time))
+        except OverflowError:
+            return _END_OF_TIME
+
+    def restart(self, start: datetime | None = None) -> None:
+        """Set the time back to zero, which is `start` on the wall clock. Only while nothing runs or is scheduled."""
+        if start is not None and start.tzinfo is None:
+            raise NaiveTimeError(
+                f"virtual time cannot start at {start}, a time without a zone: write datetime(…, tzinfo=UTC)"
+            )
+        if self.is_running():
+            raise RuntimeError("the virtual-time loop is running: its time can only be set between runs")
+        self._start = utc_now() if start is None else plain(start).astimezone(UTC)
+        self._time = 0.0
+        self.jumps = 0
+        self._turns = 0
+        self._ready.clear()
+        self._timers.clear()
+        self._timer_cancelled_count = 0
+        self._order = itertools.count()
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio. A delay above zero always moves the time on, however late it is and however short the delay."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        when = self._time + delay
+        if delay > 0 and when == self._time:
+            when = math.nextafter(when, math.inf)
+        return self.call_at(when, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio. Timers of one moment fire in the order in which they were set; one at infinity never does."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        if math.isnan(when):
+            raise ValueError("a timer cannot be set to NaN")
+        self._check_closed()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_at")
+        timer: Any = events.TimerHandle(when, callback, args, self, context)  # type: ignore[arg-type]
+        if when < math.inf:
+            heapq.heappush(self._timers, (when, next(self._order), timer))
+            timer._scheduled = True
+        return timer  # type: ignore[no-any-return]
+
+    def _timer_handle_cancelled(self, handle: Any) -> None:
+        if handle._scheduled:
+            self._timer_cancelled_count += 1
+
+    # Turning
+
+    def _run_once(self) -> None:
+        # In place of BaseEventLoop's, with the same order: what is ready, and after it the timers that are due.
+        ready = self._ready
+        if not ready and not self._stopping:
+            self._advance()
+        timers, time = self._timers, self._time
+        while timers and timers[0][0] <= time:
+            handle: Any = heapq.heappop(timers)[2]
+            handle._scheduled = False
+            if handle._cancelled:
+                self._timer_cancelled_count -= 1
+            else:
+                ready.append(handle)
+        self._turns += 1
+        if self._turns > self.max_turns:
+            raise self._stuck(f"gave up after {self.max_turns:,} turns of the loop")
+        if self._debug:
+            self._run_ready_and_time_it()
+            return
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+        handle = None  # else a failing callback's traceback and its frame hold each other
+
+    def _run_ready_and_time_it(self) -> None:
+        for _ in range(len(self._ready)):
+            handle: Any = self._ready.popleft()
+            if handle._cancelled:
+                continue
+            self._current_handle = handle
+            before = perf_seconds()
+            try:
+                handle._run()
+            finally:
+                self._current_handle = None
+            if (taken := perf_seconds() - before) >= self.slow_callback_duration:
+                asyncio.log.logger.warning("Executing %r took %.3f seconds", handle, taken)
+
+    def _advance(self) -> None:
+        """With nothing ready: wait for a thread, or jump to the next timer, or raise DeadlockError."""
+        self._drop_cancelled_timers()
+        timers = self._timers
+        if timers and timers[0][0] <= self._time:
+            return
+        if self._jobs and self._wait_for_jobs(timers[0][0] if timers else math.inf):
+            return
+        if timers:
+            self._jump(timers[0][0])
+        elif not (_foreign_threads() and self._wait_for_wake(self.thread_grace)):
+            raise self._stuck("deadlock: nothing is left that could wake")
+
+    def _drop_cancelled_timers(self) -> None:
+        timers = self._timers
+        if len(timers) > _MANY_TIMERS and self._timer_cancelled_count * 2 > len(timers):
+            self._timers = timers = [timer for timer in timers if not timer[2].cancelled()]
+            heapq.heapify(timers)
+            self._timer_cancelled_count = 0
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._timer_cancelled_count -= 1
+
+    def _jump(self, when: float) -> None:
+        before, self._time = self._time, when
+        self.jumps += 1
+        if self._move_frozen and clock_is_frozen():
+            # The difference of rounded times, so that no rounding adds up.
+            move_frozen_clocks((_microseconds(when) - _microseconds(before)) / 1_000_000)
+
+    def _stuck(self, what: str) -> DeadlockError:
+        tasks = tuple(map(_waiting, self._pending_tasks()))
+        shown = ", ".join(map(str, tasks[:5])) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
+        error = DeadlockError(f"{what} (virtual time {self._time:.10g} s): {shown or 'no task is left'}")
+        error.tasks = tasks  # type: ignore[attr-defined]
+        return error
+
+    def _pending_tasks(self) -> list[asyncio.Task[Any]]:
+        # Their set has no order. Names that asyncio gives are numbered.
+        return sorted(asyncio.all_tasks(self), key=lambda task: (len(task.get_name()), task.get_name(), _waiting(task)))
+
+    # Threads
+
+    def _write_to_self(self) -> None:
+        try:
+            self._wake.release()
+        except RuntimeError:  # woken already
+            pass
+
+    def _process_events(self, event_list: object) -> None:
+        """Do nothing: there are no events but callbacks."""
+
+    def _wait_for_wake(self, seconds: float) -> bool:
+        """Wait really until a thread has made something ready, at most so long, and say whether one has."""
+        self._wake.acquire(blocking=False)  # forget wakes of before
+        deadline = perf_seconds() + seconds
+        while not self._ready:
+            left = deadline - perf_seconds()
+            if left <= 0:
+                return False
+            self._wake.acquire(timeout=min(left, 3600.0))
+        return True
+
+    def _wait_for_jobs(self, when: float) -> bool:
+        """Wait until a thread has made something ready, or until the timer at `when` may fire."""
+        if when == math.inf:
+            return self._wait_for_wake(math.inf)
+        real = perf_seconds()
+        hold = max(
+            min(max(when - virtual_start, self.thread_grace), self.thread_limit) - (real - real_start)
+            for virtual_start, real_start in self._jobs.values()
+        )
+        return hold > 0 and self._wait_for_wake(hold)
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """As in asyncio; without an executor in a daemon thread of the loop's own, of which there are as many as needed."""
+        self._check_closed()
+        if self._debug:
+            self._check_callback(func, "run_in_executor")
+        if executor is None:
+            executor = self._default_executor
+        if executor is None:
+            self._check_default_executor()
+            executor = self._workers = self._workers or _DaemonThreads()
+        future = asyncio.wrap_future(executor.submit(func, *args), loop=self)
+        self._jobs[future] = (self._time, perf_seconds())
+        future.add_done_callback(self._forget_job)
+        return future
+
+    def _forget_job(self, future: asyncio.Future[Any]) -> None:
+        self._jobs.pop(future, None)
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads' jobs for `thread_grace` real seconds at most, and leave the rest behind."""
+        self._executor_shutdown_called = True
+        self.dismiss_threads()
+        if self._default_executor is not None:
+            self._default_executor.shutdown(wait=False)
+
+    def dismiss_threads(self) -> None:
+        """Wait for the jobs that still run in the loop's threads, `thread_grace` real seconds at most; end the threads."""
+        if self._workers is not None:
+            wait(list(self._workers.running), timeout=self.thread_grace)
+            self._workers.shutdown(wait=False)
+            self._workers = None
+        for future in list(self._jobs):
+            future.cancel()  # else a job that ends after all reports to a closed loop
+        self._jobs.clear()
+
+    # What it does not have
+
+    add_reader: Any = _no_network("add_reader")
+    add_writer: Any = _no_network("add_writer")
+    connect_accepted_socket: Any = _no_network("connect_accepted_socket")
+    connect_read_pipe: Any = _no_network("connect_read_pipe")
+    connect_write_pipe: Any = _no_network("connect_write_pipe")
+    create_connection: Any = _no_network("connect", host=1, port=2)
+    create_datagram_endpoint: Any = _no_network("sendto", remote_addr=2)
+    create_server: Any = _no_network("listen", host=1, port=2)
+    create_unix_connection: Any = _no_network("connect", path=1)
+    create_unix_server: Any = _no_network("listen", path=1)
+    getaddrinfo: Any = _no_network("connect", host=0, port=1)
+    getnameinfo: Any = _no_network("getnameinfo", sockaddr=0)
+    sendfile: Any = _no_network("sendfile")
+    sock_accept: Any = _no_network("accept")
+    sock_connect: Any = _no_network("connect", address=1)
+    sock_recv: Any = _no_network("recv")
+    sock_recv_into: Any = _no_network("recv_into")
+    sock_recvfrom: Any = _no_network("recvfrom")
+    sock_recvfrom_into: Any = _no_network("recvfrom_into")
+    sock_sendall: Any = _no_network("sendall")
+    sock_sendfile: Any = _no_network("sendfile")
+    sock_sendto: Any = _no_network("sendto", address=2)
+    start_tls: Any = _no_network("start_tls")
+    subprocess_exec: Any = _no_subprocess
+    subprocess_shell: Any = _no_subprocess
+
+    def remove_reader(self, fd: object) -> bool:
+        """Return False: there was none."""
+        return False
+
+    remove_writer = remove_reader
+
+    # Ending
+
+    def settle(self) -> bool:
+        """Cancel the tasks that are left, wait for them, close asynchronous generators, and end the threads.
+
+        False if some task could not be ended: it ignored its cancellation, and then nothing could wake it.
+        """
+        self._turns = 0
+        tasks = self._pending_tasks()
+        try:
+            for task in tasks:
+                task.cancel("the run is over")
+            if tasks:
+                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            if self._asyncgens:
+                self.run_until_complete(self.shutdown_asyncgens())
+        except DeadlockError:
+            pass
+        finally:
+            self._asyncgens_shutdown_called = False
+            self.dismiss_threads()
+        for task in tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+            elif not task.cancelled() and (error := task.exception()) is not None:
+                message = "unhandled exception while the virtual-time loop was closed"
+                self.call_exception_handler({"message": message, "exception": error, "task": task})
+        return all(task.done() for task in tasks)
+
+    def close(self) -> None:
+        """Close the loop. It holds nothing but its threads, which are told to end and not waited for."""
+        super().close()
+        self._timers.clear()
+        self._jobs.clear()
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+
+    def __del__(self) -> None:
+        # Unlike its base class without a warning: there is no descriptor that could leak.
+        if not getattr(self, "_closed", True) and not self.is_running():
+            self.close()
+
+
+class VirtualRunner:
+    """A context manager that runs coroutines one after another on one `VirtualClockLoop`, which it closes at its end.
+
+    Time, and tasks that are left running, go on from one run to the next until `reset()`, as with `asyncio.Runner`.
+    The options are those of `VirtualClockLoop`.
+    """
+
+    def __init__(self, **options: Unpack[LoopOptions]) -> None:
+        self._options = options
+        self.loop = VirtualClockLoop(**options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, main: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None) -> T:
+        """Run a coroutine to its end and return its result.
+
+        Raises `DeadlockError` when nothing can wake it any more, having cancelled all tasks and let them clean up, and
+        `RunningLoopError` inside a running loop.
+        """
+        if not asyncio.iscoroutine(main):
+            raise ValueError(f"a coroutine was expected, got {main!r}")
+        if events._get_running_loop() is not None:
+            main.close()
+            raise RunningLoopError(
+                "run() was called inside a running event loop: use arun(), or await the coroutine there"
+            )
+        loop = self.loop
+        loop._turns = 0
+        task = loop.create_task(main, context=context)
+        try:
+            return loop.run_until_complete(task)
+        except DeadlockError:
+            if not task.done():
+                self._settle()
+            raise
+
+    def reset(self, start: datetime | None = None) -> None:
+        """Begin anew: cancel what is left, as at the end, and set the time to zero, which is `start` on the wall clock."""
+        self._settle()
+        self.loop.restart(start)
+
+    def close(self) -> None:
+        """Cancel what is left, let it clean up, and close the loop."""
+        if not self.loop.is_closed():
+            try:
+                self.loop.settle()
+            finally:
+                self.loop.close()
+
+    def _settle(self) -> None:
+        if not self.loop.settle():  # what cannot be ended must not reach into the next run
+            self.loop.close()
+            self.loop = VirtualClockLoop(**self._options)
+
+
+def run(main: Coroutine[Any, Any, T], **options: Unpack[LoopOptions]) -> T:
+    """Run a coroutine in virtual time and return its result: `asyncio.run` for tests. Options: see `VirtualClockLoop`.
+
+    Raises `DeadlockError` when nothing can wake it any more, and `RunningLoopError` inside a running loop.
+    """
+    with VirtualRunner(**options) as runner:
+        return runner.run(main)
+
+
+class WaitingTask(NamedTuple):
+    """A task that nothing can wake: where in its own code it waits (`file:line`), and for what."""
+
+    name: str
+    coroutine: str
+    where: str
+    waits_for: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.coroutine}) at {self.where} for {self.waits_for}"
+
+
+_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
+
+
+def _waiting(task: asyncio.Task[Any]) -> WaitingTask:
+    """Follow a task's coroutine to the innermost one, as `task.get_stack()` does not."""
+    awaitable: Any = task.get_coro()
+    coroutine = getattr(awaitable, "__qualname__", repr(awaitable))
+    where, waits_for = "unknown", ""
+    while awaitable is not None:
+        frame, inner = _frame_and_awaited(awaitable)
+        if frame is None:
+            break
+        if not frame.f_code.co_filename.startswith(_ASYNCIO):
+            where, waits_for = f"{_short_path(frame.f_code.co_filename)}:{frame.f_lineno}", ""
+        elif not waits_for:
+            waits_for = awaitable.__qualname__
+        awaitable = inner
+    return WaitingTask(task.get_name(), coroutine, where, waits_for or _what_it_is(getattr(task, "_fut_waiter", None)))
+
+
+def _frame_and_awaited(awaitable: Any) -> tuple[FrameType | None, Any]:
+    for prefix, awaited in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+        if (frame := getattr(awaitable, f"{prefix}_frame", None)) is not None:
+            return frame, getattr(awaitable, awaited)
+    return None, None
+
+
+def _what_it_is(future: object) -> str:
+    if isinstance(future, asyncio.Task):
+        return f"task {future.get_name()!r}"
+    return {"NoneType": "nothing", "_GatheringFuture": "gather"}.get(type(future).__name__, "a future")
+
+
+def _short_path(path: str) -> str:
+    return path.removeprefix(os.getcwd() + os.sep)
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _foreign_threads() -> bool:
+    """Say whether the process has threads that might wake a loop, and that no virtual-time loop has started."""
+    current = threading.current_thread()
+    return any(thread is not current and not isinstance(thread, _Worker) for thread in threading.enumerate())
+
+
+class _DaemonThreads(Executor):
+    """Runs each job at once: in a thread that is idle, or in a new one. Unlike `ThreadPoolExecutor`'s, a thread that
+    hangs does not keep the process from ending, and no job waits for another one's end."""
+
+    def __init__(self) -> None:
+        self.running: set[Future[Any]] = set()
+        self.idle: deque[_Worker] = deque()
+        self.closed = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        worker = self.idle.pop() if self.idle else _Worker(self)
+        worker.inbox.put((future, functools.partial(fn, *args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let idle threads end now, and the others after their jobs."""
+        self.closed = True
+        for worker in list(self.idle):
+            worker.inbox.put(None)
+
+
+class _Worker(threading.Thread):
+    def __init__(self, owner: _DaemonThreads) -> None:
+        super().__init__(name="sagaz-virtual-time", daemon=True)
+        self.inbox: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._owner = owner
+        self.start()
+
+    def run(self) -> None:
+        while (job := self.inbox.get()) is not None:
+            self._do(*job)
+            del job  # its result and its error must not live on while the thread idles
+
+    def _do(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        result, error = None, None
+        started = future.set_running_or_notify_cancel()
+        if started:
+            try:
+                result = call()
+            except BaseException as caught:  # noqa: BLE001 - all of it belongs to the caller
+                error = caught
+        # Idle before the result is known, so that the next job finds this thread.
+        self._owner.idle.append(self)
+        if self._owner.closed:
+            self.inbox.put(None)
+        if error is not None:
+            future.set_exception(error)
+        elif started:
+            future.set_result(result)
+        del future, error  # a frame in its own traceback would never be freed by counting
