@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +11,8 @@ from sagaz_core.clock import monotonic, plain
 from sagaz_core.errors import NaiveTimeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from freezegun.api import FrozenDateTimeFactory
 
 # Packages that wait with time limits, or time the tests: their modules keep the real clocks that they hold.
@@ -105,8 +106,8 @@ _seen: dict[str, tuple[int, int, list[tuple[str, Any]]]] = {}
 def _quick_look_at_modules(api: Any) -> Iterator[None]:
     """Let freezegun find the clocks that modules hold in a hundredth of the time.
 
-    It hashes the `dir()` of every module at each start, and reads every attribute with `getattr`, which wakes lazy ones.
-    The module's namespace has all that matters, and looking at its size tells whether it was changed since.
+    It hashes the `dir()` of every module at each start, and reads each attribute with `getattr`, which wakes lazy ones.
+    The module's namespace has all that matters, and its size tells whether anything was added since.
     """
     thorough = getattr(api, "_get_cached_module_attributes", None)
     real_ids = getattr(api, "_real_time_object_ids", None)

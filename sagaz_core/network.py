@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.errors import NetworkBlockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class NetworkAttempt(NamedTuple):
@@ -158,3 +160,57 @@ def shown_address(address: object) -> str:
     if isinstance(address, bytes):
         return address.decode(errors="backslashreplace")
     return str(address)
+
+
+def _no_network(call: str, **positions: int) -> Any:
+    """Return a method that raises NetworkBlockedError; `positions` are those of the parameters with the address."""
+
+    def refuse(_loop: object, *args: Any, **kwargs: Any) -> None:
+        found = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in positions.items()]
+        address = tuple(found) if len(found) > 1 else found[0] if found else None
+        known = any(part is not None for part in found)
+        raise blocked(shown_address(address) if known else "a socket or pipe", call)
+
+    return refuse
+
+
+def _no_subprocess(_loop: object, *_args: Any, **_kwargs: Any) -> None:
+    raise NotImplementedError(
+        "the virtual-time loop runs no subprocess: call subprocess.run in asyncio.to_thread, or a fake"
+    )
+
+
+class NetworklessLoop:
+    """The part of an asyncio event loop that opens connections: each raises `NetworkBlockedError`."""
+
+    add_reader: Any = _no_network("add_reader")
+    add_writer: Any = _no_network("add_writer")
+    connect_accepted_socket: Any = _no_network("connect_accepted_socket")
+    connect_read_pipe: Any = _no_network("connect_read_pipe")
+    connect_write_pipe: Any = _no_network("connect_write_pipe")
+    create_connection: Any = _no_network("connect", host=1, port=2)
+    create_datagram_endpoint: Any = _no_network("sendto", remote_addr=2)
+    create_server: Any = _no_network("listen", host=1, port=2)
+    create_unix_connection: Any = _no_network("connect", path=1)
+    create_unix_server: Any = _no_network("listen", path=1)
+    getaddrinfo: Any = _no_network("connect", host=0, port=1)
+    getnameinfo: Any = _no_network("getnameinfo", sockaddr=0)
+    sendfile: Any = _no_network("sendfile")
+    sock_accept: Any = _no_network("accept")
+    sock_connect: Any = _no_network("connect", address=1)
+    sock_recv: Any = _no_network("recv")
+    sock_recv_into: Any = _no_network("recv_into")
+    sock_recvfrom: Any = _no_network("recvfrom")
+    sock_recvfrom_into: Any = _no_network("recvfrom_into")
+    sock_sendall: Any = _no_network("sendall")
+    sock_sendfile: Any = _no_network("sendfile")
+    sock_sendto: Any = _no_network("sendto", address=2)
+    start_tls: Any = _no_network("start_tls")
+    subprocess_exec: Any = _no_subprocess
+    subprocess_shell: Any = _no_subprocess
+
+    def remove_reader(self, fd: object) -> bool:
+        """Return False: there was none."""
+        return False
+
+    remove_writer = remove_reader

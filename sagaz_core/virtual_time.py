@@ -8,52 +8,41 @@ run sees are the same in every run of it.
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import functools
 import heapq
 import itertools
+import logging
 import math
 import os
 import threading
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Executor, Future, wait
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
 
 from sagaz_core._frozen import clock_is_frozen, frozen_at, move_frozen_clocks
 from sagaz_core.clock import perf_seconds, plain, utc_now
 from sagaz_core.errors import DeadlockError, NaiveTimeError, RunningLoopError
-from sagaz_core.network import blocked, shown_address
+from sagaz_core.network import NetworklessLoop
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from types import FrameType, TracebackType
+    from weakref import WeakSet
 
 __all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "move_frozen_clocks", "run"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+logger = logging.getLogger(__name__)
+
+_END_OF_TIME = plain(datetime.max.replace(tzinfo=UTC))
 _MANY_TIMERS = 100  # below so many, cancelled timers may stay until their time comes
-
-
-def _no_network(call: str, **positions: int) -> Any:
-    """Return a method that raises NetworkBlockedError, with the address from the parameters named, at these positions."""
-
-    def refuse(_loop: VirtualClockLoop, *args: Any, **kwargs: Any) -> None:
-        found = [kwargs.get(name, args[at] if at < len(args) else None) for name, at in positions.items()]
-        address = tuple(found) if len(found) > 1 else found[0] if found else None
-        known = any(part is not None for part in found)
-        raise blocked(shown_address(address) if known else "a socket or pipe", call)
-
-    return refuse
-
-
-def _no_subprocess(_loop: VirtualClockLoop, *_args: Any, **_kwargs: Any) -> None:
-    raise NotImplementedError(
-        "the virtual-time loop runs no subprocess: call subprocess.run in asyncio.to_thread, or a fake"
-    )
 
 
 class LoopOptions(TypedDict, total=False):
@@ -67,7 +56,7 @@ class LoopOptions(TypedDict, total=False):
     debug: bool | None
 
 
-class VirtualClockLoop(asyncio.BaseEventLoop):
+class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     """An event loop whose time jumps to the next timer as soon as nothing is ready. It has no file descriptors.
 
     `start` is the wall-clock time at the loop's zero (aware; the current time unless given), for `now()`. With
@@ -80,11 +69,11 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
 
     **Threads** (`asyncio.to_thread`, `run_in_executor`) live in real time. A job that is awaited holds virtual time
     back: no timer fires before the job has had as many real seconds as it had virtual ones until that timer, and at
-    least `thread_grace`. So a job that is quick always ends before any jump, and takes no virtual time; one that blocks for
-    ever under a timeout of 5 s times out after 5 s really. A job older than `thread_limit` real seconds holds nothing
-    back any more, nor does one whose future was cancelled. With no timer at all a job is waited for without limit.
-    Threads of other making (`asyncio.wrap_future`) are not known to the loop and do not hold timers back. Closing never
-    waits for a job longer than `thread_grace`; the threads are daemons.
+    least `thread_grace`. So a job that is quick always ends before any jump, and takes no virtual time; one that blocks
+    for ever under a timeout of 5 s times out after 5 s really. A job older than `thread_limit` real seconds holds
+    nothing back any more, nor does one whose future was cancelled. With no timer at all a job is waited for without
+    limit. Threads of other making (`asyncio.wrap_future`) are not known to the loop and do not hold timers back. The
+    end of a run waits for jobs that still run, `thread_grace` at most; the threads are daemons.
 
     **Network.** There is none: what would open a connection raises `NetworkBlockedError`.
     """
@@ -162,9 +151,9 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
         self._order = itertools.count()
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """As in asyncio. A delay above zero always moves the time on, however late it is and however short the delay."""
+        """As in asyncio. A delay above zero moves the time on, however short it is and however late."""
         if delay is None:
             raise TypeError("delay must not be None")
         when = self._time + delay
@@ -173,7 +162,7 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
         return self.call_at(when, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio. Timers of one moment fire in the order in which they were set; one at infinity never does."""
         if when is None:
@@ -184,7 +173,7 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_at")
-        timer: Any = events.TimerHandle(when, callback, args, self, context)  # type: ignore[arg-type]
+        timer: Any = events.TimerHandle(when, callback, args, self, context)
         if when < math.inf:
             heapq.heappush(self._timers, (when, next(self._order), timer))
             timer._scheduled = True
@@ -233,7 +222,7 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
             finally:
                 self._current_handle = None
             if (taken := perf_seconds() - before) >= self.slow_callback_duration:
-                asyncio.log.logger.warning("Executing %r took %.3f seconds", handle, taken)
+                logger.warning("Executing %r took %.3f seconds", handle, taken)
 
     def _advance(self) -> None:
         """With nothing ready: wait for a thread, or jump to the next timer, or raise DeadlockError."""
@@ -279,10 +268,8 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
     # Threads
 
     def _write_to_self(self) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # woken already
             self._wake.release()
-        except RuntimeError:  # woken already
-            pass
 
     def _process_events(self, event_list: object) -> None:
         """Do nothing: there are no events but callbacks."""
@@ -309,8 +296,8 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
         )
         return hold > 0 and self._wait_for_wake(hold)
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """As in asyncio; without an executor in a daemon thread of the loop's own, of which there are as many as needed."""
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """As in asyncio; without an executor in a daemon thread of the loop's own, as many as there are jobs."""
         self._check_closed()
         if self._debug:
             self._check_callback(func, "run_in_executor")
@@ -335,7 +322,7 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
             self._default_executor.shutdown(wait=False)
 
     def dismiss_threads(self) -> None:
-        """Wait for the jobs that still run in the loop's threads, `thread_grace` real seconds at most; end the threads."""
+        """Wait `thread_grace` real seconds at most for what still runs in the loop's threads, and end them."""
         if self._workers is not None:
             wait(list(self._workers.running), timeout=self.thread_grace)
             self._workers.shutdown(wait=False)
@@ -343,40 +330,6 @@ class VirtualClockLoop(asyncio.BaseEventLoop):
         for future in list(self._jobs):
             future.cancel()  # else a job that ends after all reports to a closed loop
         self._jobs.clear()
-
-    # What it does not have
-
-    add_reader: Any = _no_network("add_reader")
-    add_writer: Any = _no_network("add_writer")
-    connect_accepted_socket: Any = _no_network("connect_accepted_socket")
-    connect_read_pipe: Any = _no_network("connect_read_pipe")
-    connect_write_pipe: Any = _no_network("connect_write_pipe")
-    create_connection: Any = _no_network("connect", host=1, port=2)
-    create_datagram_endpoint: Any = _no_network("sendto", remote_addr=2)
-    create_server: Any = _no_network("listen", host=1, port=2)
-    create_unix_connection: Any = _no_network("connect", path=1)
-    create_unix_server: Any = _no_network("listen", path=1)
-    getaddrinfo: Any = _no_network("connect", host=0, port=1)
-    getnameinfo: Any = _no_network("getnameinfo", sockaddr=0)
-    sendfile: Any = _no_network("sendfile")
-    sock_accept: Any = _no_network("accept")
-    sock_connect: Any = _no_network("connect", address=1)
-    sock_recv: Any = _no_network("recv")
-    sock_recv_into: Any = _no_network("recv_into")
-    sock_recvfrom: Any = _no_network("recvfrom")
-    sock_recvfrom_into: Any = _no_network("recvfrom_into")
-    sock_sendall: Any = _no_network("sendall")
-    sock_sendfile: Any = _no_network("sendfile")
-    sock_sendto: Any = _no_network("sendto", address=2)
-    start_tls: Any = _no_network("start_tls")
-    subprocess_exec: Any = _no_subprocess
-    subprocess_shell: Any = _no_subprocess
-
-    def remove_reader(self, fd: object) -> bool:
-        """Return False: there was none."""
-        return False
-
-    remove_writer = remove_reader
 
     # Ending
 
@@ -464,7 +417,7 @@ class VirtualRunner:
             raise
 
     def reset(self, start: datetime | None = None) -> None:
-        """Begin anew: cancel what is left, as at the end, and set the time to zero, which is `start` on the wall clock."""
+        """Begin anew: cancel what is left, as at the end, and set the time to zero, `start` on the wall clock."""
         self._settle()
         self.loop.restart(start)
 
@@ -592,7 +545,7 @@ class _Worker(threading.Thread):
         if started:
             try:
                 result = call()
-            except BaseException as caught:  # noqa: BLE001 - all of it belongs to the caller
+            except BaseException as caught:
                 error = caught
         # Idle before the result is known, so that the next job finds this thread.
         self._owner.idle.append(self)

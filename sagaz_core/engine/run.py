@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
 from sagaz_core.engine.execution import Execution
 from sagaz_core.engine.journal import Journal, Observer
 from sagaz_core.engine.result import SagaResult, result_of
-from sagaz_core.events import SagaStarted
+from sagaz_core.events import NO_DELTA, Delta, SagaStarted, StepSucceeded
 from sagaz_core.interceptor import Interceptor
 from sagaz_core.saga.definition import Definition, mapping_or_empty
 from sagaz_core.state import SagaState
@@ -41,10 +41,28 @@ class RunOptions:
 _DEFAULT = RunOptions()
 
 
+class Served(NamedTuple):
+    """A step that is not run: what it returned and changed is taken from a record."""
+
+    step: str
+    result: Any
+    delta: Delta = NO_DELTA
+
+
+def served_from(state: SagaState) -> tuple[Served, ...]:
+    """Return the completed steps of a state, to begin another run with."""
+    return tuple(Served(step, result, state.layers.get(step, NO_DELTA)) for step, result in state.results.items())
+
+
 async def run_saga(
-    saga: Saga[Any], context: Any = None, *, saga_id: str | UUID | None = None, options: RunOptions = _DEFAULT
+    saga: Saga[Any],
+    context: Any = None,
+    *,
+    saga_id: str | UUID | None = None,
+    served: Sequence[Served] = (),
+    options: RunOptions = _DEFAULT,
 ) -> SagaResult:
-    """Run the saga from its start. See `Saga.run`."""
+    """Run the saga from its start, or from behind the steps that are served. See `Saga.run`."""
     definition = await saga.prepare()
     identity = options.new_id() if saga_id is None else checked_id(saga_id)
     initial = mapping_or_empty(context)
@@ -54,6 +72,8 @@ async def run_saga(
     journal = open_journal(saga, definition, state, identity, options)
     model = definition.model
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
+    for step in served:
+        journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
     return await _run(execution, execution.run)
 

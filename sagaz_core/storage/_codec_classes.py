@@ -361,8 +361,10 @@ def _build_pydantic(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
     unset = set(sections.get("unset", ()))
     given = {*fields, *extra} - unset
     for name, info in cls.model_fields.items():
-        if name not in fields and not info.is_required() and info.default_factory is None:
-            fields[name] = info.get_default()
+        if name not in fields and not info.is_required():
+            from_others = getattr(info, "default_factory_takes_validated_data", False)
+            if not from_others:
+                fields[name] = info.get_default(call_default_factory=True)
     value = cls.__new__(cls)
     object.__setattr__(value, "__dict__", fields)
     object.__setattr__(value, "__pydantic_fields_set__", given)

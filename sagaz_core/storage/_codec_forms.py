@@ -51,6 +51,11 @@ class Form:
     extra: bool = False
     binary: bool = False
 
+    @property
+    def paired(self) -> bool:
+        """Whether the parts are two, a body and a mapping."""
+        return self.extra or self.shape is OBJECT
+
 
 def type_title(cls: type) -> str:
     """Return a class's name for a message: `socket.socket`, or `object` for a builtin."""

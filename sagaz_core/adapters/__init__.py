@@ -1,0 +1,1 @@
+"""Saga engines behind one protocol: ours, the one of the `sagaz` package, and those that plugins bring."""

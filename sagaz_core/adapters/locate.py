@@ -1,0 +1,120 @@
+"""Finding sagas: by `module:qualname`, by name in the modules of an application, and the adapter of each."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from sagaz_core.adapters.base import Adapter
+from sagaz_core.errors import DefinitionError, UnknownSagaClassError, UsageError, nearest
+from sagaz_core.plugins import plugin_manager
+
+
+@cache
+def adapters() -> tuple[Adapter, ...]:
+    """Return every adapter, those of plugins included."""
+    return tuple(adapter for group in plugin_manager().hook.sagaz_adapters() for adapter in group)
+
+
+def adapter_for(target: object) -> Adapter:
+    """Return the adapter that takes this saga or class, or raise `DefinitionError`."""
+    for adapter in adapters():
+        if adapter.accepts(target):
+            return adapter
+    name = getattr(target, "__qualname__", None) or repr(target)
+    raise DefinitionError(
+        f"{name:.80} is not a saga: give a Saga class or instance of sagaz_core, or of an engine with an adapter "
+        f"(for the sagaz package: pip install 'pytest-sagaz[sagaz]')"
+    )
+
+
+def make_importable(folder: str | None = None) -> None:
+    """Let modules of this folder (the current one) be imported, as `python -m` does."""
+    path = folder or os.getcwd()
+    if path not in sys.path and "" not in sys.path:
+        sys.path.insert(0, path)
+
+
+def import_module(name: str) -> ModuleType:
+    """Import the module. Raises `UnknownSagaClassError` with one line, whatever its import raises."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = getattr(error, "name", None)
+        if missing and (name == missing or name.startswith(missing + ".")):
+            raise UnknownSagaClassError(f"there is no module {name!r}: check the name, and the folder you are in") from error
+        raise UnknownSagaClassError(f"module {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # a module may raise anything
+        raise UnknownSagaClassError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def load_saga(spec: str) -> Any:
+    """Return the class or instance that `module:qualname` names."""
+    module_name, colon, qualname = spec.partition(":")
+    if not colon or not module_name or not qualname:
+        raise UsageError(f"{spec!r} does not name a saga class: write MODULE:CLASS, such as shop.orders:OrderSaga")
+    found: Any = import_module(module_name)
+    for part in qualname.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            known = [name for name, _ in sagas_in(sys.modules[module_name])]
+            raise UnknownSagaClassError(
+                f"module {module_name!r} has no {qualname!r}{nearest(qualname, known)}"
+            ) from None
+    adapter_for(found)
+    return found
+
+
+def find_saga(saga_name: str, modules: Iterable[str]) -> Any:
+    """Return the saga class of this name in the modules, or raise `UnknownSagaClassError`.
+
+    Two different classes of one name are a `DefinitionError` that says where both are.
+    """
+    found: dict[str, Any] = {}
+    names: set[str] = set()
+    for module in modules:
+        loaded = [(module, load_saga(module))] if ":" in module else sagas_in(import_module(module))
+        for _, saga in loaded:
+            name = name_of(saga)
+            names.add(name)
+            if name == saga_name:
+                kind = saga if isinstance(saga, type) else type(saga)
+                found.setdefault(f"{kind.__module__}:{kind.__qualname__}" if saga is kind else repr(saga), saga)
+    if len(found) > 1:
+        raise DefinitionError(f"two sagas are named {saga_name!r}, {' and '.join(sorted(found))}: rename one")
+    if not found:
+        raise UnknownSagaClassError(
+            f"no saga named {saga_name!r} is known here{nearest(saga_name, names)}: "
+            f"name its module with --app MODULE, or in pyproject.toml under [tool.sagaz] sagas = [...]"
+        )
+    return next(iter(found.values()))
+
+
+def sagas_in(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Iterate the saga classes and instances that the module's globals hold, in order."""
+    for name, value in list(vars(module).items()):
+        if name.startswith("_") or inspect.ismodule(value):
+            continue
+        is_class = isinstance(value, type)
+        if is_class and _is_engine_base(value):
+            continue
+        if any(adapter.accepts(value) for adapter in adapters()):
+            yield name, value
+
+
+def _is_engine_base(kind: type) -> bool:
+    return kind.__name__ == "Saga" and kind.__module__.partition(".")[0] in ("sagaz", "sagaz_core")
+
+
+def name_of(saga: Any) -> str:
+    """Return the name that the saga's recordings carry."""
+    kind = saga if isinstance(saga, type) else type(saga)
+    own = getattr(saga, "name", None) if saga is not kind else None
+    return str(own or getattr(saga, "saga_name", None) or kind.__name__)

@@ -1,0 +1,152 @@
+"""A value of a saga's context as JSON that a person can read and compare, and back with its exact types.
+
+Plain data stands as it is; every other type is an object with one key that begins with `$`:
+
+    {"$decimal": "12.50"}    {"$datetime": "2026-07-15T14:30:00+02:00[Europe/Berlin]"}    {"$tuple": [1, 2]}
+    {"$set": ["a", "b"]}     {"$dict": [[1, "one"], [2, "two"]]}     {"$enum": "shop.orders:Color", "name": "RED"}
+    {"$dataclass": "shop.orders:Order", "fields": {"id": 1, "total": {"$decimal": "12.50"}}}
+
+A dict with keys that are not strings or begin with `$` is a `$dict`, so nothing plain can be taken for a tag. The order
+of a dict's keys is part of its value: write the text with `sort_keys=False`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final, NoReturn
+
+from sagaz_core.errors import CannotStoreError, CodecError, CorruptDataError
+from sagaz_core.storage._codec_classes import Resolve, assemble, known_class, opaque_class
+from sagaz_core.storage._codec_forms import BY_TAG, OBJECT, Form
+from sagaz_core.storage._codec_walk import Walk, _shown
+from sagaz_core.storage.codec import decode
+
+__all__ = ["MAX_NODES", "from_json", "to_json"]
+
+MAX_NODES: Final = 5_000_000
+MAX_JSON_DEPTH: Final = 850  # at most four levels for each that a stored value may have, and some
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str})
+
+
+def to_json(value: Any, at: str = "context") -> Any:
+    """Return what `json.dumps` takes. Raises CannotStoreError whose path starts with `at`."""
+    try:
+        return _Writer(at).tree(value)
+    except RecursionError as error:
+        raise CannotStoreError(f"{at}: nested too deeply to be stored from here; make it flatter", at) from error
+
+
+def from_json(obj: Any, *, resolve: Resolve = known_class, limit: int = MAX_NODES) -> Any:
+    """Return the value that `to_json` was given, from what `json.loads` gave; `resolve` finds the classes it names.
+
+    Raises CodecError and nothing else, whatever the object: CorruptDataError names the place, and is also raised for
+    more than `limit` values; UnknownTypeError names a class that `resolve` does not find.
+    """
+    reader = _JsonReader(resolve, limit)
+    try:
+        return reader.value(obj)
+    except RecursionError:
+        raise CorruptDataError("stored data is damaged: nested too deeply") from None
+
+
+class _Writer(Walk):
+    def fits(self, value: Any) -> bool:
+        cls = type(value)
+        if cls is str:
+            return _is_utf8(value)
+        if cls is int:
+            return -(1 << 63) <= value < 1 << 64
+        if cls is float:
+            return value - value == 0  # false for nan and the infinities, which JSON does not have
+        return cls is not bytes
+
+    def plain_key(self, key: Any) -> bool:
+        return type(key) is str and key[:1] != "$" and _is_utf8(key)
+
+    def leaf(self, part: str | bytes) -> Any:
+        return base64.b64encode(part).decode() if type(part) is bytes else self.tree(part)
+
+    def tag(self, form: Form, body: Any, extra: dict[str, Any] | None) -> Any:
+        return {f"${form.tag}": body, **(extra or {})}
+
+    def ordered(self, trees: list[Any]) -> list[Any]:
+        return sorted(trees, key=json.dumps)
+
+    def embedded(self, form: Form, value: Any) -> Any:
+        return self.tree(decode(value.data, resolve=opaque_class))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+class _JsonReader:
+    def __init__(self, resolve: Resolve, limit: int) -> None:
+        self.resolve = resolve
+        self.left = limit
+        self.trail: list[Any] = []
+
+    def value(self, obj: Any) -> Any:
+        cls = type(obj)
+        self.left -= 1
+        if self.left < 0:
+            raise CorruptDataError("stored data has more values than the limit allows")
+        if cls in _SCALARS:
+            return obj
+        if len(self.trail) >= MAX_JSON_DEPTH:
+            raise CorruptDataError(f"stored data is damaged: nested deeper than {MAX_JSON_DEPTH} levels")
+        if cls is list:
+            return self.items(obj)
+        if cls is not dict:
+            self.fault(f"a {cls.__name__} is not JSON")
+        tags = [key for key in obj if type(key) is not str or key[:1] == "$"]
+        fields = self.fields(obj)
+        return self.tagged(tags, fields) if tags else fields
+
+    def items(self, values: list[Any]) -> list[Any]:
+        result = []
+        for index, item in enumerate(values):
+            self.trail.append(index)
+            result.append(self.value(item))
+            self.trail.pop()
+        return result
+
+    def fields(self, values: dict[Any, Any]) -> dict[str, Any]:
+        result = {}
+        for key, item in values.items():
+            self.trail.append(key)
+            result[key] = self.value(item)
+            self.trail.pop()
+        return result
+
+    def tagged(self, tags: list[Any], fields: dict[str, Any]) -> Any:
+        form = BY_TAG.get(tags[0][1:]) if len(tags) == 1 and type(tags[0]) is str else None
+        if form is None:
+            self.fault(f"{', '.join(map(_shown, tags))} is not a tag")
+        body = fields.pop(tags[0])
+        if form.binary:
+            body = self.binary(body)
+        if fields and form.shape is not OBJECT and not form.extra:
+            self.fault(f"a {form.tag} with parts that no {form.tag} has")
+        try:
+            return assemble(form, body, fields if form.paired else None, self.resolve)
+        except CorruptDataError as error:
+            raise CorruptDataError(f"{self.path()}: {error}") from error.__cause__
+
+    def binary(self, text: Any) -> bytes:
+        try:
+            return base64.b64decode(text, validate=True)
+        except (ValueError, TypeError):
+            self.fault("not base64")
+
+    def fault(self, why: str) -> NoReturn:
+        raise CorruptDataError(f"{self.path()}: stored data is damaged: {why}")
+
+    def path(self) -> str:
+        steps = "".join(f"[{_shown(step)}]" for step in self.trail)
+        return f"${steps}" if len(steps) <= 200 else f"${steps[:120]} … {steps[-60:]}"
