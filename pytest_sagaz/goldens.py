@@ -137,7 +137,7 @@ def golden_text(data: object) -> str:
             f"saga_golden compares an outcome (whose golden_text() returns a str) or a str, not {type(data).__name__}"
         )
     lines = _lines(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate has no bytes in UTF-8
-    return "\n".join([*lines, ""])
+    return "\n".join(lines) + "\n"
 
 
 def _lines(text: str) -> list[str]:

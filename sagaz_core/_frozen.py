@@ -44,16 +44,16 @@ def move_frozen_clocks(delta_seconds: float) -> None:
     """
     modules = sys.modules
     if (api := modules.get("freezegun.api")) is not None and api.freeze_factories:
-        delta = timedelta(seconds=delta_seconds)
         for factory in api.freeze_factories:
             # Not factory.tick(): that of a ticking clock forgets the real time gone by since it was started.
             try:
-                factory.time_to_freeze += delta
+                factory.time_to_freeze += timedelta(seconds=delta_seconds)
             except OverflowError:
                 factory.time_to_freeze = api.real_datetime.max
     if (travel := modules.get("time_machine")) is not None:
         for traveller in _travellers(travel):
-            traveller.shift(timedelta(seconds=delta_seconds))
+            with contextlib.suppress(OverflowError):
+                traveller.shift(timedelta(seconds=delta_seconds))
 
 
 def _travellers(time_machine: Any) -> list[Any]:

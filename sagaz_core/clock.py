@@ -6,6 +6,7 @@ The other readings are real whatever is frozen: they measure how long something 
 
 from __future__ import annotations
 
+import contextlib
 import datetime as _datetime
 import os
 import sys
@@ -38,7 +39,7 @@ def utc_now() -> _datetime.datetime:
 
     Its class is always the real `datetime`, never freezegun's.
     """
-    now = _datetime.datetime.now(_datetime.UTC)  # noqa: TID251 - this is the clock; looked up at each call, so that a freeze is seen
+    now = _datetime.datetime.now(_datetime.UTC)  # noqa: TID251 - this is the clock
     return now if type(now) is _REAL_DATETIME[0] else plain(now)
 
 
@@ -71,9 +72,10 @@ def monotonic() -> float:
 
 
 def _real_time_ms() -> int:
-    travel = sys.modules.get("time_machine")
-    if travel is not None:  # it replaces the clock below Python, for every reference to it
-        return int(travel.escape_hatch.time.time_ns()) // 1_000_000
+    if (travel := sys.modules.get("time_machine")) is not None:
+        # It replaces the clock below Python, for every reference to it, and gives out the real one only meanwhile.
+        with contextlib.suppress(ValueError):
+            return int(travel.escape_hatch.time.time_ns()) // 1_000_000
     return _TIME_NS[0]() // 1_000_000
 
 

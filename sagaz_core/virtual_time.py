@@ -39,7 +39,7 @@ __all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "mov
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("asyncio")  # where a loop's slow callbacks are logged
 
 _END_OF_TIME = plain(datetime.max.replace(tzinfo=UTC))
 _MANY_TIMERS = 100  # below so many, cancelled timers may stay until their time comes
@@ -180,8 +180,13 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         return timer  # type: ignore[no-any-return]
 
     def _timer_handle_cancelled(self, handle: Any) -> None:
-        if handle._scheduled:
-            self._timer_cancelled_count += 1
+        if not handle._scheduled:
+            return
+        self._timer_cancelled_count += 1
+        if self._timer_cancelled_count * 2 > len(self._timers) > _MANY_TIMERS:
+            self._timers = [timer for timer in self._timers if not timer[2].cancelled() and timer[2] is not handle]
+            heapq.heapify(self._timers)
+            self._timer_cancelled_count = 0
 
     # Turning
 
@@ -226,8 +231,10 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
     def _advance(self) -> None:
         """With nothing ready: wait for a thread, or jump to the next timer, or raise DeadlockError."""
-        self._drop_cancelled_timers()
         timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._timer_cancelled_count -= 1
         if timers and timers[0][0] <= self._time:
             return
         if self._jobs and self._wait_for_jobs(timers[0][0] if timers else math.inf):
@@ -236,16 +243,6 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             self._jump(timers[0][0])
         elif not (_foreign_threads() and self._wait_for_wake(self.thread_grace)):
             raise self._stuck("deadlock: nothing is left that could wake")
-
-    def _drop_cancelled_timers(self) -> None:
-        timers = self._timers
-        if len(timers) > _MANY_TIMERS and self._timer_cancelled_count * 2 > len(timers):
-            self._timers = timers = [timer for timer in timers if not timer[2].cancelled()]
-            heapq.heapify(timers)
-            self._timer_cancelled_count = 0
-        while timers and timers[0][2].cancelled():
-            heapq.heappop(timers)
-            self._timer_cancelled_count -= 1
 
     def _jump(self, when: float) -> None:
         before, self._time = self._time, when
@@ -339,26 +336,30 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         False if some task could not be ended: it ignored its cancellation, and then nothing could wake it.
         """
         self._turns = 0
-        tasks = self._pending_tasks()
-        try:
-            for task in tasks:
-                task.cancel("the run is over")
-            if tasks:
-                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            if self._asyncgens:
-                self.run_until_complete(self.shutdown_asyncgens())
-        except DeadlockError:
-            pass
-        finally:
-            self._asyncgens_shutdown_called = False
-            self.dismiss_threads()
+        if self._ready or self._asyncgens or asyncio.all_tasks(self):
+            try:
+                self.run_until_complete(self._cancel_all())
+            except DeadlockError:
+                pass
+            finally:
+                self._asyncgens_shutdown_called = False
+        self.dismiss_threads()
+        left = asyncio.all_tasks(self)
+        for task in left:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        return not left
+
+    async def _cancel_all(self) -> None:
+        await asyncio.sleep(0)  # what is ready may start tasks, such as one that closes a generator
+        tasks = [task for task in self._pending_tasks() if task is not asyncio.current_task()]
         for task in tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-            elif not task.cancelled() and (error := task.exception()) is not None:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 message = "unhandled exception while the virtual-time loop was closed"
                 self.call_exception_handler({"message": message, "exception": error, "task": task})
-        return all(task.done() for task in tasks)
+        await self.shutdown_asyncgens()
 
     def close(self) -> None:
         """Close the loop. It holds nothing but its threads, which are told to end and not waited for."""
@@ -453,7 +454,7 @@ class WaitingTask(NamedTuple):
     waits_for: str
 
     def __str__(self) -> str:
-        return f"{self.name!r} ({self.coroutine}) at {self.where} for {self.waits_for}"
+        return f"{self.name!r} ({self.coroutine}) waits at {self.where} for {self.waits_for}"
 
 
 _ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep

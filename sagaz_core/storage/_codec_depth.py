@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from sagaz_core.errors import CorruptDataError
-from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM
+from sagaz_core.storage._codec_forms import BY_CODE
 
-_HEADER_SIZE: Final = 6
 _NOT_CONTAINERS: Final = bytes(
     byte
     for byte in range(256)
@@ -15,37 +14,29 @@ _NOT_CONTAINERS: Final = bytes(
 )
 
 
-def _sizes() -> tuple[list[int], dict[int, int], dict[int, int]]:
-    """Return the length of each scalar by its first byte, and where strings and extensions have their length."""
-    fixed = [1] * 256
-    for byte in range(0xA0, 0xC0):
-        fixed[byte] = 1 + (byte & 0x1F)
-    for byte, size in {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}.items():
-        fixed[byte] = size
-    strings = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-    extensions = {0xC7: 1, 0xC8: 2, 0xC9: 4}
-    return fixed, strings, extensions
+_SCALARS: Final = [1] * 256  # the length of each scalar by its first byte
+_SCALARS[0xA0:0xC0] = range(1, 33)
+_SCALARS[0xCA:0xD4] = [5, 9, 2, 3, 5, 9, 2, 3, 5, 9]
+_STRINGS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # how many bytes the length takes
+_EXTENSIONS: Final = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
-_FIXED, _STRINGS, _EXTENSIONS = _sizes()
+def deeper_than(limit: int, data: bytes) -> bool:
+    """Say whether containers in one MessagePack value are nested deeper than the limit; an extension counts as one.
 
-
-def deeper_than(limit: int, data: bytes, code: int | None = None) -> bool:
-    """Say whether containers are nested deeper than the limit; an extension counts as one.
-
-    `data` is one MessagePack value, or the payload of an extension `code`. Raises CorruptDataError if it is cut off.
+    Embedded values are not looked into: they have a limit of their own. Raises CorruptDataError if it is cut off.
     """
     # each level has a byte that begins a container, and most values have fewer of these than the limit
     if len(data) <= limit or len(data.translate(None, _NOT_CONTAINERS)) <= limit:
         return False
     try:
-        return _measure(limit, data, _HEADER_SIZE if code == EMBEDDED_FORM.code else 0)
+        return _measure(limit, data)
     except IndexError:
         raise CorruptDataError("stored data is damaged: it ends too early") from None
 
 
-def _measure(limit: int, data: bytes, start: int) -> bool:
-    position = start
+def _measure(limit: int, data: bytes) -> bool:
+    position = 0
     above: list[tuple[int, int]] = []  # what is left to read in the containers around this one, and where each ends
     left, end = 1, -1
     while True:
@@ -59,7 +50,7 @@ def _measure(limit: int, data: bytes, start: int) -> bool:
         byte = data[position]
         inside, stop = 0, -1
         if byte < 0x80 or 0xA0 <= byte < 0xC4 or 0xCA <= byte < 0xD4 or byte >= 0xE0:
-            position += _FIXED[byte]
+            position += _SCALARS[byte]
         elif byte < 0xA0:
             inside = byte & 0x0F if byte >= 0x90 else 2 * (byte & 0x0F)
             position += 1
@@ -88,6 +79,4 @@ def _extension(data: bytes, position: int) -> tuple[int, int]:
     code = data[position + 1 + width]
     begin = position + 2 + width
     stop = begin + size
-    if code == EMBEDDED_FORM.code:
-        return min(begin + _HEADER_SIZE, stop), stop
     return (begin if code in BY_CODE and size else stop), stop

@@ -14,13 +14,15 @@ import re
 import uuid
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sagaz_core.errors import UnknownTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 LEAF: Final = "leaf"  # parts: a str, or bytes if `binary`
 ITEMS: Final = "items"  # parts: a list of values

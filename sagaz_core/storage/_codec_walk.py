@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Final, NoReturn
 
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.storage._codec_classes import form_of
 from sagaz_core.storage._codec_forms import EMBEDDED, FORMS, ITEMS, LEAF, OBJECT, SET, Form, Unstorable, natural_order
 
-MAX_DEPTH: Final = 200
-"""How many containers may be nested in a value that is stored."""
+MAX_DEPTH: Final = 255
+"""How many containers may be nested in a value that is stored: as many as ormsgpack packs."""
+
+Step = tuple[str, Any]  # how a path goes on: ("[]", key), (".", name) or ("<>", "key")
+Children = Iterable[tuple[Step, Any]]
+Join = Callable[[list[Any]], Any]
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
-_SHOWN: Final = frozenset({type(None), bool, int, float, str, bytes})
+_ELEMENT: Final[Step] = ("<>", "element")
+_KEY: Final[Step] = ("<>", "key")
 
 
 class Walk(ABC):
@@ -21,7 +28,7 @@ class Walk(ABC):
 
     def __init__(self, at: str) -> None:
         self.at = at
-        self.trail: list[tuple[str, Any]] = []
+        self.trail: list[Step] = []
         self.above: set[int] = set()
 
     @abstractmethod
@@ -51,7 +58,8 @@ class Walk(ABC):
     def tree(self, value: Any) -> Any:
         """Return plain data for the value. Raises CannotStoreError with the path of what cannot be stored."""
         cls = type(value)
-        if cls in _PLAIN and self.fits(value):
+        fits = self.fits
+        if cls in _PLAIN and fits(value):
             return value
         form = None
         if cls is not list:
@@ -65,66 +73,58 @@ class Walk(ABC):
         if len(self.trail) >= MAX_DEPTH:
             self.fault(f"a value nested deeper than {MAX_DEPTH} levels cannot be stored; make it flatter")
         self.above.add(id(value))
-        result = self.items(value, True) if form is None else self.container(form, value)
+        children, join = (_numbered(value), _same) if form is None else self.split(form, value)
+        trees = []
+        for step, child in children:
+            if type(child) in _PLAIN and fits(child):
+                trees.append(child)
+            else:
+                self.trail.append(step)
+                trees.append(self.tree(child))  # the only recursion: one frame a level
+                self.trail.pop()
         self.above.discard(id(value))
-        return result
+        return join(trees)
 
-    def container(self, form: Form, value: Any) -> Any:
-        if type(value) is dict:
-            return self.mapping(value, "[]")
+    def split(self, form: Form, value: Any) -> tuple[Children, Join]:
+        """Return the children of a container, and what makes its node from their trees."""
+        if type(value) is dict and all(map(self.plain_key, value)):
+            return _named("[]", value), lambda trees: dict(zip(value, trees, strict=True))
         parts = self.parts(form, value)
         if form.shape is OBJECT:
-            return self.tag(form, parts[0], self.sections(parts[1]))
-        body, extra = parts if form.extra else (parts, None)
+            return self.split_object(form, parts)
+        extra = None
+        if form.extra:
+            parts, extra = parts
         if form.shape is ITEMS:
-            tree = self.items(body, True)
-        elif form.shape is SET:
-            natural = natural_order(body)
-            tree = self.items(natural, False) if natural is not None else self.ordered(self.items(body, False))
-        else:
-            tree = self.pairs(body)
-        if extra is not None:
-            extra = {name: self.tree(item) for name, item in extra.items()}
-        return self.tag(form, tree, extra)
+            return _numbered(parts), lambda trees: self.tag(form, trees, extra)
+        if form.shape is SET:
+            natural = natural_order(parts)
+            if natural is not None:
+                return ((_ELEMENT, item) for item in natural), lambda trees: self.tag(form, trees, None)
+            return ((_ELEMENT, item) for item in parts), lambda trees: self.tag(form, self.ordered(trees), None)
+        pairs = chain.from_iterable(((_KEY, key), (("[]", key), item)) for key, item in parts)
+        return pairs, lambda trees: self.tag(form, _by_twos(trees), extra)
 
-    def items(self, values: list[Any], numbered: bool) -> list[Any]:
-        result = []
-        for index, item in enumerate(values):
-            self.trail.append(("[]", index) if numbered else ("<>", "element"))
-            result.append(self.tree(item))
-            self.trail.pop()
-        return result
-
-    def mapping(self, values: dict[Any, Any], style: str) -> Any:
-        result = {}
-        for key, item in values.items():
-            if not self.plain_key(key):
-                return self.tag(FORMS[dict], self.pairs([[key, item] for key, item in values.items()]), None)
-            self.trail.append((style, key))
-            result[key] = self.tree(item)
-            self.trail.pop()
-        return result
-
-    def pairs(self, values: list[Any]) -> list[Any]:
-        result = []
-        for key, item in values:
-            self.trail.append(("<>", "key"))
-            key_tree = self.tree(key)
-            self.trail[-1] = ("[]", key)
-            result.append([key_tree, self.tree(item)])
-            self.trail.pop()
-        return result
-
-    def sections(self, sections: dict[str, Any]) -> dict[str, Any]:
-        result = {}
+    def split_object(self, form: Form, parts: Any) -> tuple[Children, Join]:
+        type_name, sections = parts
+        children: list[tuple[Step, Any]] = []
+        mappings: list[tuple[str, dict[str, Any]]] = []
+        others = []
         for name, content in sections.items():
-            if type(content) is dict:
-                result[name] = self.mapping(content, ".")
+            if type(content) is dict and all(map(self.plain_key, content)):
+                mappings.append((name, content))
+                children += _named(".", content)
             else:
-                self.trail.append((".", name))
-                result[name] = self.tree(content)
-                self.trail.pop()
-        return result
+                others.append(name)
+        children += [((".", name), sections[name]) for name in others]
+
+        def join(trees: list[Any]) -> Any:
+            remaining = iter(trees)
+            made = {name: {key: next(remaining) for key in content} for name, content in mappings}
+            made.update((name, next(remaining)) for name in others)
+            return self.tag(form, type_name, {name: made[name] for name in sections})
+
+        return children, join
 
     def form(self, value: Any) -> Form:
         try:
@@ -142,25 +142,53 @@ class Walk(ABC):
 
     def fault(self, why: str, cause: Exception | None = None) -> NoReturn:
         path = self.path()
-        shown = path if len(path) <= 200 else f"{path[:120]} … {path[-60:]}"
-        raise CannotStoreError(f"{shown}: {why}", path) from cause
+        raise CannotStoreError(f"{shorten(path)}: {why}", path) from cause
 
     def path(self) -> str:
         """Return where the walk is, such as `context['order'].lines[2]`."""
         return self.at + "".join(_step(style, name) for style, name in self.trail)
 
 
-def _step(style: str, name: Any) -> str:
-    if style == ".":
-        return f".{name}" if type(name) is str and name.isidentifier() else f"[{_shown(name)}]"
-    return f"<{name}>" if style == "<>" else f"[{_shown(name)}]"
+def is_utf8(text: str) -> bool:
+    """Say whether UTF-8 can hold the text: it has no lone surrogates."""
+    try:
+        return text.isascii() or text.encode() != b""
+    except UnicodeEncodeError:
+        return False
 
 
-def _shown(key: Any) -> str:
+def shorten(path: str) -> str:
+    """Return a path for a message: a long one without its middle."""
+    return path if len(path) <= 200 else f"{path[:120]} … {path[-60:]}"
+
+
+def show_key(key: Any) -> str:
     """Return a key for a message: on one line, not long, and without running a `__repr__` of the application."""
-    if type(key) not in _SHOWN:
+    if type(key) not in _PLAIN:
         return f"<{type(key).__name__}>"
     if type(key) is int and key.bit_length() > 128:
         return "<int>"
     text = repr(key)
     return text if len(text) <= 40 else f"{text[:36]}…{text[-1]}"
+
+
+def _step(style: str, name: Any) -> str:
+    if style == ".":
+        return f".{name}" if type(name) is str and name.isidentifier() else f"[{show_key(name)}]"
+    return f"<{name}>" if style == "<>" else f"[{show_key(name)}]"
+
+
+def _same(trees: list[Any]) -> list[Any]:
+    return trees
+
+
+def _numbered(items: Iterable[Any]) -> Children:
+    return ((("[]", index), item) for index, item in enumerate(items))
+
+
+def _named(style: str, mapping: dict[Any, Any]) -> Children:
+    return (((style, key), item) for key, item in mapping.items())
+
+
+def _by_twos(trees: list[Any]) -> list[list[Any]]:
+    return [trees[index : index + 2] for index in range(0, len(trees), 2)]

@@ -2,6 +2,8 @@
 
 A store keeps, for each saga: one `SagaRecord` (who it is), its events in order of `seq`, and its snapshots; and the log
 of replays. It keeps bytes: the codec is above it, and what it returns is never the caller's own object.
+
+Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ MAX_ID_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class SagaRecord:
-    """Who a saga is. `model` is `SagaModel.to_dict()`; `source` is where its class was found, `module:qualname`.
+    """Who a saga is. `model` is `SagaModel.to_dict()`, which is JSON-able; `source` is `module:qualname` of its class.
 
     `adapter` names the engine; `plan` is the fault plan that it was recorded under, if any.
     """
@@ -52,6 +54,7 @@ class SagaSnapshot:
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
     `step_index` is the number of steps that were completed. Times are aware, UTC. `snapshot_id` is unique in a store.
+    Snapshots are in order of `seq`; those of one `seq` (after a step, before the next) in order of `snapshot_id`.
     """
 
     snapshot_id: str
@@ -86,7 +89,7 @@ class ReplayRecord:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is written together, all of it or nothing."""
+    """What is written together, all of it or nothing. All of it is of the one saga."""
 
     saga_id: str
     saga: SagaRecord | None = None
@@ -96,7 +99,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing. `cursor` gives the next one, `None` is the end."""
+    """A part of a listing. `cursor` gives the next one and means nothing to the caller, `None` is the end."""
 
     items: Sequence[Any]
     cursor: str | None = None
@@ -106,22 +109,30 @@ class Page:
 class SnapshotStorage(Protocol):
     """A store. Every method may raise `StorageError`; unknown ids give `None` or nothing, never an error.
 
-    Calls are coroutines; one that never waits (an embedded store) may do its work inline.
+    Calls are coroutines; one that never waits (an embedded store) may do its work inline. Times given must be aware,
+    or `NaiveTimeError` is raised; times returned are in UTC, and exact to the microsecond. Text is any text, also with
+    NUL, quotes and `%`: ids are data, never paths or patterns. A limit below 1 or a cursor that the store did not make is
+    a `UsageError`.
+
+    Clocks go back. `until` means, whatever the order of the times is, "up to the record of highest `seq` whose time is
+    not after it".
     """
 
     url: str
 
     async def write(self, batch: Batch) -> None:
-        """Write the batch atomically. The same event or snapshot again is no error and changes nothing.
+        """Write the batch atomically. The same event, snapshot or saga record again is no error and changes nothing.
 
-        Raises `DuplicateSagaError` when `batch.saga` has the id of a saga that is stored with another start.
+        Raises `DuplicateSagaError`, and writes nothing of the batch, when there is something else under the same id:
+        another record of the saga, another event of the same `seq`, another snapshot of the same `snapshot_id`. So two
+        runs under one saga id are found out by the second write, and neither overwrites the other.
         """
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """Return who the saga is."""
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
-        """Return `SagaRecord`s in order of id, those whose id starts with `prefix`."""
+        """Return `SagaRecord`s in order of id (by code point), those whose id starts with `prefix`."""
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """Return one snapshot."""
@@ -135,15 +146,20 @@ class SnapshotStorage(Protocol):
         until: datetime | None = None,
         max_seq: int | None = None,
     ) -> SagaSnapshot | None:
-        """Return the snapshot of highest `seq`, of that step and phase, at or before `until`, not above `max_seq`."""
+        """Return the snapshot of highest `seq` among those of that step and phase, created at or before `until`, and of
+        a `seq` not above `max_seq`; of several the one of the highest `snapshot_id`.
+        """
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """Return the saga's snapshots in order of `seq`."""
+        """Return the saga's snapshots in order of `seq`, then `snapshot_id`."""
 
     def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
     ) -> AsyncIterator[StoredEvent]:
-        """Iterate the events above `after_seq` in order of `seq`, up to the last one whose time is not after `until`."""
+        """Iterate the events above `after_seq` in order of `seq`, up to the last one whose time is not after `until`.
+
+        Nothing is held open between two events; events written meanwhile may or may not be among them.
+        """
 
     async def count_snapshots(self, saga_id: str) -> int:
         """Return how many snapshots the saga has."""
@@ -161,7 +177,7 @@ class SnapshotStorage(Protocol):
         """Write the record, or replace the one of the same id."""
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
-        """Return the replays of that original, oldest first."""
+        """Return the replays of that original, oldest first (by `created_at`, then `replay_id`)."""
 
     async def close(self) -> None:
         """Let go of connections and files. Closing twice is no error."""

@@ -1,7 +1,7 @@
 """A value of a saga's context to bytes and back, with its exact types.
 
-The bytes are MessagePack behind a header of a mark, the format version and the length; what MessagePack does not have is
-an extension of its own. Encoding is also the isolation: what is encoded shares nothing with the value that it came from.
+The bytes are MessagePack behind a header of a mark, the format version and the length; what MessagePack does not have
+is an extension of its own. Encoding is also the isolation: the bytes share nothing with the value.
 
     encode(context)                        # bytes; CannotStoreError names the path of what cannot be stored
     decode(data)                           # classes only from modules that are imported already
@@ -14,7 +14,6 @@ decoding runs no code of the application but `__hash__`, `__eq__` and default fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import ormsgpack
@@ -24,14 +23,14 @@ from sagaz_core.storage._codec_classes import (
     Opaque,
     Resolve,
     assemble,
-    form_of,
     importing_class,
     known_class,
     opaque_class,
 )
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED, EMBEDDED_FORM, FORMS, LEAF, SET, Form, natural_order
-from sagaz_core.storage._codec_walk import MAX_DEPTH, Walk
+from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM, FORMS, LEAF, Form
+from sagaz_core.storage._codec_quick import pack
+from sagaz_core.storage._codec_walk import MAX_DEPTH, Walk, is_utf8
 
 __all__ = [
     "FORMAT_VERSION",
@@ -54,25 +53,18 @@ _MARK: Final = 0xC1  # the one byte that MessagePack never uses
 _START: Final = bytes((_MARK, FORMAT_VERSION))
 _HEADER_SIZE: Final = 6  # mark, version, and the length of what follows in four bytes
 
-_OPTIONS: Final = sum(
-    getattr(ormsgpack, f"OPT_PASSTHROUGH_{name}", 0)
-    for name in ("BIG_INT", "DATACLASS", "DATETIME", "ENUM", "SUBCLASS", "TUPLE", "UUID")
-)
-_TELLS_ENUMS: Final = hasattr(ormsgpack, "OPT_PASSTHROUGH_ENUM")  # ormsgpack 1.9; before, only the walk can
-
-# Depths are limited in three places that fit together: what the quick way lets through (255 levels that ormsgpack
-# allows, one extension, and _PAYLOAD_DEPTH in it) and what the walk does (at most four stored levels for each of
-# MAX_DEPTH) is less than what decoding takes, which ormsgpack's stack use bears (about 600 bytes a level).
-_PAYLOAD_DEPTH: Final = 400
-_STORED_DEPTH: Final = 1000
-_QUICK_EXTENSIONS: Final = 10
-
-_pack = ormsgpack.packb
-_Ext = ormsgpack.Ext
+# ormsgpack reads 1024 levels in one call, at some 600 bytes of stack each. Three extensions inside each other are read
+# without a look; deeper ones only after the whole is measured. What is packed is never deeper: see _codec_quick.
+_UNMEASURED_EXTENSIONS: Final = 3
+_STORED_DEPTH: Final = 1030
+_EMBEDDED_DEPTH: Final = 4
 
 
 class Raw:
-    """Bytes that `encode` made, to stand inside another value; decoding gives the value they hold."""
+    """Bytes that `encode` made, to stand inside another value; decoding gives the value they hold.
+
+    For a value made of parts that are encoded once. They may stand four deep inside each other.
+    """
 
     __slots__ = ("data",)
 
@@ -89,14 +81,9 @@ FORMS[Raw] = EMBEDDED_FORM
 
 def encode(value: Any, at: str = "context") -> bytes:
     """Return the value as bytes. Raises CannotStoreError whose path starts with `at`."""
-    if _TELLS_ENUMS:
-        try:
-            body = _pack(value, _quick, _OPTIONS)
-            if _holds_buffer(body, [value]):
-                body = _walked(value, at)
-        except (TypeError, ValueError, RecursionError):
-            body = _walked(value, at)
-    else:
+    try:
+        body = pack(value)
+    except (TypeError, ValueError, RecursionError):
         body = _walked(value, at)
     if len(body) > MAX_BYTES:
         raise CannotStoreError(
@@ -111,83 +98,7 @@ def decode(data: bytes | bytearray | memoryview, *, resolve: Resolve = known_cla
     Raises CodecError and nothing else, whatever the bytes: CorruptDataError for damaged ones or more than `limit`,
     NewerFormatError for a version of the future, UnknownTypeError for a class that `resolve` does not find.
     """
-    body = _payload(bytes(data), limit)
-    if deeper_than(_STORED_DEPTH, body):
-        raise CorruptDataError(f"stored data is damaged: nested deeper than {_STORED_DEPTH} levels")
-    reader = _Reader(resolve)
-    try:
-        return ormsgpack.unpackb(body, ext_hook=reader.value)
-    except (ValueError, RecursionError) as error:
-        raise reader.reason(error) from reader.error
-
-
-# -- encoding: the quick way -----------------------------------------------------------------------------------------
-
-
-class _NotQuickError(TypeError):
-    """Not for the quick way, which cannot tell whether the value can be stored: the walk decides."""
-
-
-def _hook(levels: int, outermost: bool) -> Callable[[Any], Any]:
-    """Return the function that makes an extension of what MessagePack does not have, up to so many inside each other.
-
-    The number is bounded because ormsgpack bounds its depth in each call only, and overflows the stack beyond.
-    """
-    below = _hook(levels - 1, False) if levels else None
-
-    def extension(value: Any) -> Any:
-        form = FORMS.get(type(value)) or form_of(value)
-        if form.shape is LEAF:
-            return _Ext(form.code, _pack(form.parts(value), None, _OPTIONS))
-        if form.shape is EMBEDDED:
-            payload = value.data
-        elif below is None:
-            raise _NotQuickError
-        else:
-            parts = form.parts(value)
-            payload = _pack_set(parts, below) if form.shape is SET else _pack(parts, below, _OPTIONS)
-            if _holds_buffer(payload, parts):
-                raise _NotQuickError
-        if outermost and deeper_than(_PAYLOAD_DEPTH, payload, form.code):
-            raise _NotQuickError
-        return _Ext(form.code, payload)
-
-    return extension
-
-
-def _pack_set(elements: list[Any], default: Callable[[Any], Any] | None) -> bytes:
-    ordered = natural_order(elements)
-    if ordered is not None:
-        return _pack(ordered, default, _OPTIONS)
-    return _array(sorted(_pack(element, default, _OPTIONS) for element in elements))
-
-
-def _array(packed: list[bytes]) -> bytes:
-    size = len(packed)
-    head = bytes((0x90 | size,)) if size < 16 else b"\xdd" + size.to_bytes(4, "big")
-    return head + b"".join(packed)
-
-
-def _holds_buffer(packed: bytes, parts: Any) -> bool:
-    """Say whether lists and dicts in the parts hold a bytearray or memoryview, which ormsgpack 1.10 packs as bytes.
-
-    Only a byte string begins with one of three bytes, so that most values need no look at all.
-    """
-    if not (b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed):
-        return False
-    waiting = [parts]
-    while waiting:
-        node = waiting.pop()
-        for child in node.values() if type(node) is dict else node:
-            cls = type(child)
-            if cls is dict or cls is list:
-                waiting.append(child)
-            elif cls is bytearray or cls is memoryview:
-                return True
-    return False
-
-
-_quick = _hook(_QUICK_EXTENSIONS, True)
+    return _Reader(resolve, _payload(bytes(data), limit)).read()
 
 
 # -- encoding: the walk ----------------------------------------------------------------------------------------------
@@ -198,38 +109,29 @@ class _Packer(Walk):
 
     def fits(self, value: Any) -> bool:
         if type(value) is str:
-            return _is_utf8(value)
+            return is_utf8(value)
         return type(value) is not int or -(1 << 63) <= value < 1 << 64
 
     def plain_key(self, key: Any) -> bool:
-        return type(key) is str and _is_utf8(key)
+        return type(key) is str and is_utf8(key)
 
     def leaf(self, part: str | bytes) -> Any:
         return self.tree(part)
 
     def tag(self, form: Form, body: Any, extra: dict[str, Any] | None) -> Any:
-        return _Ext(form.code, _pack(body if extra is None else [body, extra]))
+        return ormsgpack.Ext(form.code, ormsgpack.packb(body if extra is None else [body, extra]))
 
     def ordered(self, trees: list[Any]) -> list[Any]:
-        return sorted(trees, key=_pack)
+        return sorted(trees, key=ormsgpack.packb)
 
     def embedded(self, form: Form, value: Any) -> Any:
-        if deeper_than(_STORED_DEPTH - 4 * len(self.trail), value.data, form.code):
-            self.fault("an embedded value that is nested this deeply cannot be stored; embed it further out")
-        return _Ext(form.code, value.data)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+        return ormsgpack.Ext(form.code, value.data)
 
 
 def _walked(value: Any, at: str) -> bytes:
     walk = _Packer(at)
     try:
-        return _pack(walk.tree(value))
+        return ormsgpack.packb(walk.tree(value))
     except CodecError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -258,37 +160,54 @@ def _payload(data: bytes, limit: int) -> bytes:
 
 
 class _Reader:
-    """Opens the extensions of one value. ormsgpack keeps no cause of an error in a hook, so this does."""
+    """Reads one value. ormsgpack keeps no cause of an error in a hook, so this does."""
 
-    __slots__ = ("error", "resolve")
+    __slots__ = ("body", "embedded", "error", "level", "measured", "resolve")
 
-    def __init__(self, resolve: Resolve) -> None:
+    def __init__(self, resolve: Resolve, body: bytes, embedded: int = 0) -> None:
         self.resolve = resolve
+        self.body = body
+        self.embedded = embedded
+        self.level = 0
+        self.measured = False
         self.error: BaseException | None = None
 
-    def value(self, code: int, payload: bytes) -> Any:
+    def read(self) -> Any:
         try:
-            if code == EMBEDDED_FORM.code:
-                return ormsgpack.unpackb(_payload(payload, MAX_BYTES), ext_hook=self.value)
+            return ormsgpack.unpackb(self.body, ext_hook=self.extension)
+        except (ValueError, RecursionError) as error:
+            first = self.error or error
+        if isinstance(first, CodecError) or not isinstance(first, Exception):
+            raise first
+        raise CorruptDataError(f"stored data is damaged: {' '.join(str(first).split())[:120]}") from first
+
+    def extension(self, code: int, payload: bytes) -> Any:
+        try:
             form = BY_CODE.get(code)
             if form is None:
+                if code == EMBEDDED_FORM.code:
+                    return self.open(payload)
                 raise CorruptDataError(f"stored data is damaged: it has an extension {code}, which does not exist")
-            parts = ormsgpack.unpackb(payload, ext_hook=self.value)
-            body, extra = parts, None
+            if form.shape is LEAF:
+                return assemble(form, ormsgpack.unpackb(payload), None, self.resolve)
+            if self.level == _UNMEASURED_EXTENSIONS and not self.measured:
+                if deeper_than(_STORED_DEPTH, self.body):
+                    raise CorruptDataError(f"stored data is damaged: nested deeper than {_STORED_DEPTH} levels")
+                self.measured = True
+            self.level += 1
+            body, extra = ormsgpack.unpackb(payload, ext_hook=self.extension), None
+            self.level -= 1
             if form.paired:
-                if type(parts) is not list or len(parts) != 2:
+                if type(body) is not list or len(body) != 2:
                     raise CorruptDataError(f"stored data is damaged: a {form.tag} with parts that no {form.tag} has")
-                body, extra = parts
+                body, extra = body
             return assemble(form, body, extra, self.resolve)
         except BaseException as error:
             if self.error is None:
                 self.error = error
             raise
 
-    def reason(self, error: Exception) -> BaseException:
-        """Return what to raise for an error of ormsgpack: what a hook raised, if it is ours or not an error at all."""
-        first = self.error
-        if isinstance(first, CodecError) or not isinstance(first, Exception | None):
-            self.error = None
-            return first
-        return CorruptDataError(f"stored data is damaged: {' '.join(str(first or error).split())[:120]}")
+    def open(self, fragment: bytes) -> Any:
+        if self.embedded == _EMBEDDED_DEPTH:
+            raise CorruptDataError(f"stored data is damaged: values embedded deeper than {_EMBEDDED_DEPTH} levels")
+        return _Reader(self.resolve, _payload(fragment, MAX_BYTES), self.embedded + 1).read()

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any, Final, NoReturn
 
-from sagaz_core.errors import CannotStoreError, CodecError, CorruptDataError
+from sagaz_core.errors import CannotStoreError, CorruptDataError
 from sagaz_core.storage._codec_classes import Resolve, assemble, known_class, opaque_class
 from sagaz_core.storage._codec_forms import BY_TAG, OBJECT, Form
-from sagaz_core.storage._codec_walk import Walk, _shown
+from sagaz_core.storage._codec_walk import MAX_DEPTH, Walk, is_utf8, shorten, show_key
 from sagaz_core.storage.codec import decode
 
 __all__ = ["MAX_NODES", "from_json", "to_json"]
 
 MAX_NODES: Final = 5_000_000
-MAX_JSON_DEPTH: Final = 850  # at most four levels for each that a stored value may have, and some
+MAX_JSON_DEPTH: Final = 3 * MAX_DEPTH + 3  # `{"$dict": [[k, v]]}` takes three levels
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str})
 
@@ -55,15 +56,15 @@ class _Writer(Walk):
     def fits(self, value: Any) -> bool:
         cls = type(value)
         if cls is str:
-            return _is_utf8(value)
+            return is_utf8(value)
         if cls is int:
             return -(1 << 63) <= value < 1 << 64
         if cls is float:
-            return value - value == 0  # false for nan and the infinities, which JSON does not have
-        return cls is not bytes
+            return math.isfinite(value)
+        return value is None or cls is bool
 
     def plain_key(self, key: Any) -> bool:
-        return type(key) is str and key[:1] != "$" and _is_utf8(key)
+        return type(key) is str and key[:1] != "$" and is_utf8(key)
 
     def leaf(self, part: str | bytes) -> Any:
         return base64.b64encode(part).decode() if type(part) is bytes else self.tree(part)
@@ -78,13 +79,6 @@ class _Writer(Walk):
         return self.tree(decode(value.data, resolve=opaque_class))
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
-
-
 class _JsonReader:
     def __init__(self, resolve: Resolve, limit: int) -> None:
         self.resolve = resolve
@@ -93,41 +87,33 @@ class _JsonReader:
 
     def value(self, obj: Any) -> Any:
         cls = type(obj)
-        self.left -= 1
-        if self.left < 0:
-            raise CorruptDataError("stored data has more values than the limit allows")
         if cls in _SCALARS:
             return obj
-        if len(self.trail) >= MAX_JSON_DEPTH:
-            raise CorruptDataError(f"stored data is damaged: nested deeper than {MAX_JSON_DEPTH} levels")
-        if cls is list:
-            return self.items(obj)
-        if cls is not dict:
+        if cls is not list and cls is not dict:
             self.fault(f"a {cls.__name__} is not JSON")
+        self.left -= len(obj)
+        if self.left < 0:
+            raise CorruptDataError("stored data has more values than the limit allows")
+        if len(self.trail) >= MAX_JSON_DEPTH:
+            self.fault(f"nested deeper than {MAX_JSON_DEPTH} levels")
+        values = []
+        for step, item in enumerate(obj) if cls is list else obj.items():
+            if type(item) in _SCALARS:
+                values.append(item)
+            else:
+                self.trail.append(step)
+                values.append(self.value(item))
+                self.trail.pop()
+        if cls is list:
+            return values
+        fields = dict(zip(obj, values, strict=True))
         tags = [key for key in obj if type(key) is not str or key[:1] == "$"]
-        fields = self.fields(obj)
         return self.tagged(tags, fields) if tags else fields
-
-    def items(self, values: list[Any]) -> list[Any]:
-        result = []
-        for index, item in enumerate(values):
-            self.trail.append(index)
-            result.append(self.value(item))
-            self.trail.pop()
-        return result
-
-    def fields(self, values: dict[Any, Any]) -> dict[str, Any]:
-        result = {}
-        for key, item in values.items():
-            self.trail.append(key)
-            result[key] = self.value(item)
-            self.trail.pop()
-        return result
 
     def tagged(self, tags: list[Any], fields: dict[str, Any]) -> Any:
         form = BY_TAG.get(tags[0][1:]) if len(tags) == 1 and type(tags[0]) is str else None
         if form is None:
-            self.fault(f"{', '.join(map(_shown, tags))} is not a tag")
+            self.fault(f"{', '.join(map(show_key, tags))} is not a tag")
         body = fields.pop(tags[0])
         if form.binary:
             body = self.binary(body)
@@ -148,5 +134,4 @@ class _JsonReader:
         raise CorruptDataError(f"{self.path()}: stored data is damaged: {why}")
 
     def path(self) -> str:
-        steps = "".join(f"[{_shown(step)}]" for step in self.trail)
-        return f"${steps}" if len(steps) <= 200 else f"${steps[:120]} … {steps[-60:]}"
+        return shorten("$" + "".join(f"[{show_key(step)}]" for step in self.trail))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,9 @@ THREE_FILES = {
 }
 
 
+ALONE = ("-p", "no:sagaz", "-p", "no:randomly", "-p", "no:hypothesispytest")
+
+
 class Project:
     """A folder with tests, run by a pytest that has syrupy and our fixture."""
 
@@ -65,8 +67,12 @@ class Project:
             stale.unlink()
         self.pytester.path.joinpath(f"{module}.py").write_text(source, encoding="utf-8")
 
+    apart = False
+    """Run pytest in a process of its own, where a test ends or watches it; workers are processes in any case."""
+
     def run(self, *args: str) -> pytest.RunResult:
-        return self.pytester.runpytest_subprocess("-p", "no:sagaz", "-p", "no:randomly", *args)
+        runpytest = self.pytester.runpytest_subprocess if self.apart else self.pytester.runpytest_inprocess
+        return runpytest(*ALONE, *args)
 
     def update(self, *args: str) -> pytest.RunResult:
         return self.run("--snapshot-update", *args)
@@ -267,7 +273,9 @@ def test_other(saga_golden):
     )
     result = project.update()
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["E  *ValueError: saga_golden(name='x') was compared before in this test, with another*"])
+    result.stdout.fnmatch_lines(
+        ["E  *ValueError: saga_golden(name='x') was compared before in this test, with another*"]
+    )
     assert project.files() == {"test_m/test_same[x].saga": "a\n", "test_m/test_other[x].saga": "a\n"}
 
 
@@ -353,7 +361,24 @@ class TestRefund:
 
 
 def test_an_id_never_leads_out_of_the_folder_nor_into_another_ones_file(project: Project) -> None:
-    ids = ["../../x", "..", "/etc/x", "a/b", "a\\\\b", "a b", "a_b", "a:b", "A_b", "a_B", "", "a][b", "a]", "con", "é", "a.1"]
+    ids = [
+        "../../x",
+        "..",
+        "/etc/x",
+        "a/b",
+        "a\\\\b",
+        "a b",
+        "a_b",
+        "a:b",
+        "A_b",
+        "a_B",
+        "",
+        "a][b",
+        "a]",
+        "con",
+        "é",
+        "a.1",
+    ]
     ids += ["x" * 300, "x" * 299 + "y", "x" * 301]
     project.write(
         f"""
@@ -399,14 +424,18 @@ class Testx(TestBase):
 
 
 def test_a_name_is_the_same_when_a_part_of_the_tests_is_collected(project: Project) -> None:
-    project.write("def test_a(saga_golden): assert '1' == saga_golden\ndef test_A(saga_golden): assert '2' == saga_golden")
+    project.write(
+        "def test_a(saga_golden): assert '1' == saga_golden\ndef test_A(saga_golden): assert '2' == saga_golden"
+    )
     project.update().assert_outcomes(passed=2)
     project.run("test_m.py::test_a").assert_outcomes(passed=1)
     project.run("test_m.py::test_A").assert_outcomes(passed=1)
 
 
 def test_a_doctest_has_a_golden_too(project: Project) -> None:
-    project.write('"""\n>>> "text" == getfixture("saga_golden")\nTrue\n"""\ndef test_m(saga_golden): assert "x" == saga_golden')
+    project.write(
+        '"""\n>>> "text" == getfixture("saga_golden")\nTrue\n"""\ndef test_m(saga_golden): assert "x" == saga_golden'
+    )
     project.update("--doctest-modules").assert_outcomes(passed=2)
     assert sorted(project.files().values()) == ["text\n", "x\n"]
     project.run("--doctest-modules").assert_outcomes(passed=2)
@@ -418,7 +447,9 @@ _words = st.text(alphabet="aA_]/[. é", max_size=4) | st.text(alphabet="ab", min
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(one=st.tuples(_words, st.integers(0, 2) | _words), two=st.tuples(_words, st.integers(0, 2) | _words))
 def test_two_assertions_never_share_a_file(pytester: pytest.Pytester, one: Any, two: Any) -> None:
-    module = _MODULES.get(pytester) or _MODULES.setdefault(pytester, pytester.getmodulecol("def test_x(): pass"))
+    module = _MODULES.get(pytester) or _MODULES.setdefault(
+        pytester, pytester.getmodulecol("def test_x(): pass", configargs=[*ALONE, "-p", "no:syrupy"])
+    )
     paths = [golden_path(_item(module, identifier), index) for identifier, index in (one, two)]
     assert {os.path.dirname(path) for path in paths} == {str(module.path.parent / "__sagas__" / module.path.stem)}
     assert (paths[0].lower() == paths[1].lower()) == (one == two)
@@ -472,6 +503,7 @@ def test_an_update_deletes_nothing(project: Project, ending: str, fixture: str) 
     assert project.files() == THREE_FILES
     head, rest = source.split("@pytest", 1)
     project.write(f"{head}{bad}\n@pytest{rest}" if "del" not in bad else f"{source}{bad}")
+    project.apart = "KeyboardInterrupt" in bad or "os." in bad
     project.update(*options)
     assert project.files() == THREE_FILES
 
@@ -569,6 +601,7 @@ def pytest_unconfigure():
 @pytest.mark.parametrize("count", [5, 40])
 def test_an_assertion_costs_one_read_and_an_update_one_write(project: Project, shape: str, count: int) -> None:
     """Operations on files below `__sagas__`, as Python's audit events count them; no folder is ever listed."""
+    project.apart = True
     project.pytester.makeconftest(CONFTEST + COUNTING)
     modules = 1
     if shape == "parameters":
@@ -586,7 +619,8 @@ def test_an_assertion_costs_one_read_and_an_update_one_write(project: Project, s
             project.write(f"def test_it(saga_golden): assert '{i}' == saga_golden", f"test_{i}")
 
     def operations(*options: str) -> dict[str, int]:
-        result = project.run("-p", "no:cacheprovider", ".", *options)
+        files = sorted(path.name for path in project.pytester.path.glob("test_*.py"))  # pytest lists a folder's folders
+        result = project.run("-p", "no:cacheprovider", *files, *options)
         assert result.ret == 0
         return dict(json.loads(project.pytester.path.joinpath("operations.json").read_text()))
 
@@ -601,6 +635,7 @@ def test_an_assertion_costs_one_read_and_an_update_one_write(project: Project, s
 
 
 def test_the_module_is_imported_only_for_a_test_that_uses_the_fixture(project: Project) -> None:
+    project.apart = True
     project.write("import sys\ndef test_it(): assert 'pytest_sagaz.goldens' not in sys.modules")
     project.run().assert_outcomes(passed=1)
 
@@ -617,28 +652,30 @@ def test_both(snapshot, saga_golden):
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_syrupys_own_snapshots_are_as_without_us(project: Project, workers: list[str]) -> None:
-    def summary(result: pytest.RunResult) -> tuple[int, list[str]]:
-        return int(result.ret), [line for line in result.outlines if "snapshot" in line]
+    """The same counts, deletions, files and exit codes, while snapshots are written, compared, unused and deleted."""
+
+    def report(result: pytest.RunResult) -> tuple[int, list[str]]:
+        _, _, told = result.stdout.str().partition("snapshot report summary")
+        return int(result.ret), [line for line in told.splitlines()[1:] if line and not line.startswith("=")]
 
     def story(source: str) -> list[Any]:
         told: list[Any] = []
-        for change in ("", "=== snapshot", "[2] == snapshot", ""):
-            project.write(source if not change else source.replace("    assert [2] == snapshot\n", ""))
-            for options in ([], ["--snapshot-update"], ["--snapshot-details"]) if change != "=== snapshot" else ([],):
-                told.append(summary(project.run(*options, *workers)))
-                told.append(sorted(path.name for path in project.pytester.path.glob("__snapshots__/*")))
-                told.extend(path.read_text() for path in project.pytester.path.glob("__snapshots__/*"))
+        for asserted in ("[2] == snapshot", "True", "[2] == snapshot"):
+            project.write(source.replace("[2] == snapshot", asserted))
+            for options in ([], ["--snapshot-details"], ["--snapshot-update"]):
+                told.append(report(project.run("-p", "no:cacheprovider", "--tb=no", *options, *workers)))
+                told.append([(path.name, path.read_text()) for path in project.pytester.path.glob("__snapshots__/*")])
         for path in project.pytester.path.glob("__snapshots__/*"):
             path.unlink()
         return told
 
-    project.write(BOTH)
-    without = story(BOTH.replace(', saga_golden', '').replace('    assert "text" == saga_golden\n', ""))
     project.folder.joinpath("test_m").mkdir(parents=True)
     project.folder.joinpath("test_m/test_both.saga").write_text("text\n")
+    project.folder.joinpath("test_m/test_gone.saga").write_text("old\n")
+    without = story(BOTH.replace(", saga_golden", "").replace('    assert "text" == saga_golden\n', ""))
     assert story(BOTH) == without
-    assert any("unused" in line for told in without if isinstance(told, tuple) for line in told[1])
-    assert project.files() == {"test_m/test_both.saga": "text\n"}
+    assert "unused snapshot deleted" in str(without)
+    assert project.files() == {"test_m/test_both.saga": "text\n", "test_m/test_gone.saga": "old\n"}
 
 
 # -- goldens that no test uses ----------------------------------------------------------------------------------------
@@ -717,7 +754,3 @@ def test_a_long_list_of_unused_goldens_is_cut(orphans: Project) -> None:
     [note] = _note(orphans.run())
     assert note.endswith(" and 8 more")
     assert note.count(",") == 4
-
-
-def test_the_python_that_runs_this_is_the_one_of_the_subprocesses() -> None:
-    assert sys.version_info >= (3, 11)

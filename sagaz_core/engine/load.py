@@ -1,0 +1,71 @@
+"""Reading states back from a store: the newest snapshot, and the events after it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sagaz_core.errors import UnknownSagaError, UnknownStepError, nearest, quoted
+from sagaz_core.events import Event, StepStarted
+from sagaz_core.state import SagaState
+from sagaz_core.storage.base import SagaRecord, SnapshotStorage
+from sagaz_core.storage.codec import known_class
+from sagaz_core.storage.records import Resolve, unpack_event, unpack_state
+
+
+async def load_record(storage: SnapshotStorage, saga_id: str) -> SagaRecord:
+    """Return who the saga is, or raise `UnknownSagaError`."""
+    record = await storage.get_saga(saga_id)
+    if record is None:
+        page = await storage.list_sagas(limit=200)
+        known = [found.saga_id for found in page.items]
+        hint = nearest(saga_id, known)
+        if not hint and known:
+            hint = f"; it has {quoted(known[:3])}{' and more' if len(known) > 3 else ''}"
+        raise UnknownSagaError(f"there is no saga {saga_id!r} in the store {storage.url}{hint}")
+    return record
+
+
+async def load_state(
+    storage: SnapshotStorage,
+    saga_id: str,
+    *,
+    until: datetime | None = None,
+    max_seq: int | None = None,
+    resolve: Resolve = known_class,
+) -> SagaState:
+    """Return the saga's state: the last one, or at that time or `seq`. A saga that had not started is `pending`."""
+    snapshot = await storage.latest_snapshot(saga_id, until=until, max_seq=max_seq)
+    state = SagaState() if snapshot is None else unpack_state(snapshot, resolve)
+    async for stored in storage.read_events(saga_id, after_seq=state.seq, until=until):
+        if max_seq is not None and stored.seq > max_seq:
+            break
+        state.apply(unpack_event(stored, resolve))
+    return state
+
+
+async def load_events(storage: SnapshotStorage, saga_id: str, *, resolve: Resolve = known_class) -> list[Event]:
+    """Return all events of the saga."""
+    return [unpack_event(stored, resolve) async for stored in storage.read_events(saga_id)]
+
+
+async def load_state_before(
+    storage: SnapshotStorage, saga_id: str, step: str, *, resolve: Resolve = known_class
+) -> SagaState:
+    """Return the state just before the step started (for the last time, if a crashed run was resumed).
+
+    Raises `UnknownStepError` when the saga never got to the step, or nothing of it was captured.
+    """
+    snapshot = await storage.latest_snapshot(saga_id, step=step, phase="before")
+    if snapshot is not None:
+        return unpack_state(snapshot, resolve)
+    seq = None
+    async for stored in storage.read_events(saga_id):
+        if stored.kind == StepStarted.__name__ and stored.step == step:
+            seq = stored.seq
+            break
+    if seq is None:
+        raise UnknownStepError(
+            f"saga {saga_id!r} has no checkpoint before step {step!r}: it never got there, or it was captured without "
+            f"a journal; `sagaz replay list-changes {saga_id}` shows what it did"
+        )
+    return await load_state(storage, saga_id, max_seq=seq - 1, resolve=resolve)

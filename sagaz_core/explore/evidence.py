@@ -1,0 +1,43 @@
+"""All that is known of one run under a plan; what the oracle judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sagaz_core.events import Event
+from sagaz_core.explore.ledger import Ledger
+from sagaz_core.explore.world import Change
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.model import SagaModel
+from sagaz_core.state import SagaState, SagaStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """`claimed` is what the engine says; `state` the fold of what happened; `ledger` and the world are witnesses.
+
+    `world_changes` is against the world before the run, `reference_changes` against the world after a run without
+    faults; each is `None` when there is no world to look at.
+    """
+
+    model: SagaModel
+    plan: FaultPlan
+    missed: Sequence[Fault]
+    claimed: SagaStatus
+    state: SagaState
+    events: Sequence[Event]
+    ledger: Ledger
+    world_changes: Sequence[Change] | None = None
+    reference_changes: Sequence[Change] | None = None
+    cancelled: bool = False
+    left_in_context: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def turned_back(self) -> bool:
+        """Whether the run ended, or was left, without having completed."""
+        return self.claimed is not SagaStatus.COMPLETED
+
+    def struck(self, *kinds: str) -> set[str]:
+        """Return the steps at which a fault of one of these kinds happened."""
+        return {f.step for f in self.plan if f.kind in kinds and f not in self.missed}

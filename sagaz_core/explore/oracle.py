@@ -1,0 +1,290 @@
+"""The oracle: works out from the model and the plan what must have been undone and what kept, and compares.
+
+Three witnesses: what the engine claims, the ledger (which effects really happened) and the world (the user's probes).
+Each rule below reads the evidence and yields what is wrong; no rule needs anything from the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sagaz_core.explore.evidence import Evidence
+from sagaz_core.explore.verdict import Finding, Verdict
+from sagaz_core.model import END
+from sagaz_core.state import SagaStatus
+
+Rule = Callable[["Case"], Iterator[Finding]]
+
+
+class Case:
+    """The evidence, with what several rules ask of it worked out once."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.model = evidence.model
+        self.state = evidence.state
+        ledger = evidence.ledger
+        done: dict[str, list[int]] = {name: [0] for name in ledger.served}
+        undone: dict[str, list[int]] = {}
+        for entry in ledger.entries:
+            if entry.happened:
+                (undone if entry.undo else done).setdefault(entry.step, []).append(entry.ended)
+        self.done, self.undone = done, undone
+        self.alive = {step for step, moments in done.items() if moments[-1] > undone.get(step, (-1,))[-1]}
+        self.past_pivot = any(step.pivot and step.name in self.state.results for step in self.model.steps)
+        self.expected_stuck = self._expected_stuck()
+
+    def _expected_stuck(self) -> set[str]:
+        """The steps that may be left because a fault says so, and those that the failure policy leaves with them."""
+        struck = self.evidence.struck("undo-fail", "undo-fail-after", "undo-hang")
+        expected = set(struck)
+        for step in struck:
+            if self.model.on_compensation_failure == "fail_fast":
+                expected |= self.alive - self.model.descendants[step]
+            elif self.model.on_compensation_failure == "skip_dependents":
+                expected |= self.model.ancestors[step]
+        if self.past_pivot:
+            expected |= {fault.step for fault in self.evidence.plan if fault.step != END}
+        return expected
+
+
+def judge(evidence: Evidence) -> tuple[Finding, ...]:
+    """Return all that is wrong with the run, or `()`."""
+    if evidence.missed:
+        return tuple(_vacuous(evidence))
+    case = Case(evidence)
+    return tuple(finding for rule in RULES for finding in rule(case))
+
+
+def _vacuous(evidence: Evidence) -> Iterator[Finding]:
+    for fault in evidence.missed:
+        ended = f"the saga ended {evidence.claimed.value}"
+        if evidence.state.failed_step not in (None, fault.step) and evidence.state.error is not None:
+            ended += f" because {evidence.state.failed_step!r} failed: {evidence.state.error}"
+        yield Finding(
+            Verdict.VACUOUS,
+            None if fault.step == END else fault.step,
+            f"{fault} never happened: {ended} before it could",
+            "give a context with which the saga gets there, or take the fault out of the plan",
+        )
+
+
+def _swallowed(case: Case) -> Iterator[Finding]:
+    evidence = case.evidence
+    if evidence.claimed is not SagaStatus.COMPLETED or case.past_pivot:
+        return
+    for fault in evidence.plan:
+        kind = fault.described
+        if kind.fatal and not kind.undo and fault.attempt is None:
+            yield Finding(
+                Verdict.LIE,
+                fault.step,
+                f"the saga says completed although {fault} happened: the error was swallowed",
+                "let the error out of the step, or declare how it is recovered from",
+            )
+
+
+def _benign_was_fatal(case: Case) -> Iterator[Finding]:
+    evidence = case.evidence
+    faults = list(evidence.plan)
+    if not faults or any(f.described.fatal or f.attempt is not None for f in faults) or not evidence.turned_back:
+        return
+    for fault in faults:
+        if "flaky" in fault.kind and fault.times > 1:
+            return  # more failures than there may be retries
+    error = case.state.error
+    yield Finding(
+        Verdict.NOT_IDEMPOTENT,
+        faults[0].step,
+        f"{evidence.plan} alone should have done no harm, but the saga ended {evidence.claimed.value}"
+        f"{f' ({error})' if error else ''}",
+        "let the step notice that its effect is there already (an idempotency key), and return the same result",
+    )
+
+
+def _left_behind(case: Case) -> Iterator[Finding]:
+    evidence = case.evidence
+    if not evidence.turned_back or case.past_pivot:
+        return
+    for name in case.model.order:
+        step = case.model.step(name)
+        if name not in case.alive or not step.has_compensation or name in case.expected_stuck:
+            continue
+        if name in case.state.stuck:
+            yield Finding(
+                Verdict.STUCK,
+                name,
+                f"the compensation of {name!r} did not succeed, and its effect is still there",
+                "make the compensation succeed however far its action got, and give it retries",
+            )
+        else:
+            yield Finding(Verdict.ORPHAN, name, f"the effect of {name!r} was left behind", _orphan_advice(case, name))
+
+
+def _orphan_advice(case: Case, name: str) -> str:
+    step = case.model.step(name)
+    if name in case.evidence.struck("late"):
+        return "let the action refuse once its compensation has run: keep a mark under the same key (a tombstone)"
+    if case.evidence.cancelled and not case.state.status.ended:
+        return "the engine does not compensate when its task is cancelled: shield the run, or resume it elsewhere"
+    if name in case.state.ambiguous and not step.undone_in_doubt:
+        return f'declare in_doubt="compensate" at step {name!r}: its effect may have happened although it failed'
+    return "let the compensation undo what the action did"
+
+
+def _world_differs(case: Case) -> Iterator[Finding]:
+    evidence = case.evidence
+    if not evidence.world_changes or case.past_pivot or evidence.claimed is not SagaStatus.ROLLED_BACK:
+        return
+    if case.expected_stuck & set(case.done) or any(_left_behind(case)):
+        return
+    changes = "; ".join(map(str, evidence.world_changes[:3]))
+    kept = [name for name in case.alive if not case.model.step(name).has_compensation]
+    if kept:
+        yield Finding(
+            Verdict.ORPHAN,
+            kept[0],
+            f"the saga says rolled back, but the world is not as it was ({changes}), and these steps have no "
+            f"compensation: {', '.join(kept)}",
+            "add a compensation, put the step last, or declare the data append_only in the world",
+        )
+    else:
+        yield Finding(
+            Verdict.LIE,
+            None,
+            f"the saga says rolled back, but the world is not as it was ({changes})",
+            "a compensation returned without undoing all that its action did",
+        )
+
+
+def _claim(case: Case) -> Iterator[Finding]:
+    evidence, state = case.evidence, case.state
+    if evidence.claimed is SagaStatus.ROLLED_BACK and state.status is SagaStatus.FAILED:
+        yield Finding(
+            Verdict.LIE,
+            state.stuck[0] if state.stuck else None,
+            f"the engine says rolled back, but these compensations failed: {', '.join(state.stuck)}",
+            "do not trust this status: look at each compensation's own result",
+        )
+    elif evidence.claimed is SagaStatus.COMPLETED:
+        for name in case.model.order:
+            if name not in case.alive and name not in state.results:
+                yield Finding(Verdict.LIE, name, f"the saga says completed, but {name!r} was not done")
+
+
+def _order(case: Case) -> Iterator[Finding]:
+    if case.past_pivot:
+        for name in case.undone:
+            yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
+        return
+    undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
+    for entry in undos:
+        for dependant in sorted(case.model.descendants[entry.step], key=case.model.order.index):
+            if not any(other.step == dependant and other.began > entry.began for other in undos):
+                continue  # never undone, or not after this: if it is still there, that is an orphan
+            if _alive_at(case, dependant, entry.began):
+                yield Finding(
+                    Verdict.OUT_OF_ORDER,
+                    entry.step,
+                    f"{entry.step!r} was undone while {dependant!r}, which depends on it, was still done",
+                    "undo dependants first: check depends_on, and what the engine orders compensations by",
+                )
+                break
+
+
+def _alive_at(case: Case, step: str, moment: int) -> bool:
+    done = [at for at in case.done.get(step, ()) if at < moment]
+    undone = [at for at in case.undone.get(step, ()) if at < moment]
+    return bool(done) and done[-1] > (undone[-1] if undone else -1)
+
+
+_UNDONE_AGAIN = ("undo-repeat", "undo-crash", "undo-flaky-after", "undo-fail-after", "undo-hang")
+
+
+def _double_undo(case: Case) -> Iterator[Finding]:
+    excused = case.evidence.struck(*_UNDONE_AGAIN)
+    for name, moments in case.undone.items():
+        if name in excused:
+            continue
+        done = case.done.get(name, [])
+        for earlier, later in zip(moments, moments[1:], strict=False):
+            if not any(earlier < moment < later for moment in done):
+                yield Finding(
+                    Verdict.DOUBLE_UNDO,
+                    name,
+                    f"{name!r} was undone twice",
+                    "the engine must not run a compensation again that has succeeded",
+                )
+                break
+
+
+def _undo_without_do(case: Case) -> Iterator[Finding]:
+    for name in case.undone:
+        if name in case.done:
+            continue
+        step = case.model.step(name)
+        if step.undone_in_doubt and case.state.attempts.get(name):
+            continue  # that is what in_doubt="compensate" asks for: the engine cannot know
+        yield Finding(
+            Verdict.UNDO_WITHOUT_DO,
+            name,
+            f"{name!r} was undone although it was never done",
+            "compensate only steps that completed, or whose effect is in doubt",
+        )
+
+
+def _unexpectedly_stuck(case: Case) -> Iterator[Finding]:
+    evidence, state = case.evidence, case.state
+    if state.status is SagaStatus.FAILED and not case.past_pivot:
+        for name in state.stuck:
+            if name not in case.expected_stuck and name not in case.alive:
+                yield Finding(
+                    Verdict.STUCK,
+                    name,
+                    f"the compensation of {name!r} did not succeed",
+                    "make the compensation succeed when there is nothing to undo",
+                )
+    for name in evidence.struck("undo-fail", "undo-fail-after", "undo-hang"):
+        if evidence.claimed is SagaStatus.ROLLED_BACK and state.status is SagaStatus.ROLLED_BACK:
+            yield Finding(
+                Verdict.LIE, name, f"the compensation of {name!r} failed for good, and the saga says rolled back"
+            )
+
+
+def _not_idempotent(case: Case) -> Iterator[Finding]:
+    evidence = case.evidence
+    if evidence.claimed is SagaStatus.COMPLETED and evidence.reference_changes:
+        changes = "; ".join(map(str, evidence.reference_changes[:3]))
+        step = next(iter(evidence.plan)).step if evidence.plan else None
+        yield Finding(
+            Verdict.NOT_IDEMPOTENT,
+            step,
+            f"after {evidence.plan} the world is not what it is without it ({changes})",
+            "let the action notice that its effect is there already: send an idempotency key",
+        )
+
+
+def _context_leak(case: Case) -> Iterator[Finding]:
+    if case.state.status is SagaStatus.ROLLED_BACK and case.evidence.left_in_context:
+        keys = ", ".join(f"{key!r} ({how})" for key, how in case.evidence.left_in_context.items())
+        yield Finding(
+            Verdict.CONTEXT_LEAK,
+            None,
+            f"after the rollback the context is not what it was: {keys}",
+            "return new values instead of changing them in place, and let compensations return what they have to say",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    _swallowed,
+    _benign_was_fatal,
+    _left_behind,
+    _claim,
+    _world_differs,
+    _order,
+    _double_undo,
+    _undo_without_do,
+    _unexpectedly_stuck,
+    _not_idempotent,
+    _context_leak,
+)

@@ -1,0 +1,195 @@
+"""One run of a saga under one plan, with every witness watching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagaz_core.adapters.base import Adapter
+from sagaz_core.adapters.locate import adapter_for
+from sagaz_core.clock import Clock, utc_now
+from sagaz_core.engine.journal import Journal
+from sagaz_core.engine.run import RunOptions, Served
+from sagaz_core.errors import PlanError, SagazError
+from sagaz_core.events import Event
+from sagaz_core.explore.evidence import Evidence
+from sagaz_core.explore.ledger import Ledger
+from sagaz_core.explore.outcome import Outcome
+from sagaz_core.explore.world import Reading, World
+from sagaz_core.faults.inject import Injector, SimulatedCrash
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.interceptor import Interceptor
+from sagaz_core.model import SagaModel
+from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.storage.codec import decode, encode, importing_class
+
+MAX_RESUMES = 20
+
+
+class NotRunnableError(SagazError):
+    """The saga's engine cannot have a fault of the plan; the plan is reported as not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tried: a saga class, an instance or a factory (`make`), and the context that it begins with.
+
+    `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
+    command that runs a plan again, with `{plan}` in it.
+    """
+
+    make: Callable[[], Any]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    served: Sequence[Served] = ()
+    world: World | None = None
+    saga_id: str | None = None
+    reproduce: str = ""
+    interceptors: Sequence[Interceptor] = ()
+    clock: Clock = utc_now
+
+
+async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
+    """Return the adapter of the subject's saga, and its model."""
+    saga = subject.make()
+    adapter = adapter_for(saga)
+    return adapter, await adapter.describe(adapter.create(saga))
+
+
+def check_runnable(adapter: Adapter, model: SagaModel, plan: FaultPlan) -> None:
+    """Raise `PlanError` for a plan that does not fit the saga, `NotRunnableError` for one that its engine cannot have."""
+    plan.check(model)
+    for fault in plan:
+        if fault.kind in adapter.cannot:
+            raise NotRunnableError(f"{fault} was not run: {adapter.cannot[fault.kind]}")
+
+
+async def run_trial(subject: Subject, plan: FaultPlan = NO_FAULTS, *, reference: Reading | None = None) -> Outcome:
+    """Run the saga once under the plan and return the outcome, judged.
+
+    `reference` is what the world shows after a run without faults. The fakes of the world are put back first to what
+    they were, when everything in it is a fake. Raises `PlanError`, `NotRunnableError`, and whatever stops the run
+    itself (`DefinitionError`, a value that cannot be stored).
+    """
+    return await Trial(subject, plan).run(reference)
+
+
+class Trial:
+    """The parts of one run under a plan."""
+
+    def __init__(self, subject: Subject, plan: FaultPlan) -> None:
+        self.subject = subject
+        self.plan = plan
+        self.injector = Injector(plan)
+        self.ledger = Ledger(step.step for step in subject.served)
+        self.events: list[Event] = []
+        self.state = SagaState()
+        self.cancelled = False
+        self.exception: BaseException | None = None
+        self.options = RunOptions(
+            interceptors=(*subject.interceptors, self.injector, self.ledger),
+            observers=(self.injector.observe,),
+            on_journal=self._on_journal,
+            clock=subject.clock,
+        )
+
+    def _on_journal(self, journal: Journal) -> None:
+        self.state = journal.state
+        self.events = journal.events if not self.events else self.events
+        if journal.events is not self.events:
+            journal.events = self.events  # a resumed run goes on in the same history
+
+    async def run(self, reference: Reading | None = None) -> Outcome:
+        """Run it and judge."""
+        subject, plan = self.subject, self.injector.plan
+        made = subject.make()
+        adapter = adapter_for(made)
+        saga = adapter.create(made)
+        model = await adapter.describe(saga)
+        check_runnable(adapter, model, plan)
+        world = subject.world or None
+        before = await world.read() if world else None
+        initial = encode(dict(subject.context), "context")
+        claimed = await self._run_to_its_end(adapter, saga, decode(initial, resolve=importing_class))
+        await self.injector.deliver_late()
+        changes = reference_changes = after = None
+        if world and before is not None:
+            after = await world.read()
+            changes = world.changes(before, after)
+            if reference is not None:
+                reference_changes = world.changes(reference, after)
+        evidence = Evidence(
+            model=model,
+            plan=plan,
+            missed=self.injector.missed,
+            claimed=claimed,
+            state=self.state,
+            events=self.events,
+            ledger=self.ledger,
+            # Served steps never touched this world, but their compensations do: then it is no witness.
+            world_changes=None if subject.served else changes,
+            reference_changes=None if subject.served else reference_changes,
+            cancelled=self.cancelled,
+            left_in_context=self._left_in_context(initial),
+        )
+        return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
+
+    def _left_in_context(self, initial: bytes) -> dict[str, str]:
+        context = self.state.context
+        if self.state.status is not SagaStatus.ROLLED_BACK or encode(dict(context), "context") == initial:
+            return {}
+        began: dict[str, Any] = decode(initial, resolve=importing_class)
+        found = {}
+        for key in [*began, *(key for key in context if key not in began)]:
+            if key not in context:
+                found[key] = "gone"
+            elif key not in began:
+                found[key] = "still there"
+            elif encode(began[key]) != encode(context[key]):
+                found[key] = "changed"
+        return found
+
+    async def _run_to_its_end(self, adapter: Adapter, saga: Any, context: dict[str, Any]) -> SagaStatus:
+        subject = self.subject
+        run: Callable[[], Any] = lambda: adapter.run(  # noqa: E731 - replaced by resume below
+            saga, context, saga_id=subject.saga_id, served=subject.served, options=self.options
+        )
+        for _ in range(MAX_RESUMES):
+            try:
+                result = await self._guarded(run)
+            except SimulatedCrash:
+                # Another process takes over: all it has is what was recorded, read back from bytes.
+                saga = adapter.create(subject.make())
+                state = SagaState.from_data(decode(encode(self.state.to_data(), "state"), resolve=importing_class))
+                run = lambda saga=saga, state=state: adapter.resume(saga, state, options=self.options)  # noqa: E731
+            except asyncio.CancelledError as error:
+                if not any(fault.kind == "cancel" for fault in self.injector.fired):
+                    raise
+                self.cancelled = True
+                self.exception = error
+                return self.state.status
+            else:
+                self.exception = result.exception
+                status: SagaStatus = result.status
+                return status
+        raise PlanError(f"{self.injector.plan}: the saga did not end after {MAX_RESUMES} resumed runs")
+
+    async def _guarded(self, run: Callable[[], Any]) -> Any:
+        if not any(fault.kind == "cancel" for fault in self.injector.plan):
+            return await run()
+        # The plan cancels the task that runs the saga, which must not be the one that judges.
+        return await asyncio.ensure_future(run())
+
+
+async def reference_reading(subject: Subject) -> Reading | None:
+    """Return what the world shows after a run without faults, and put the world back. `None` without such a world."""
+    world = subject.world
+    if not world or not world.restorable or subject.served:
+        return None
+    saved = world.save()
+    outcome = await run_trial(subject)
+    world.restore(saved)
+    return outcome.world_after if outcome.status is SagaStatus.COMPLETED else None
+
+

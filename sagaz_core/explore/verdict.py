@@ -1,0 +1,51 @@
+"""What a judgement can say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """How a run ended, in the eyes of the oracle. The first ones outweigh the later ones."""
+
+    VACUOUS = "VACUOUS"
+    LIE = "LIE"
+    ORPHAN = "ORPHAN"
+    DOUBLE_UNDO = "DOUBLE_UNDO"
+    UNDO_WITHOUT_DO = "UNDO_WITHOUT_DO"
+    OUT_OF_ORDER = "OUT_OF_ORDER"
+    STUCK = "STUCK"
+    NOT_IDEMPOTENT = "NOT_IDEMPOTENT"
+    CONTEXT_LEAK = "CONTEXT_LEAK"
+    CLEAN = "CLEAN"
+
+
+MEANING = {
+    Verdict.VACUOUS: "the fault never happened, so nothing was tried",
+    Verdict.LIE: "the engine says one thing, what happened is another",
+    Verdict.ORPHAN: "an effect was left behind",
+    Verdict.DOUBLE_UNDO: "an effect was undone twice",
+    Verdict.UNDO_WITHOUT_DO: "something was undone that was never done",
+    Verdict.OUT_OF_ORDER: "a step was undone while one that depends on it was not",
+    Verdict.STUCK: "a compensation did not succeed",
+    Verdict.NOT_IDEMPOTENT: "doing it twice is not the same as doing it once",
+    Verdict.CONTEXT_LEAK: "the context is not what it was before the saga",
+    Verdict.CLEAN: "everything is as it must be",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga."""
+
+    verdict: Verdict
+    step: str | None
+    sentence: str
+    advice: str = ""
+
+
+def worst(findings: tuple[Finding, ...]) -> Verdict:
+    """Return the verdict of the findings together."""
+    order = list(Verdict)
+    return min((finding.verdict for finding in findings), key=order.index, default=Verdict.CLEAN)

@@ -1,0 +1,164 @@
+"""The outside that a saga acts on, as far as the user lets us see it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sagaz_core.errors import UsageError
+
+Reading = dict[str, Any]
+
+
+class Change(NamedTuple):
+    """One place of the world that differs: its probe and path, and the values (`MISSING` when there was none)."""
+
+    where: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: {_short(self.before)} -> {_short(self.after)}"
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "(nothing)"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    read: Callable[[], Any]
+    append_only: bool
+
+
+class World:
+    """What is compared before and after a run. Empty, it is no witness, and the ledger alone judges.
+
+    `probe` reads something of the real outside; `fake` registers an object of the test's own, whose state can also be
+    put back, so that each run begins in the same world.
+    """
+
+    def __init__(self) -> None:
+        self._probes: dict[str, _Probe] = {}
+        self._fakes: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._probes or self._fakes)
+
+    @property
+    def restorable(self) -> bool:
+        """Whether everything in it can be put back."""
+        return not self._probes and bool(self._fakes)
+
+    def probe(self, name: str, read: Callable[[], Any], *, append_only: bool = False) -> None:
+        """Compare what `read()` returns (plain data; it may be async). `append_only` data, such as an audit log, may
+        grow: only what was there before is compared.
+        """
+        self._check_new(name)
+        self._probes[name] = _Probe(read, append_only)
+
+    def fake(self, fake: Any, name: str | None = None) -> Any:
+        """Register a fake and return it. Its state is what its `snapshot()` returns and `restore(state)` takes, or else
+        its attributes, or its items if it is a dict, list or set.
+        """
+        label = name or type(fake).__name__
+        self._check_new(label)
+        self._fakes[label] = fake
+        return fake
+
+    def _check_new(self, name: str) -> None:
+        if name in self._probes or name in self._fakes:
+            raise UsageError(f"the world has a probe or fake named {name!r} already: give this one another name")
+
+    async def read(self) -> Reading:
+        """Return what every probe and fake shows now, copied."""
+        reading: Reading = {}
+        for name, probe in self._probes.items():
+            value = probe.read()
+            value = await value if inspect.isawaitable(value) else value
+            reading[name] = copy.deepcopy(value)
+        for name, fake in self._fakes.items():
+            reading[name] = _state_of(fake)
+        return reading
+
+    def save(self) -> dict[str, Any]:
+        """Return the state of all fakes, copied."""
+        return {name: _state_of(fake) for name, fake in self._fakes.items()}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Put the fakes' states back to what `save` returned."""
+        for name, state in saved.items():
+            _put_back(self._fakes[name], copy.deepcopy(state))
+
+    def changes(self, before: Reading, after: Reading) -> tuple[Change, ...]:
+        """Return where two readings differ."""
+        found: list[Change] = []
+        for name, value in before.items():
+            probe = self._probes.get(name)
+            now = after[name]
+            if probe is not None and probe.append_only:
+                now = _only_what_was(value, now)
+            _compare(name, value, now, found)
+        return tuple(found)
+
+
+def _state_of(fake: Any) -> Any:
+    snapshot = getattr(fake, "snapshot", None)
+    if callable(snapshot) and callable(getattr(fake, "restore", None)):
+        return copy.deepcopy(snapshot())
+    if isinstance(fake, (dict, list, set)):
+        return copy.deepcopy(fake)
+    return copy.deepcopy(vars(fake))
+
+
+def _put_back(fake: Any, state: Any) -> None:
+    restore = getattr(fake, "restore", None)
+    if callable(restore):
+        restore(state)
+    elif isinstance(fake, (dict, set)):
+        fake.clear()
+        fake.update(state)
+    elif isinstance(fake, list):
+        fake[:] = state
+    else:
+        vars(fake).clear()
+        vars(fake).update(state)
+
+
+def _only_what_was(before: Any, now: Any) -> Any:
+    if isinstance(before, Sequence) and isinstance(now, Sequence):
+        return now[: len(before)]
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return {key: value for key, value in now.items() if key in before}
+    if isinstance(before, (set, frozenset)) and isinstance(now, (set, frozenset)):
+        return now & before
+    if isinstance(before, (int, float)) and isinstance(now, (int, float)):
+        return max(before, now) if now < before else before
+    return now
+
+
+def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in [*before, *(key for key in after if key not in before)]:
+            _compare(f"{where}.{key}", before.get(key, MISSING), after.get(key, MISSING), found)
+    elif before is not after and not _equal(before, after):
+        found.append(Change(where, before, after))
+
+
+def _equal(before: Any, after: Any) -> bool:
+    try:
+        return bool(before == after)
+    except Exception:  # user data: a broken __eq__ is a difference
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,108 @@
+"""What stores check and refuse alike, whatever they keep their bytes in."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
+from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, StoredEvent
+
+MAX_SEQ = 2**63 - 1
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise `UsageError` when the batch is of several sagas, or `NaiveTimeError` when a time has no timezone."""
+    saga_id = batch.saga_id
+    for event in batch.events:
+        if event.saga_id != saga_id:
+            raise _other_saga(batch, event.saga_id)
+        if event.at.tzinfo is None:
+            raise _naive(event.at)
+    for snapshot in batch.snapshots:
+        if snapshot.saga_id != saga_id:
+            raise _other_saga(batch, snapshot.saga_id)
+        if snapshot.created_at.tzinfo is None:
+            raise _naive(snapshot.created_at)
+        if snapshot.retention_until is not None and snapshot.retention_until.tzinfo is None:
+            raise _naive(snapshot.retention_until)
+    if batch.saga is not None:
+        if batch.saga.saga_id != saga_id:
+            raise _other_saga(batch, batch.saga.saga_id)
+        check_moment(batch.saga.started_at)
+
+
+def check_moment(moment: datetime | None) -> None:
+    """Raise `NaiveTimeError` when the time has no timezone. `None` is none."""
+    if moment is not None and moment.tzinfo is None:
+        raise _naive(moment)
+
+
+def check_limit(limit: int) -> None:
+    """Raise `UsageError` when a page of that many would hold nothing."""
+    if limit < 1:
+        raise UsageError(f"a page of {limit} records is none: give a limit of 1 or more")
+
+
+def snapshot_cursor(last: SagaSnapshot) -> str:
+    """Return the cursor of the page after this snapshot."""
+    return f"{last.seq}:{last.snapshot_id}"
+
+
+def read_snapshot_cursor(cursor: str | None) -> tuple[int, str]:
+    """Return `seq` and `snapshot_id` of the last snapshot before the page. Raises `UsageError`."""
+    if cursor is None:
+        return -MAX_SEQ, ""
+    seq, colon, snapshot_id = cursor.partition(":")
+    if not colon or not seq.lstrip("-").isdecimal() or len(seq) > 19:
+        raise UsageError(f"{cursor!r:.80} is not a cursor: give the one of the page before, unchanged")
+    return int(seq), snapshot_id
+
+
+def model_to_json(record: SagaRecord) -> str:
+    """Return the record's model as text, the same for equal models. Raises `CannotStoreError`."""
+    try:
+        return json.dumps(record.model, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise CannotStoreError(f"the model of saga {record.saga_id!r} is not plain JSON data: {error}", "model") from error
+
+
+def model_from_json(saga_id: str, text: str) -> dict[str, Any]:
+    """Do the inverse of `model_to_json`. Raises `CorruptDataError`."""
+    try:
+        model: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise CorruptDataError(f"the stored model of saga {saga_id!r} is damaged: {error}") from error
+    return model
+
+
+def another_saga(record: SagaRecord) -> DuplicateSagaError:
+    """Return the error for a saga record whose id is taken."""
+    return DuplicateSagaError(
+        f"saga {record.saga_id!r} is stored already, as another run or definition: give this one another id"
+    )
+
+
+def another_event(event: StoredEvent) -> DuplicateSagaError:
+    """Return the error for an event whose place is taken."""
+    return DuplicateSagaError(
+        f"saga {event.saga_id!r} has another event {event.seq} already (this one is {event.kind} of {event.step!r}): "
+        f"two runs write under this id; stop one of them"
+    )
+
+
+def another_snapshot(snapshot: SagaSnapshot) -> DuplicateSagaError:
+    """Return the error for a snapshot whose id is taken."""
+    return DuplicateSagaError(
+        f"there is another snapshot {snapshot.snapshot_id!r} already "
+        f"(this one is of saga {snapshot.saga_id!r} at {snapshot.seq}): give this one another id"
+    )
+
+
+def _naive(moment: datetime) -> NaiveTimeError:
+    return NaiveTimeError(f"{moment.isoformat()} has no timezone: write {moment.isoformat()}+00:00 if it is UTC")
+
+
+def _other_saga(batch: Batch, saga_id: str) -> UsageError:
+    return UsageError(f"a batch is of one saga: this one is of {batch.saga_id!r}, and has a record of {saga_id!r}")
