@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from sagaz_core.errors import DefinitionError
@@ -28,11 +29,13 @@ class Saga(Generic[ContextT]):
     Subclass it and mark methods with `@action` and `@compensate`, or make one with a name and call `add_step`. An
     instance holds no state of a run: any number of runs may be under way at once.
 
-    `replay_config` and `snapshot_storage` turn capturing on; `interceptors` wrap every call.
+    `migrations` maps a recorded version to a function that makes its initial context fit this definition; without one,
+    what was recorded on another definition is not replayed. `replay_config` and `snapshot_storage` turn capturing on; `interceptors` wrap every call.
     """
 
     saga_name: ClassVar[str] = ""
     version: ClassVar[str] = "1.0"
+    migrations: ClassVar[Mapping[str, Callable[[dict[str, Any]], Mapping[str, Any]]]] = MappingProxyType({})
     _declared: ClassVar[Declarations] = Declarations()
     _context_model: ClassVar[TypedContext | None] = None
 

@@ -1,1 +1,28 @@
 """Where snapshots, events and replay logs are kept. `open_storage(url)` imports the backend that the URL names."""
+
+from sagaz_core.storage.base import (
+    Batch,
+    Page,
+    ReplayRecord,
+    SagaRecord,
+    SagaSnapshot,
+    SnapshotStorage,
+    StoredEvent,
+    checked_id,
+)
+from sagaz_core.storage.memory import InMemorySnapshotStorage
+from sagaz_core.storage.url import open_storage, safe_url
+
+__all__ = [
+    "Batch",
+    "InMemorySnapshotStorage",
+    "Page",
+    "ReplayRecord",
+    "SagaRecord",
+    "SagaSnapshot",
+    "SnapshotStorage",
+    "StoredEvent",
+    "checked_id",
+    "open_storage",
+    "safe_url",
+]

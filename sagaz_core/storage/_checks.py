@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
-from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, StoredEvent
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, StoredEvent
 
 MAX_SEQ = 2**63 - 1
 
@@ -65,7 +68,8 @@ def model_to_json(record: SagaRecord) -> str:
     try:
         return json.dumps(record.model, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise CannotStoreError(f"the model of saga {record.saga_id!r} is not plain JSON data: {error}", "model") from error
+        message = f"the model of saga {record.saga_id!r} is not plain JSON data: {error}"
+        raise CannotStoreError(message, "model") from error
 
 
 def model_from_json(saga_id: str, text: str) -> dict[str, Any]:

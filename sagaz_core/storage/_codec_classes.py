@@ -13,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Final
 
 from sagaz_core.errors import CodecError, CorruptDataError, UnknownTypeError
@@ -76,7 +77,7 @@ def known_class(module: str, qualname: str) -> type:
     found: Any = sys.modules.get(module)
     for name in qualname.split("."):
         # vars() and not getattr(): a module's __getattr__ may import, a class's metaclass may do anything
-        found = vars(found).get(name) if found is not None and hasattr(found, "__dict__") else None
+        found = vars(found).get(name) if issubclass(type(found), (ModuleType, type)) else None
     if not isinstance(found, type) or kind_of(found) is None:
         raise _unknown(module, qualname)
     return found

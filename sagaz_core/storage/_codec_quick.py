@@ -127,7 +127,7 @@ def _holds_buffer(packed: bytes, parts: Any) -> bool:
 
 
 def _box(parts: Any) -> Any:
-    """Return the parts with boxes in their lists and dicts where ormsgpack needs them; what needs none is not copied."""
+    """Return the parts with boxes in their lists and dicts where ormsgpack needs them, copying no more than that."""
     copy = None
     for step, item in parts.items() if type(parts) is dict else enumerate(parts):
         cls = type(item)

@@ -13,6 +13,7 @@ from sagaz_core.storage._codec_forms import EMBEDDED, FORMS, ITEMS, LEAF, OBJECT
 
 MAX_DEPTH: Final = 255
 """How many containers may be nested in a value that is stored: as many as ormsgpack packs."""
+TOO_DEEP: Final = f"a value nested deeper than {MAX_DEPTH} levels, as stored, cannot be stored; make it flatter"
 
 Step = tuple[str, Any]  # how a path goes on: ("[]", key), (".", name) or ("<>", "key")
 Children = Iterable[tuple[Step, Any]]
@@ -71,7 +72,7 @@ class Walk(ABC):
         if id(value) in self.above:
             self.fault("a value that contains itself cannot be stored; put an id or a name in its place")
         if len(self.trail) >= MAX_DEPTH:
-            self.fault(f"a value nested deeper than {MAX_DEPTH} levels cannot be stored; make it flatter")
+            self.fault(TOO_DEEP)
         self.above.add(id(value))
         children, join = (_numbered(value), _same) if form is None else self.split(form, value)
         trees = []

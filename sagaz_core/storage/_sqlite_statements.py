@@ -1,8 +1,8 @@
 """The SQLite store's tables and every statement that it runs on them.
 
 `saga` in a table is the row of `sagas` that holds the saga's id: so indices hold a small number for a long text.
-`floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up to
-the last row whose time is not after T" a range of an index, also when the clock went back.
+`floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
+to the last row whose time is not after T" a range of an index, also when the clock went back.
 Each statement is served by an index and reads no row that it does not return; a test asks SQLite for each one's plan.
 """
 
@@ -111,7 +111,8 @@ ADD_EVENT = """
 """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
-        saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data, retention_until
+        saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data,
+        retention_until
     )
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11)
     ON CONFLICT (snapshot_id) DO NOTHING

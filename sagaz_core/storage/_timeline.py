@@ -1,12 +1,14 @@
-"""Records of one saga in order, found by `seq` and by time at the cost of a bisection, also when its clock went back."""
+"""Records of one saga in order, found by `seq` and by time at the cost of a bisection, whatever its clock did."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from datetime import datetime
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
 Item = TypeVar("Item")
 
@@ -16,8 +18,8 @@ _seq = attrgetter("seq")
 class Timeline(Generic[Item]):
     """A list in order of `key`, which starts with `seq`.
 
-    With each item goes its *floor*, the earliest time from it on. Floors never decrease, and the last item whose time is
-    not after T is the last one whose floor is not: so a bisection over them is right whatever the times are.
+    With each item goes its *floor*, the earliest time from it on. Floors never decrease, and the last item whose time
+    is not after T is the last one whose floor is not: so a bisection over them is right whatever the times are.
     """
 
     __slots__ = ("_floors", "_key", "_moment", "items")

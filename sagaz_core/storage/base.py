@@ -8,9 +8,9 @@ Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence  # noqa: TC003 - whoever reads the records' types needs the names
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 - see above
 from typing import Any, Protocol, runtime_checkable
 
 from sagaz_core.errors import UsageError
@@ -110,9 +110,8 @@ class SnapshotStorage(Protocol):
     """A store. Every method may raise `StorageError`; unknown ids give `None` or nothing, never an error.
 
     Calls are coroutines; one that never waits (an embedded store) may do its work inline. Times given must be aware,
-    or `NaiveTimeError` is raised; times returned are in UTC, and exact to the microsecond. Text is any text, also with
-    NUL, quotes and `%`: ids are data, never paths or patterns. A limit below 1 or a cursor that the store did not make is
-    a `UsageError`.
+    or `NaiveTimeError` is raised; times returned are exact to the microsecond. Text is any text, also with NUL, quotes
+    and `%`: ids are data, never paths or patterns. A limit below 1, or a cursor that no page gave, is a `UsageError`.
 
     Clocks go back. `until` means, whatever the order of the times is, "up to the record of highest `seq` whose time is
     not after it".

@@ -30,7 +30,7 @@ from sagaz_core.storage._codec_classes import (
 from sagaz_core.storage._codec_depth import deeper_than
 from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM, FORMS, LEAF, Form
 from sagaz_core.storage._codec_quick import pack
-from sagaz_core.storage._codec_walk import MAX_DEPTH, Walk, is_utf8
+from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8
 
 __all__ = [
     "FORMAT_VERSION",
@@ -119,7 +119,10 @@ class _Packer(Walk):
         return self.tree(part)
 
     def tag(self, form: Form, body: Any, extra: dict[str, Any] | None) -> Any:
-        return ormsgpack.Ext(form.code, ormsgpack.packb(body if extra is None else [body, extra]))
+        try:
+            return ormsgpack.Ext(form.code, ormsgpack.packb(body if extra is None else [body, extra]))
+        except TypeError as error:  # the parts of a form are up to three levels deeper than its value
+            self.fault(TOO_DEEP, error)
 
     def ordered(self, trees: list[Any]) -> list[Any]:
         return sorted(trees, key=ormsgpack.packb)
@@ -132,10 +135,10 @@ def _walked(value: Any, at: str) -> bytes:
     walk = _Packer(at)
     try:
         return ormsgpack.packb(walk.tree(value))
-    except CodecError:
+    except CannotStoreError:
         raise
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CannotStoreError(f"{at}: nested too deeply to be stored from here; make it flatter", at) from error
+    except (TypeError, RecursionError) as error:
+        walk.fault(TOO_DEEP, error)
 
 
 # -- decoding --------------------------------------------------------------------------------------------------------
@@ -157,6 +160,13 @@ def _payload(data: bytes, limit: int) -> bytes:
             f"stored data is damaged: {size:,} bytes expected, got {max(len(data) - _HEADER_SIZE, 0):,}"
         )
     return data[_HEADER_SIZE:]
+
+
+def _text(code: int, payload: bytes) -> Any:
+    """Open the only extension that a leaf may have as its part: text that UTF-8 cannot hold."""
+    if code != FORMS[str].code:
+        raise ValueError("a leaf holds a value")
+    return FORMS[str].build(ormsgpack.unpackb(payload))
 
 
 class _Reader:
@@ -189,7 +199,7 @@ class _Reader:
                     return self.open(payload)
                 raise CorruptDataError(f"stored data is damaged: it has an extension {code}, which does not exist")
             if form.shape is LEAF:
-                return assemble(form, ormsgpack.unpackb(payload), None, self.resolve)
+                return assemble(form, ormsgpack.unpackb(payload, ext_hook=_text), None, self.resolve)
             if self.level == _UNMEASURED_EXTENSIONS and not self.measured:
                 if deeper_than(_STORED_DEPTH, self.body):
                     raise CorruptDataError(f"stored data is damaged: nested deeper than {_STORED_DEPTH} levels")

@@ -17,10 +17,10 @@ import json
 import math
 from typing import Any, Final, NoReturn
 
-from sagaz_core.errors import CannotStoreError, CorruptDataError
+from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._codec_classes import Resolve, assemble, known_class, opaque_class
 from sagaz_core.storage._codec_forms import BY_TAG, OBJECT, Form
-from sagaz_core.storage._codec_walk import MAX_DEPTH, Walk, is_utf8, shorten, show_key
+from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8, shorten, show_key
 from sagaz_core.storage.codec import decode
 
 __all__ = ["MAX_NODES", "from_json", "to_json"]
@@ -33,10 +33,11 @@ _SCALARS: Final = frozenset({type(None), bool, int, float, str})
 
 def to_json(value: Any, at: str = "context") -> Any:
     """Return what `json.dumps` takes. Raises CannotStoreError whose path starts with `at`."""
+    writer = _Writer(at)
     try:
-        return _Writer(at).tree(value)
+        return writer.tree(value)
     except RecursionError as error:
-        raise CannotStoreError(f"{at}: nested too deeply to be stored from here; make it flatter", at) from error
+        writer.fault(TOO_DEEP, error)
 
 
 def from_json(obj: Any, *, resolve: Resolve = known_class, limit: int = MAX_NODES) -> Any:
@@ -64,7 +65,7 @@ class _Writer(Walk):
         return value is None or cls is bool
 
     def plain_key(self, key: Any) -> bool:
-        return type(key) is str and key[:1] != "$" and is_utf8(key)
+        return type(key) is str and bool(key[:1] != "$") and is_utf8(key)
 
     def leaf(self, part: str | bytes) -> Any:
         return base64.b64encode(part).decode() if type(part) is bytes else self.tree(part)

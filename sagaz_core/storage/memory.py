@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from operator import attrgetter
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from sagaz_core.storage._checks import (
     another_event,
@@ -24,6 +23,10 @@ from sagaz_core.storage._checks import (
 from sagaz_core.storage._timeline import Timeline
 from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, checked_id
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
+
 _at = attrgetter("at")
 _created_at = attrgetter("created_at")
 _seq = attrgetter("seq")
@@ -35,7 +38,7 @@ _naming = Lock()
 class InMemorySnapshotStorage:
     """A store in memory, safe to use from several threads and loops.
 
-    What it holds lives as long as the object; `close` lets go of nothing, so that a closed store can still be looked at.
+    What it holds lives as long as the object. `close` lets go of nothing: a closed store can still be looked at.
     """
 
     def __init__(self, url: str = "memory://") -> None:
@@ -185,7 +188,7 @@ class InMemorySnapshotStorage:
         check_moment(now)
         with self._lock:
             return sum(
-                self._keep(saga, [s for s in saga.snapshots.items if s.retention_until is None or s.retention_until >= now])
+                self._keep(saga, [item for item in saga.snapshots.items if not _expired(item, now)])
                 for saga in self._sagas.values()
             )
 
@@ -219,6 +222,10 @@ class InMemorySnapshotStorage:
 
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
+
+
+def _expired(snapshot: SagaSnapshot, now: datetime) -> bool:
+    return snapshot.retention_until is not None and snapshot.retention_until < now
 
 
 class _Record:

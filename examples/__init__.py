@@ -1,0 +1,1 @@
+"""Sagas to try and to learn from."""

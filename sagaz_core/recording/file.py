@@ -1,0 +1,175 @@
+"""The file of a recording: JSON, keys sorted, one fact a line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sagaz_core.errors import (
+    CodecError,
+    CorruptDataError,
+    DefinitionError,
+    NewerFormatError,
+    SagazError,
+    StorageError,
+    UnknownSagaError,
+)
+from sagaz_core.events import EVENT_TYPES, Event
+from sagaz_core.model import SagaModel
+from sagaz_core.state import SagaState
+from sagaz_core.storage.base import SagaRecord, SagaSnapshot, checked_id
+from sagaz_core.storage.codec import decode, encode, opaque_class
+from sagaz_core.storage.jsonform import from_json, to_json
+from sagaz_core.storage.records import Resolve, event_fields, event_from_fields, state_from_data
+from sagaz_core.times import aware
+
+FORMAT = "sagaz-recording"
+VERSION = 1
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Parts = tuple[SagaRecord, tuple[Event, ...], tuple[SagaSnapshot, ...]]
+
+
+def read_file(path: Path) -> Any:
+    """Return the file's JSON. Raises `UnknownSagaError` for no file, `CorruptDataError` for one that is no JSON."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CorruptDataError(f"{path} has {size:,} bytes: a recording has at most {MAX_FILE_BYTES:,}")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        return json.loads(data.decode("utf-8"))
+    except FileNotFoundError:
+        raise UnknownSagaError(f"there is no recording {str(path)!r}: check the path") from None
+    except IsADirectoryError:
+        raise UnknownSagaError(f"{str(path)!r} is a folder: name a recording file in it") from None
+    except OSError as error:
+        raise StorageError(f"recording {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise CorruptDataError(f"{path} is not a recording: no JSON ({what})") from None
+    except ValueError as error:  # an integer of millions of digits
+        raise CorruptDataError(f"{path} is not a recording: {error}") from None
+
+
+def write_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the JSON beside the path and put it there at once. The file is for its owner only: it has customer data."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise StorageError(f"recording {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def recording_to_json(record: SagaRecord, events: Sequence[Event], snapshots: Sequence[SagaSnapshot]) -> dict[str, Any]:
+    """Return what the file holds."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "saga": {**asdict(record), "started_at": record.started_at.isoformat()},
+        "events": [_event_to_json(event) for event in events],
+        "snapshots": [_snapshot_to_json(snapshot) for snapshot in snapshots],
+    }
+
+
+def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
+    """Do the inverse. Raises `CodecError` that names `where` for whatever else it is given."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CorruptDataError(f"{where} is not a recording: it does not say format {FORMAT!r}")
+    version = content.get("version")
+    if version != VERSION:
+        if isinstance(version, int) and version > VERSION:
+            raise NewerFormatError(
+                f"{where} has format version {version}, this release reads {VERSION}: install a newer pytest-sagaz"
+            )
+        raise CorruptDataError(f"{where} has no format version that was ever written: {version!r:.40}")
+    try:
+        record = _record_from_json(content["saga"])
+        events = tuple(_event_from_json(event, resolve) for event in content["events"])
+        snapshots = tuple(_snapshot_from_json(snapshot, record) for snapshot in content["snapshots"])
+        state = SagaState()
+        for event in events:
+            state.apply(event)
+        SagaModel.from_dict(record.model)
+    except CodecError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SagazError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, DefinitionError) else str(error)
+        raise CorruptDataError(f"{where} is damaged ({why:.200})") from error
+    if not events:
+        raise CorruptDataError(f"{where} is damaged: it has no events")
+    return record, events, snapshots
+
+
+def _record_from_json(data: Mapping[str, Any]) -> SagaRecord:
+    known = {field.name for field in fields(SagaRecord)}
+    values: dict[str, Any] = {key: value for key, value in data.items() if key in known}
+    for key, value in values.items():
+        if key not in ("model", "started_at") and not isinstance(value, str):
+            raise TypeError(f"saga.{key} is no text")
+    values["started_at"] = aware(values["started_at"])
+    values["saga_id"] = checked_id(values["saga_id"])
+    return SagaRecord(**values)
+
+
+def _event_to_json(event: Event) -> dict[str, Any]:
+    names = type(event)._fields[2:]
+    at = event.at.isoformat()
+    values = {name: to_json(value, name) for name, value in zip(names, event_fields(event), strict=True)}
+    return {"seq": event.seq, "at": at, "kind": type(event).__name__, **values}
+
+
+def _event_from_json(data: Mapping[str, Any], resolve: Resolve) -> Event:
+    kind = EVENT_TYPES[data["kind"]]
+    values = [from_json(data[name], resolve=resolve) for name in kind._fields[2:]]
+    if not isinstance(data["seq"], int) or not isinstance(data["at"], str):
+        raise TypeError("an event's seq or at has another type")
+    return event_from_fields(data["kind"], data["seq"], aware(data["at"]), values)
+
+
+def _snapshot_to_json(snapshot: SagaSnapshot) -> dict[str, Any]:
+    return {
+        "snapshot_id": snapshot.snapshot_id,
+        "step_name": snapshot.step_name,
+        "phase": snapshot.phase,
+        "seq": snapshot.seq,
+        "created_at": snapshot.created_at.isoformat(),
+        "retention_until": snapshot.retention_until.isoformat() if snapshot.retention_until else None,
+        "state": to_json(decode(snapshot.data, resolve=opaque_class), "state"),
+    }
+
+
+def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnapshot:
+    # Its classes need not be known to keep it, only to look into it.
+    plain = from_json(data["state"], resolve=opaque_class)
+    state = state_from_data(plain, str(data["snapshot_id"]))
+    until = data.get("retention_until")
+    created: datetime = aware(data["created_at"])
+    return SagaSnapshot(
+        snapshot_id=str(data["snapshot_id"]),
+        saga_id=record.saga_id,
+        saga_name=record.saga_name,
+        step_name=str(data["step_name"]),
+        step_index=len(state.results),
+        seq=int(data["seq"]),
+        phase=str(data["phase"]),
+        status=state.status.value,
+        created_at=created,
+        data=encode(plain, "state"),
+        retention_until=aware(until) if until else None,
+    )

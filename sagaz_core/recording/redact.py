@@ -1,0 +1,171 @@
+"""Pseudonyms: what a recording must not show, replaced by values of the same type.
+
+A pseudonym is made of HMAC-SHA256 (RFC 2104) of the value's encoding under the user's key: equal values stay equal, so
+that a replay still finds its way, and without the key no guess can be tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from sagaz_core.errors import UsageError
+from sagaz_core.events import (
+    CompensationFailed,
+    CompensationSucceeded,
+    Delta,
+    ErrorInfo,
+    Event,
+    SagaFailed,
+    SagaStarted,
+    StepFailed,
+    StepSucceeded,
+)
+from sagaz_core.storage.base import SagaSnapshot
+from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
+
+_MIN_TEXT = 4  # shorter texts are everywhere: replacing them in messages would only make noise
+
+
+class Redactor:
+    """Replaces the values of some keys, and the same texts wherever else they stand."""
+
+    def __init__(self, keys: Iterable[str], secret: bytes | str) -> None:
+        self.keys = frozenset(keys)
+        self._secret = secret.encode() if isinstance(secret, str) else secret
+        self._texts: dict[str, str] = {}
+        if not self.keys:
+            raise UsageError("no keys to redact: name them, such as --redact email,card_number")
+        if not self._secret:
+            raise UsageError("redacting needs a key: set SAGAZ_REDACT_KEY to a secret of your own")
+
+    def learn(self, events: Iterable[Event], snapshots: Iterable[SagaSnapshot]) -> None:
+        """Find the texts that stand under the keys, so that they are replaced elsewhere too."""
+        for event in events:
+            self.event(event)
+        for snapshot in snapshots:
+            self.snapshot(snapshot)
+
+    def event(self, event: Event) -> Event:
+        """Return the event redacted."""
+        if isinstance(event, SagaStarted):
+            return event._replace(context=self.tree(dict(event.context)))
+        if isinstance(event, (StepSucceeded, CompensationSucceeded)):
+            delta = Delta(self.tree(dict(event.delta.set)), event.delta.deleted) if event.delta.set else event.delta
+            return event._replace(result=self.tree(event.result), delta=delta)
+        if isinstance(event, (StepFailed, CompensationFailed)):
+            return event._replace(error=self._error(event.error))
+        if isinstance(event, SagaFailed) and event.error is not None:
+            return event._replace(error=self._error(event.error))
+        return event
+
+    def snapshot(self, snapshot: SagaSnapshot) -> SagaSnapshot:
+        """Return the snapshot redacted."""
+        state = decode(snapshot.data, resolve=opaque_class)
+        for part in ("context", "initial"):
+            state[part] = self.tree(state[part])
+        for part in ("results", "undone", "layers"):
+            state[part] = {step: self.tree(value) for step, value in state[part].items()}
+        if state["error"] is not None:
+            state["error"] = [state["error"][0], self._in_text(state["error"][1])]
+        return replace(snapshot, data=encode(state, "state"))
+
+    def _error(self, error: ErrorInfo) -> ErrorInfo:
+        return ErrorInfo(error.type, self._in_text(error.message))
+
+    def _in_text(self, text: str) -> str:
+        if text in self._texts:
+            return self._texts[text]
+        for found in sorted(self._texts, key=len, reverse=True):
+            if len(found) >= _MIN_TEXT and found in text:
+                text = text.replace(found, self._texts[found])
+        return text
+
+    def tree(self, value: Any) -> Any:
+        """Return the value with what stands under the keys replaced."""
+        return self._walk(value, hide=False)
+
+    def _walk(self, value: Any, *, hide: bool) -> Any:
+        kind = type(value)
+        if isinstance(value, Mapping):
+            pairs = [(k, self._walk(v, hide=hide or k in self.keys)) for k, v in value.items()]
+            return _rebuilt_mapping(value, pairs)
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            named = zip(kind._fields, value, strict=True)
+            return kind(*(self._walk(v, hide=hide or name in self.keys) for name, v in named))
+        if kind in (list, tuple, set, frozenset):
+            return kind(self._walk(item, hide=hide) for item in value)
+        if isinstance(value, Opaque):
+            return dataclasses.replace(value, fields=self._walk(value.fields, hide=hide))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._fields(value, [f.name for f in dataclasses.fields(value)], hide)
+        if hasattr(kind, "model_fields") and hasattr(value, "model_copy"):
+            names = list(kind.model_fields)
+            update = {n: self._walk(getattr(value, n), hide=hide or n in self.keys) for n in names}
+            return value.model_copy(update=update)
+        if hide:
+            return self.pseudonym(value)
+        return self._in_text(value) if kind is str else value
+
+    def _fields(self, value: Any, names: Iterable[str], hide: bool) -> Any:
+        made = object.__new__(type(value))
+        for name in names:
+            if hasattr(value, name):
+                changed = self._walk(getattr(value, name), hide=hide or name in self.keys)
+                object.__setattr__(made, name, changed)
+        return made
+
+    def pseudonym(self, value: Any) -> Any:
+        """Return what stands for a single value; `None`, booleans and enum members stay, they say nothing of a person."""
+        if value is None or isinstance(value, (bool, Enum)):
+            return value
+        digest = hmac.new(self._secret, encode(value), hashlib.sha256).digest()
+        number = int.from_bytes(digest[:8], "big")
+        made = _of_type(value, digest, number)
+        if isinstance(value, str):
+            self._texts[value] = made
+        return made
+
+
+def _of_type(value: Any, digest: bytes, number: int) -> Any:
+    if isinstance(value, str):
+        return f"redacted-{digest.hex()[:12]}"
+    if isinstance(value, int):
+        size = max(1, len(str(abs(value))))
+        return (-1 if value < 0 else 1) * (10 ** (size - 1) + number % (9 * 10 ** (size - 1)))
+    if isinstance(value, float):
+        return float(number % 1_000_000) / 100
+    if isinstance(value, Decimal):
+        return Decimal(number % 10**6).scaleb(int(value.as_tuple().exponent) if value.is_finite() else 0)
+    if isinstance(value, datetime):
+        return datetime(2000, 1, 1, tzinfo=value.tzinfo) + timedelta(seconds=number % (365 * 86400))
+    if isinstance(value, date):
+        return date(2000, 1, 1) + timedelta(days=number % 365)
+    if isinstance(value, time):
+        return time(number % 24, number // 24 % 60, tzinfo=value.tzinfo)
+    if isinstance(value, timedelta):
+        return timedelta(seconds=number % 86400)
+    if isinstance(value, UUID):
+        return UUID(bytes=digest[:16], version=4)
+    if isinstance(value, (bytes, bytearray)):
+        return type(value)(digest)
+    if isinstance(value, PurePath):
+        return type(value)(f"redacted-{digest.hex()[:12]}")
+    raise UsageError(f"a value of type {type(value).__name__!r} cannot be redacted: redact the key above it, or leave it out")
+
+
+def _rebuilt_mapping(value: Mapping[Any, Any], pairs: list[tuple[Any, Any]]) -> Any:
+    if type(value) is dict:
+        return dict(pairs)
+    made: Any = value.copy() if hasattr(value, "copy") else dict(value)
+    made.update(pairs)
+    return made

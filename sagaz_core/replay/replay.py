@@ -1,0 +1,261 @@
+"""`SagaReplay`: a new run of a stored saga, from behind the steps before a checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sagaz_core.adapters.base import Adapter
+from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
+from sagaz_core.clock import Clock, IdSource, new_id, utc_now
+from sagaz_core.engine.load import load_record, load_state, load_state_before
+from sagaz_core.engine.result import SagaResult
+from sagaz_core.engine.run import RunOptions
+from sagaz_core.errors import UnknownSagaClassError, UsageError
+from sagaz_core.events import CompensationSucceeded, StepStarted
+from sagaz_core.faults.inject import Injector
+from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
+from sagaz_core.interceptor import Interceptor
+from sagaz_core.model import SagaModel
+from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
+from sagaz_core.replay.start import Start, check_drift, start_at
+from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
+from sagaz_core.storage.codec import encode, importing_class
+
+SagaFactory = Callable[..., Any]
+
+
+class SagaReplay:
+    """Replays one stored saga. The original is never changed; each replay is a saga of its own, and is logged.
+
+    `saga_factory` gives the saga (a class, or a function without parameters or with the saga's name, sync or async);
+    without one the class is found where the store says it was, or in the modules of `apps`. `initiated_by` is who asks.
+    """
+
+    def __init__(
+        self,
+        saga_id: object,
+        snapshot_storage: SnapshotStorage,
+        *,
+        saga_factory: SagaFactory | None = None,
+        initiated_by: str = "unknown",
+        apps: Sequence[str] = (),
+        interceptors: Sequence[Interceptor] = (),
+        clock: Clock = utc_now,
+        ids: IdSource = new_id,
+    ) -> None:
+        self.saga_id = checked_id(saga_id)
+        self._storage = snapshot_storage
+        self._factory = saga_factory
+        self._initiated_by = initiated_by
+        self._apps = tuple(apps)
+        self._interceptors = tuple(interceptors)
+        self._clock = clock
+        self._new_id = ids
+
+    async def list_available_checkpoints(self) -> list[str]:
+        """Return the steps from which it can be replayed, in the order in which the original started them."""
+        await load_record(self._storage, self.saga_id)
+        steps: dict[str, None] = {}
+        async for event in self._storage.read_events(self.saga_id):
+            if event.kind == StepStarted.__name__ and event.step is not None:
+                steps[event.step] = None
+        cursor: str | None = None
+        while True:  # a run without a journal has its snapshots only
+            page = await self._storage.list_snapshots(self.saga_id, cursor=cursor)
+            for snapshot in page.items:
+                if snapshot.phase == "before":
+                    steps.setdefault(snapshot.step_name)
+            cursor = page.cursor
+            if cursor is None:
+                return list(steps)
+
+    async def get_replay_history(self) -> Sequence[ReplayRecord]:
+        """Return the replays of this saga, oldest first; one whose status is `started` has not ended, or died."""
+        return await self._storage.list_replays(self.saga_id)
+
+    async def from_checkpoint(
+        self,
+        step_name: str,
+        context_override: Mapping[str, Any] | None = None,
+        force_failure: bool | str | FaultPlan = False,
+        dry_run: bool = False,
+        *,
+        allow_drift: bool = False,
+        strict: bool = False,
+    ) -> ReplayResult:
+        """Run the saga on from the state just before the step, and return what happened.
+
+        `force_failure` is a plan, or true for one that fails the step before it runs. `dry_run` checks everything and
+        runs nothing. Raises `UnknownSagaError`, `UnknownStepError`, `UnknownSagaClassError`, `DriftError`, `PlanError`;
+        with `strict` `OverrideError`.
+        """
+        record = await load_record(self._storage, self.saga_id)
+        saga, adapter = await self._saga(record)
+        model = await adapter.describe(saga)
+        recorded = SagaModel.from_dict(record.model)
+        model.step(step_name)
+        migration = _migration(saga, record) if model.fingerprint != record.fingerprint else None
+        drift = check_drift(model, recorded, allowed=allow_drift or migration is not None)
+        plan = _plan(step_name, force_failure)
+        plan.check(model)
+        start = await self._start(saga, model, step_name, dict(context_override or {}), migration, strict=strict)
+        start = replace(start, warnings=(*start.warnings, *drift))
+        if dry_run:
+            return self._dry_run(step_name, start, model)
+        return await self._run(saga, adapter, record, step_name, start, plan, dict(context_override or {}))
+
+    async def _saga(self, record: SagaRecord) -> tuple[Any, Adapter]:
+        made: Any
+        if self._factory is not None:
+            made = await make_saga(self._factory, record.saga_name)
+        elif self._apps:
+            made = find_saga(record.saga_name, self._apps)
+        elif record.source:
+            made = load_saga(record.source)
+        else:
+            raise UnknownSagaClassError(
+                f"saga {self.saga_id!r} does not say where its class {record.saga_name!r} is: "
+                f"give a saga_factory, or name its module with --app"
+            )
+        adapter = adapter_for(made)
+        return adapter.create(made), adapter
+
+    async def _start(
+        self,
+        saga: Any,
+        model: SagaModel,
+        step: str,
+        override: Mapping[str, Any],
+        migration: Callable[[dict[str, Any]], Mapping[str, Any]] | None,
+        *,
+        strict: bool,
+    ) -> Start:
+        checkpoint = await load_state_before(self._storage, self.saga_id, step, resolve=importing_class)
+        undone = await self._undone_since(checkpoint.seq)
+        typed = getattr(getattr(saga, "_context_model", None), "model", None)
+        declared = frozenset(getattr(typed, "model_fields", ()))
+        start = start_at(checkpoint, override, undone, model=model, declared=declared, strict=strict)
+        if migration is None:
+            return start
+        return replace(start, context=dict(migration(start.context)))
+
+    async def _undone_since(self, seq: int) -> frozenset[str]:
+        found = set()
+        async for event in self._storage.read_events(self.saga_id, after_seq=seq):
+            if event.kind == CompensationSucceeded.__name__ and event.step is not None:
+                found.add(event.step)
+        final = await load_state(self._storage, self.saga_id, resolve=importing_class)
+        return frozenset(found | set(final.undone))
+
+    def _dry_run(self, step: str, start: Start, model: SagaModel) -> ReplayResult:
+        served = tuple(s.step for s in start.served)
+        return ReplayResult(
+            ReplayStatus.DRY_RUN,
+            self.saga_id,
+            None,
+            step,
+            served=served,
+            ran=tuple(name for name in model.order if name not in served),
+            reran=start.reran,
+            context=start.context,
+            warnings=start.warnings,
+        )
+
+    async def _run(
+        self,
+        saga: Any,
+        adapter: Adapter,
+        record: SagaRecord,
+        step: str,
+        start: Start,
+        plan: FaultPlan,
+        override: Mapping[str, Any],
+    ) -> ReplayResult:
+        replay_id, identity = self._new_id(), self._new_id()
+        entry = ReplayRecord(
+            replay_id,
+            self.saga_id,
+            identity,
+            step,
+            self._initiated_by,
+            ReplayStatus.STARTED.value,
+            self._clock(),
+            encode(dict(override), "override"),
+            str(plan),
+        )
+        await self._storage.log_replay(entry)
+        injector = Injector(plan)
+        options = RunOptions(
+            storage=self._storage,
+            interceptors=(*self._interceptors, injector) if plan else self._interceptors,
+            observers=(injector.observe,) if plan else (),
+            clock=self._clock,
+            new_id=self._new_id,
+            source=record.source,
+            plan=str(plan),
+        )
+        try:
+            result = await adapter.run(saga, start.context, saga_id=identity, served=start.served, options=options)
+        except BaseException as error:
+            await self._log_end(entry, ReplayStatus.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        status = STATUS_OF.get(result.status, ReplayStatus.FAILED)
+        await self._log_end(entry, status, str(result.error or ""))
+        return self._result(status, step, start, result, replay_id)
+
+    async def _log_end(self, entry: ReplayRecord, status: ReplayStatus, error: str) -> None:
+        await self._storage.log_replay(
+            replace(entry, status=status.value, completed_at=self._clock(), error=error[:1000])
+        )
+
+    def _result(
+        self, status: ReplayStatus, step: str, start: Start, result: SagaResult, replay_id: str
+    ) -> ReplayResult:
+        ran = dict.fromkeys(event.step for event in result.events if isinstance(event, StepStarted))
+        return ReplayResult(
+            status,
+            self.saga_id,
+            result.saga_id,
+            step,
+            served=tuple(s.step for s in start.served),
+            ran=tuple(ran),
+            reran=start.reran,
+            compensated=result.compensated_steps,
+            stuck=result.stuck,
+            context=result.context,
+            warnings=start.warnings,
+            error=str(result.error or ""),
+            result=result,
+            replay_id=replay_id,
+        )
+
+
+async def make_saga(factory: SagaFactory, saga_name: str) -> Any:
+    """Return what the factory gives: a class is given back, a function is called, with the saga's name if it takes one."""
+    if isinstance(factory, type):
+        return factory
+    try:
+        takes_name = len(inspect.signature(factory).parameters) > 0
+    except (TypeError, ValueError):
+        takes_name = False
+    made = factory(saga_name) if takes_name else factory()
+    return await made if inspect.isawaitable(made) else made
+
+
+def _plan(step: str, force_failure: bool | str | FaultPlan) -> FaultPlan:
+    if force_failure is True:
+        return FaultPlan((Fault(step, "before"),))
+    if not force_failure:
+        return NO_FAULTS
+    if not isinstance(force_failure, (str, FaultPlan)):
+        raise UsageError(f"force_failure={force_failure!r}: give True, a plan, or its text such as 'charge@after'")
+    return as_plan(force_failure)
+
+
+def _migration(saga: Any, record: SagaRecord) -> Callable[[dict[str, Any]], Mapping[str, Any]] | None:
+    migrations = getattr(saga, "migrations", {})
+    found: Callable[[dict[str, Any]], Mapping[str, Any]] | None = migrations.get(record.version)
+    return found

@@ -1,0 +1,367 @@
+"""Snapshots in one SQLite file: the embedded store, for a machine's processes and for recordings that outlive them.
+
+Calls do their work inline: a row costs less than a hop to a thread. So a call may block its thread (and the event loop
+in it) while another process writes, for at most `busy_timeout` seconds. Commits survive the death of a process at once,
+and a power cut from the next checkpoint of the log on (WAL, `synchronous=NORMAL`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote
+
+from sagaz_core.errors import UsageError, nearest
+from sagaz_core.storage import _sqlite_statements as sql
+from sagaz_core.storage._checks import (
+    MAX_SEQ,
+    another_event,
+    another_saga,
+    another_snapshot,
+    check_batch,
+    check_limit,
+    check_moment,
+    model_from_json,
+    model_to_json,
+    read_snapshot_cursor,
+    snapshot_cursor,
+)
+from sagaz_core.storage._sqlite_connections import Connections
+from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, checked_id
+from sagaz_core.storage.url import safe_url
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_ABOVE_ALL_IDS = "\U0010ffff" * 256
+_NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
+_EVENTS_AT_ONCE = 256
+_BYTES_AT_ONCE = 4_000_000
+
+
+class SqliteSnapshotStorage:
+    """A store in a SQLite file, safe for many processes, threads and loops at once.
+
+    The file, and the folder it is in, are made by the first write, for their owner alone to read. A store that does not
+    exist yet can be read, and is empty. `busy_timeout` is in seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 5.0) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        if "\0" in self.path:
+            raise UsageError(f"{self.path!r} cannot be a file: it has a NUL")
+        if not 0 <= busy_timeout < math.inf:
+            raise UsageError(f"busy_timeout={busy_timeout} is not a time: give seconds, 0 or more")
+        self.url = f"sqlite:///{quote(Path(self.path).as_posix(), safe='/:')}"
+        self._connections = Connections(self.path, busy_timeout)
+
+    async def write(self, batch: Batch) -> None:
+        """See `SnapshotStorage.write`."""
+        check_batch(batch)
+        if batch.saga is not None or batch.events or batch.snapshots:
+            self._connections.write(lambda connection: _write(connection, batch))
+
+    async def get_saga(self, saga_id: str) -> SagaRecord | None:
+        """See `SnapshotStorage.get_saga`."""
+        rows = self._rows(sql.GET_SAGA, (saga_id,))
+        return _saga(rows[0]) if rows else None
+
+    async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
+        """See `SnapshotStorage.list_sagas`."""
+        check_limit(limit)
+        start = prefix if cursor is None else max(prefix, cursor + "\0")
+        rows = self._rows(sql.LIST_SAGAS, (start, _above_prefix(prefix), limit + 1))
+        return Page([_saga(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+
+    async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
+        """See `SnapshotStorage.get_snapshot`."""
+        rows = self._rows(sql.GET_SNAPSHOT, (snapshot_id,))
+        return _snapshot(rows[0]) if rows else None
+
+    async def latest_snapshot(
+        self,
+        saga_id: str,
+        *,
+        step: str | None = None,
+        phase: str | None = None,
+        until: datetime | None = None,
+        max_seq: int | None = None,
+    ) -> SagaSnapshot | None:
+        """See `SnapshotStorage.latest_snapshot`."""
+        asked = {
+            "saga_id": saga_id,
+            "step": step,
+            "phase": phase,
+            "until": None if until is None else _micros(until),
+            "max_seq": MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ),
+        }
+        rows = self._rows(sql.LATEST[step is not None, phase is not None, until is not None], asked)
+        return _snapshot(rows[0]) if rows else None
+
+    async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `SnapshotStorage.list_snapshots`."""
+        check_limit(limit)
+        rows = self._rows(sql.LIST_SNAPSHOTS, (saga_id, *read_snapshot_cursor(cursor), limit + 1))
+        items = [_snapshot(row) for row in rows[:limit]]
+        return Page(items, snapshot_cursor(items[-1]) if len(rows) > limit else None)
+
+    async def read_events(
+        self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
+    ) -> AsyncIterator[StoredEvent]:
+        """See `SnapshotStorage.read_events`."""
+        last = _MAX if until is None else _micros(until)
+        asked = {"saga_id": saga_id, "after": after_seq}
+        more = True
+        while more:
+            rows, more = self._connections.read(lambda c: _some_events(c, asked, last), _NO_EVENTS)
+            for seq, at, kind, step, data, _ in rows:
+                yield StoredEvent(saga_id, seq, _moment(at), kind, step, data)
+                asked["after"] = seq
+
+    async def count_snapshots(self, saga_id: str) -> int:
+        """See `SnapshotStorage.count_snapshots`."""
+        rows = self._rows(sql.COUNT_SNAPSHOTS, {"saga_id": saga_id})
+        return int(rows[0][0]) if rows else 0
+
+    async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
+        """See `SnapshotStorage.delete_snapshots`."""
+        asked = {"saga_id": saga_id, "below": below_seq}
+        return self._connections.change(lambda c: c.execute(sql.DELETE_SNAPSHOTS_BELOW, asked).rowcount, 0)
+
+    async def delete_saga(self, saga_id: str) -> bool:
+        """See `SnapshotStorage.delete_saga`."""
+        return self._connections.change(lambda c: _delete_saga(c, {"saga_id": saga_id}), False)
+
+    async def delete_expired(self, now: datetime) -> int:
+        """See `SnapshotStorage.delete_expired`. Done in parts, so that nobody waits long for the lock."""
+        deleted, part = 0, -1
+        asked = (_micros(now),)
+        while part:
+            part = self._connections.change(lambda c: c.execute(sql.DELETE_EXPIRED, asked).rowcount, 0)
+            deleted += part
+        return deleted
+
+    async def log_replay(self, record: ReplayRecord) -> None:
+        """See `SnapshotStorage.log_replay`."""
+        row = (
+            *(record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by),
+            *(record.status, _micros(record.created_at), record.override, record.plan),
+            *(_micros_or_none(record.completed_at), record.error),
+        )
+        self._connections.write(lambda c: c.execute(sql.PUT_REPLAY, row))
+
+    async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
+        """See `SnapshotStorage.list_replays`."""
+        return [_replay(row) for row in self._rows(sql.LIST_REPLAYS, (saga_id,))]
+
+    async def close(self) -> None:
+        """See `SnapshotStorage.close`."""
+        self._connections.close()
+
+    def _rows(self, statement: str, asked: Any) -> list[tuple[Any, ...]]:
+        return self._connections.read(lambda c: c.execute(statement, asked).fetchall(), [])
+
+
+def _write(connection: sqlite3.Connection, batch: Batch) -> None:
+    place = connection.execute(sql.FIND_PLACE, (batch.saga_id,)).fetchone()
+    if place is None:
+        place = (_add_saga(connection, batch), None, None, None, None)
+    elif batch.saga is not None:
+        _set_record(connection, batch.saga)
+    if batch.events:
+        _add_events(connection, batch.events, *place[:3])
+    if batch.snapshots:
+        _add_snapshots(connection, batch.snapshots, place[0], *place[3:])
+
+
+def _add_saga(connection: sqlite3.Connection, batch: Batch) -> int | None:
+    saga_id = checked_id(batch.saga_id)
+    if batch.saga is None:
+        return connection.execute(sql.ADD_SAGA_ID, (saga_id,)).lastrowid
+    return connection.execute(sql.ADD_SAGA, _saga_row(batch.saga)).lastrowid
+
+
+def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
+    row = _saga_row(record)
+    known = connection.execute(sql.GET_SAGA, (record.saga_id,)).fetchone()
+    if known is None:
+        connection.execute(sql.SET_RECORD, row)
+    elif known != row:
+        raise another_saga(record)
+
+
+def _add_events(
+    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int | None
+) -> None:
+    rows = [(saga, e.seq, _micros(e.at), e.kind, e.step, e.data) for e in events]
+    added = connection.executemany(sql.ADD_EVENT, rows).rowcount
+    if added < len(rows):
+        for row, event in zip(rows, events, strict=True):
+            if connection.execute(sql.GET_EVENT, row[:2]).fetchone() != row[2:]:
+                raise another_event(event)
+    if added and not _go_on(last, last_at, ((row[1], row[2]) for row in rows)):
+        _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[1] for row in rows))
+
+
+def _add_snapshots(
+    connection: sqlite3.Connection, snapshots: Sequence[SagaSnapshot], saga: int, last: int | None, last_at: int | None
+) -> None:
+    rows = [
+        (
+            *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
+            *(_micros(s.created_at), s.data, _micros_or_none(s.retention_until)),
+        )
+        for s in snapshots
+    ]
+    added = connection.executemany(sql.ADD_SNAPSHOT, rows).rowcount
+    if added < len(rows):
+        for snapshot in snapshots:
+            if _snapshot(connection.execute(sql.GET_SNAPSHOT, (snapshot.snapshot_id,)).fetchone()) != snapshot:
+                raise another_snapshot(snapshot)
+    if added and not _go_on(last, last_at, ((row[5], row[8]) for row in rows)):
+        _set_floors(connection, sql.SNAPSHOT_FLOORS, sql.SET_SNAPSHOT_FLOOR, saga, min(row[5] for row in rows))
+
+
+def _go_on(last: int | None, last_at: int | None, rows: Iterable[tuple[int, int]]) -> bool:
+    """Whether neither `seq` nor the time goes back: then each row's floor is its own time, and no other one changes."""
+    at = (_MIN if last is None else last, _MIN if last_at is None else last_at)
+    for row in rows:
+        if row[0] < at[0] or row[1] < at[1]:
+            return False
+        at = row
+    return True
+
+
+def _set_floors(connection: sqlite3.Connection, floors: str, set_floor: str, saga: int, lowest: int) -> None:
+    """Put right the floors of the rows from `lowest` on, and of those below it that they change."""
+    floor, wrong = _MAX, []
+    rows = connection.execute(floors, (saga,))
+    for rowid, seq, at, stored in rows:
+        floor = min(floor, at)
+        if stored != floor:
+            wrong.append((floor, rowid))
+        elif seq < lowest:
+            break
+    rows.close()
+    connection.executemany(set_floor, wrong)
+
+
+def _some_events(
+    connection: sqlite3.Connection, asked: dict[str, Any], last: int
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Return the next events, as many as are good to hold at once, and whether there are more."""
+    found: list[tuple[Any, ...]] = []
+    size = 0
+    rows = connection.execute(sql.READ_EVENTS, asked)
+    try:
+        for row in rows:
+            if row[5] > last:
+                break
+            found.append(row)
+            size += len(row[4])
+            if len(found) == _EVENTS_AT_ONCE or size > _BYTES_AT_ONCE:
+                return found, True
+    finally:
+        rows.close()
+    return found, False
+
+
+def _delete_saga(connection: sqlite3.Connection, asked: dict[str, str]) -> bool:
+    connection.execute(sql.DELETE_SNAPSHOTS, asked)
+    connection.execute(sql.DELETE_EVENTS, asked)
+    return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0
+
+
+# ---- records as rows
+
+
+def _micros(moment: datetime) -> int:
+    """Return the time as microseconds since 1970, UTC. Raises `NaiveTimeError`."""
+    check_moment(moment)
+    since = moment - _EPOCH
+    micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if not _MIN <= micros <= _MAX:
+        raise UsageError(f"{moment.isoformat()} cannot be stored: in UTC it is not in the years 1 to 9999")
+    return micros
+
+
+def _micros_or_none(moment: datetime | None) -> int | None:
+    return None if moment is None else _micros(moment)
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def _moment_or_none(micros: int | None) -> datetime | None:
+    return None if micros is None else _moment(micros)
+
+
+def _saga_row(record: SagaRecord) -> tuple[Any, ...]:
+    return (
+        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
+        *(_micros(record.started_at), record.source, record.adapter, record.plan),
+    )
+
+
+def _saga(row: tuple[Any, ...]) -> SagaRecord:
+    saga_id, name, version, fingerprint, model, started_at, source, adapter, plan = row
+    model = model_from_json(saga_id, model)
+    return SagaRecord(saga_id, name, version, fingerprint, model, _moment(started_at), source, adapter, plan)
+
+
+def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
+    created_at, data, retention_until = row[8:]
+    return SagaSnapshot(*row[:8], _moment(created_at), data, _moment_or_none(retention_until))  # type: ignore[call-arg] # a row
+
+
+def _replay(row: tuple[Any, ...]) -> ReplayRecord:
+    created_at, override, plan, completed_at, error = row[6:]
+    moments = _moment(created_at), _moment_or_none(completed_at)
+    return ReplayRecord(*row[:6], moments[0], override, plan, moments[1], error)  # type: ignore[call-arg] # a row
+
+
+def _above_prefix(prefix: str) -> str:
+    """Return the least text that is above every id with this prefix."""
+    for end in range(len(prefix), 0, -1):
+        code = ord(prefix[end - 1])
+        if code < 0x10FFFF:
+            return prefix[: end - 1] + chr(0xE000 if code == 0xD7FF else code + 1)  # no surrogate can be stored
+    return _ABOVE_ALL_IDS
+
+
+# ---- URLs
+
+
+def open_sqlite(url: str) -> SqliteSnapshotStorage:
+    """Open `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///C:/folder/file.db`.
+
+    A relative path is taken from the folder that is current now. `?busy_timeout=` is in seconds. Special characters
+    may be percent-encoded; `?` and `%` must be.
+    """
+    location, _, query = url.partition("://")[2].partition("?")
+    path = unquote(location[1:])
+    shown = repr(safe_url(url))
+    if not location.startswith("/"):
+        raise UsageError(f"{shown} has a host, or too few slashes: write sqlite:///{location or 'file.db'}")
+    if not path or path.endswith("/"):
+        raise UsageError(f"{shown} names no file: write sqlite:///relative/file.db or sqlite:////absolute/file.db")
+    if path == ":memory:":
+        raise UsageError(f"{shown} would be a file of that name: for a store in memory, write memory://")
+    options: dict[str, Callable[[str], float]] = {"busy_timeout": float}
+    given: dict[str, float] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in options:
+            raise UsageError(f"{shown} has the unknown option {name!r}{nearest(name, options)}; known: busy_timeout")
+        try:
+            given[name] = options[name](value)
+        except ValueError:
+            raise UsageError(f"{shown} gives {name} as {value!r}: give seconds, such as {name}=5") from None
+    return SqliteSnapshotStorage(path, **given)

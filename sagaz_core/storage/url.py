@@ -1,0 +1,86 @@
+"""Stores by URL: `memory://`, `sqlite:///path.db`, and the schemes that plugins bring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sagaz_core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from sagaz_core.storage.base import SnapshotStorage
+
+Opener = Callable[[str], "SnapshotStorage"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SECRET = re.compile(
+    r"([?&;#][^=&;#]*(?:pass|pwd|secret|token|key|credential|signature|sig|auth)[^=&;#]*=)[^&;#]*", re.IGNORECASE
+)
+
+
+def open_storage(url: str) -> SnapshotStorage:
+    """Return the store that the URL names. Its backend is imported now, and touched by its first use.
+
+    Raises `UsageError` for a URL that cannot be read or a scheme that is not known.
+    """
+    if not isinstance(url, str):
+        raise UsageError(f"{url!r:.80} is not a storage URL: give a text such as 'sqlite:///path/to/file.db'")
+    scheme, separator, _ = url.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise UsageError(
+            f"{safe_url(url)!r} is not a storage URL: write scheme://…, such as sqlite:///path/to/file.db or memory://"
+        )
+    openers = storage_openers()
+    opener = openers.get(scheme.lower())
+    if opener is None:
+        known = ", ".join(f"{name}://" for name in sorted(openers))
+        raise UsageError(f"{safe_url(url)!r} has an unknown scheme{nearest(scheme.lower(), openers)}; known: {known}")
+    return opener(url)
+
+
+def storage_openers() -> dict[str, Opener]:
+    """Return the opener of every URL scheme that is known, those of plugins included."""
+    from sagaz_core.plugins import BUILT_IN, results_by_plugin
+
+    openers: dict[str, Opener] = {}
+    origins: dict[str, str] = {}
+    for plugin, schemes in results_by_plugin("sagaz_storages"):
+        for scheme, opener in schemes.items():
+            if origins.get(scheme, BUILT_IN) != BUILT_IN:
+                raise UsageError(
+                    f"the sagaz plugins {origins[scheme]!r} and {plugin!r} both bring {scheme}:// stores: uninstall one"
+                )
+            openers[scheme] = opener
+            origins[scheme] = plugin
+    return openers
+
+
+def safe_url(url: str) -> str:
+    """Return the URL for a message: passwords, and options that look like secrets, are `***`.
+
+    A text that is no URL is treated alike. In doubt too much is hidden: a password may hold any character.
+    """
+    url = _SECRET.sub(r"\1***", url)
+    scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else url.partition("://")
+    if rest.startswith("/"):
+        return url
+    userinfo, at, host = (rest if separator else url).rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    return f"{scheme}{separator}{user}:***@{host}" if at and colon else url
+
+
+def _open_memory(url: str) -> SnapshotStorage:
+    from sagaz_core.storage.memory import open_memory
+
+    return open_memory(url)
+
+
+def _open_sqlite(url: str) -> SnapshotStorage:
+    from sagaz_core.storage.sqlite import open_sqlite
+
+    return open_sqlite(url)
+
+
+OPENERS: dict[str, Opener] = {"memory": _open_memory, "sqlite": _open_sqlite}
+"""The stores that are built in."""
