@@ -59,7 +59,7 @@ class _Writer(Walk):
         if cls is str:
             return is_utf8(value)
         if cls is int:
-            return -(1 << 63) <= value < 1 << 64
+            return bool(-(1 << 63) <= value < 1 << 64)
         if cls is float:
             return math.isfinite(value)
         return value is None or cls is bool
