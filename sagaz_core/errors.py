@@ -149,7 +149,12 @@ class RunningLoopError(SagazError, RuntimeError):
 
 
 class DeadlockError(SagazError, RuntimeError):
-    """Under virtual time no timer, callback or thread is left that could wake the waiting tasks."""
+    """Under virtual time no timer, callback or thread is left that could wake the waiting tasks.
+
+    `tasks` describes them (`sagaz_core.virtual_time.WaitingTask`).
+    """
+
+    tasks: tuple[object, ...] = ()
 
 
 class NetworkBlockedError(SagazError, ConnectionError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.model import END
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 END_KEY = "__sagaz_core_end__"
 """The step that a run's copy has behind its last one, so that the saga can be made to fail when all is done."""

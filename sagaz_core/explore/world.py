@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ class World:
     def __init__(self) -> None:
         self._probes: dict[str, _Probe] = {}
         self._fakes: dict[str, Any] = {}
+        self._append_only: dict[str, frozenset[str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._probes or self._fakes)
@@ -64,13 +65,15 @@ class World:
         self._check_new(name)
         self._probes[name] = _Probe(read, append_only)
 
-    def fake(self, fake: Any, name: str | None = None) -> Any:
+    def fake(self, fake: Any, name: str | None = None, *, append_only: Iterable[str] = ()) -> Any:
         """Register a fake and return it. Its state is what its `snapshot()` returns and `restore(state)` takes, or else
-        its attributes, or its items if it is a dict, list or set.
+        its attributes, or its items if it is a dict, list or set. The attributes (or keys) named in `append_only` may
+        grow.
         """
         label = name or type(fake).__name__
         self._check_new(label)
         self._fakes[label] = fake
+        self._append_only[label] = frozenset(append_only)
         return fake
 
     def _check_new(self, name: str) -> None:
@@ -105,6 +108,9 @@ class World:
             now = after[name]
             if probe is not None and probe.append_only:
                 now = _only_what_was(value, now)
+            for key in self._append_only.get(name, ()):
+                if isinstance(now, Mapping) and key in now and key in value:
+                    now = {**now, key: _only_what_was(value[key], now[key])}
             _compare(name, value, now, found)
         return tuple(found)
 

@@ -11,6 +11,7 @@ import ipaddress
 import math
 import pathlib
 import re
+import struct
 import uuid
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -32,6 +33,9 @@ OBJECT: Final = "object"  # parts: ["module:qualname", {section: content}]
 EMBEDDED: Final = "embedded"  # parts: bytes that `encode` made
 
 MAX_FRACTION_BITS: Final = 65_536  # reducing a fraction is quadratic
+
+
+_NAN_BITS: Final = struct.pack(">d", math.nan).hex()
 
 
 class Unstorable(Exception):  # noqa: N818 - never leaves the codec: the walk makes it a CannotStoreError with a path
@@ -100,7 +104,15 @@ def _text_fraction(text: str) -> Fraction:
 
 
 def _float_text(number: float) -> str:
-    return "-nan" if math.isnan(number) and math.copysign(1.0, number) < 0 else repr(number)
+    bits = struct.pack(">d", number).hex()
+    return f"nan:{bits}" if math.isnan(number) and bits != _NAN_BITS else repr(number)
+
+
+def _text_float(text: str) -> float:
+    if not text.startswith("nan:"):
+        return float(text)
+    number: float = struct.unpack(">d", bytes.fromhex(text[4:]))[0]
+    return number
 
 
 def _surrogate_text(text: str) -> str:
@@ -273,7 +285,7 @@ def _table() -> dict[type, Form]:
     table: dict[type, Form] = {
         int: Form(1, "int", LEAF, int_text, text_int),
         str: Form(2, "str", LEAF, _surrogate_text, _text_surrogate),
-        float: Form(3, "float", LEAF, _float_text, float),
+        float: Form(3, "float", LEAF, _float_text, _text_float),
         bytes: Form(4, "bytes", LEAF, bytes, bytes, binary=True),
         bytearray: Form(5, "bytearray", LEAF, bytes, bytearray, binary=True),
         Decimal: Form(6, "decimal", LEAF, str, Decimal),

@@ -35,6 +35,12 @@ _DAMAGED = {
 }
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that knows the device and number of its file."""
+
+    place: tuple[int, int] | None = None
+
+
 class Connections:
     """The connections of one store. A call takes one and gives it back, so each is used by one thread at a time.
 
@@ -70,7 +76,7 @@ class Connections:
         """Close the idle connections. The next use opens one again."""
         self._idle.close()
 
-    def _use(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    def _use(self, connection: _Connection, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
             result = work(connection)
         except sqlite3.Error as error:
@@ -85,10 +91,9 @@ class Connections:
         self._idle.put(connection)
         return result
 
-    def _take(self, create: bool) -> sqlite3.Connection | None:
-        place = _place(self.path) if create else None
+    def _take(self, create: bool) -> _Connection | None:
         connection = self._idle.take()
-        if connection is not None and create and place != self._idle.place:
+        if connection is not None and create and connection.place != _place(self.path):
             # The file was deleted or replaced: what is written to the old one would be lost.
             connection.close()
             self._idle.close()
@@ -102,7 +107,7 @@ class Connections:
                 raise
             raise StoreUnavailableError(f"the store {self.path} cannot be used: {error.strerror or error}") from error
 
-    def _opened(self, create: bool) -> sqlite3.Connection | None:
+    def _opened(self, create: bool) -> _Connection | None:
         try:
             mode = os.stat(self.path).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -130,12 +135,12 @@ class Connections:
                 connection.close()
                 raise
             if ready:
-                self._idle.place = _place(self.path)
+                connection.place = _place(self.path)
                 return connection
             connection.close()
             return None
 
-    def _opened_unchangeable(self, error: sqlite3.Error) -> sqlite3.Connection | None:
+    def _opened_unchangeable(self, error: sqlite3.Error) -> _Connection | None:
         """Open a database in a folder where no log can be made. Only right when there is no log either."""
         if os.path.exists(f"{self.path}-wal") or not os.access(self.path, os.R_OK):
             raise error
@@ -149,13 +154,14 @@ class Connections:
         connection.close()
         return None
 
-    def _connected(self, options: str) -> sqlite3.Connection:
+    def _connected(self, options: str) -> _Connection:
         return sqlite3.connect(
             f"{Path(self.path).as_uri()}?{options}",
             uri=True,
             timeout=self._busy_timeout,
             isolation_level=None,
             check_same_thread=False,
+            factory=_Connection,
         )
 
     def _prepared(self, connection: sqlite3.Connection, create: bool) -> bool:
@@ -207,23 +213,22 @@ class Connections:
 
 
 class _Idle:
-    """Connections that nobody uses now, and the process and file that they belong to."""
+    """Connections that nobody uses now, and the process that they belong to."""
 
-    __slots__ = ("__weakref__", "_connections", "_pid", "place")
+    __slots__ = ("__weakref__", "_connections", "_pid")
 
     def __init__(self) -> None:
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[_Connection] = []
         self._pid = os.getpid()
-        self.place: tuple[int, int] | None = None
 
-    def take(self) -> sqlite3.Connection | None:
+    def take(self) -> _Connection | None:
         self._leave_inherited()
         try:
             return self._connections.pop()
         except IndexError:
             return None
 
-    def put(self, connection: sqlite3.Connection) -> None:
+    def put(self, connection: _Connection) -> None:
         self._connections.append(connection)
 
     def close(self) -> None:
@@ -239,7 +244,7 @@ class _Idle:
 
 
 _living: weakref.WeakSet[_Idle] = weakref.WeakSet()
-_inherited: list[sqlite3.Connection] = []
+_inherited: list[_Connection] = []
 
 
 def _close_all() -> None:

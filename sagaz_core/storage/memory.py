@@ -138,7 +138,7 @@ class InMemorySnapshotStorage:
         with self._lock:
             saga = self._sagas.get(saga_id)
             if saga is None:
-                return Page(())
+                return Page([])
             items = saga.snapshots.items
             start = bisect_left(items, (place[0], place[1] + "\0"), key=_place)
             page = items[start : start + limit + 1]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from sagaz_core.errors import UsageError, nearest
+from sagaz_core.errors import UsageError, nearest, quoted
 from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import (
     MAX_SEQ,
@@ -35,7 +35,7 @@ from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
@@ -350,18 +350,20 @@ def open_sqlite(url: str) -> SqliteSnapshotStorage:
     path = unquote(location[1:])
     shown = repr(safe_url(url))
     if not location.startswith("/"):
-        raise UsageError(f"{shown} has a host, or too few slashes: write sqlite:///{location or 'file.db'}")
+        raise UsageError(
+            f"{shown} has a host, or too few slashes: write sqlite:///relative.db or sqlite:////absolute.db"
+        )
     if not path or path.endswith("/"):
-        raise UsageError(f"{shown} names no file: write sqlite:///relative/file.db or sqlite:////absolute/file.db")
+        raise UsageError(f"{shown} names no file: write sqlite:///relative.db or sqlite:////absolute.db")
     if path == ":memory:":
         raise UsageError(f"{shown} would be a file of that name: for a store in memory, write memory://")
-    options: dict[str, Callable[[str], float]] = {"busy_timeout": float}
-    given: dict[str, float] = {}
+    seconds = 5.0
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in options:
-            raise UsageError(f"{shown} has the unknown option {name!r}{nearest(name, options)}; known: busy_timeout")
+        if name != "busy_timeout":
+            known = ["busy_timeout"]
+            raise UsageError(f"{shown} has the unknown option {name!r}{nearest(name, known)}; known: {quoted(known)}")
         try:
-            given[name] = options[name](value)
+            seconds = float(value)
         except ValueError:
-            raise UsageError(f"{shown} gives {name} as {value!r}: give seconds, such as {name}=5") from None
-    return SqliteSnapshotStorage(path, **given)
+            raise UsageError(f"{shown} gives busy_timeout as {value!r}: give seconds, such as busy_timeout=5") from None
+    return SqliteSnapshotStorage(path, busy_timeout=seconds)

@@ -39,7 +39,7 @@ from sagaz_core.errors import (
     NewerFormatError,
     UnknownTypeError,
 )
-from sagaz_core.storage import _codec_quick, codec
+from sagaz_core.storage import _codec_depth, _codec_quick, codec
 from sagaz_core.storage.codec import (
     Opaque,
     Raw,
@@ -214,7 +214,7 @@ VALUES: dict[str, Any] = {
     "none": None,
     "booleans and numbers": [True, False, 1, 0, 1.0, -0.0, Level.LOW],
     "integers of any size": [2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**5000, -(10**400)],
-    "floats": [math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308],
+    "floats": [math.nan, -math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308],
     "text": ["", "a", "ü€😀", "\0", "\n"],
     "lone surrogates": ["a\ud800", "\udc80\\ud800\\", "\ud83d\ude00", {"\udfff": 1}],
     "bytes": [b"", b"\xff\xc4", bytearray(b""), bytearray(b"\0\xc4")],
@@ -387,6 +387,7 @@ def test_the_walk_gives_the_bytes_of_the_quick_way(value: Any) -> None:
     assert codec._walked(value, "context") == encode(value)[6:]
 
 
+@pytest.mark.skipif(not _codec_quick._TELLS_ENUMS, reason="ormsgpack before 1.9 has no quick way")
 def test_plain_data_is_one_call_of_ormsgpack(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -842,6 +843,48 @@ def test_new_fields_with_defaults_get_them() -> None:
     assert (found_cart.lines, found_cart.model_fields_set) == ([], set())
     found_cart.lines.append(1)
     assert Cart().lines == []
+
+
+# -- depth of encoded data --------------------------------------------------------------------------------------------
+
+
+def depth_by_recursion(data: bytes) -> int:
+    """Return the depth of a MessagePack value in the plain way, an extension counting as one level."""
+
+    class Found:
+        def __init__(self, depth: int) -> None:
+            self.depth = depth
+
+    def measure(value: Any) -> int:
+        if isinstance(value, Found):
+            return value.depth
+        if isinstance(value, (list, dict)):
+            inner = value if isinstance(value, list) else list(value.values())
+            return 1 + max(map(measure, inner), default=0) if inner else 0
+        return 0
+
+    return measure(
+        ormsgpack.unpackb(data, ext_hook=lambda _, payload: Found(1 + depth_by_recursion(payload) if payload else 0))
+    )
+
+
+@given(TREES, st.sampled_from([1, 15, 16, 31, 32, 255, 256, 65_535, 65_536]))
+@example([[bytearray(b"x" * 300), {"k": "y" * 70_000}], list(range(70_000))], 300)
+def test_the_depth_of_encoded_data_is_found_without_recursion(value: Any, length: int) -> None:
+    body = encode([value, "x" * length, b"x" * length, [0] * min(length, 300), {"k": (value,)}])[6:]
+    depth = depth_by_recursion(body)
+    assert _codec_depth._measure(depth, body) is False
+    assert _codec_depth._measure(depth - 1, body) is True
+    assert _codec_depth.deeper_than(depth, body) is False
+
+
+def test_an_embedded_part_has_a_depth_of_its_own() -> None:
+    assert not _codec_depth._measure(1, encode([Raw(encode([[[[1]]]]))])[6:])
+
+
+def test_the_depth_of_truncated_data_is_an_error() -> None:
+    with pytest.raises(CorruptDataError, match="ends too early"):
+        _codec_depth.deeper_than(2, b"\x93\x91\x91")
 
 
 # -- damaged and hostile data ----------------------------------------------------------------------------------------

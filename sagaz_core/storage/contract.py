@@ -1,0 +1,694 @@
+"""What every store must do, as tests that any store's project can run.
+
+    import pytest
+    from sagaz_core.storage.contract import SnapshotStorageContract
+
+    class TestMyStore(SnapshotStorageContract):
+        @pytest.fixture
+        def storage(self):
+            storage = open_storage("mystore://…")    # an empty store for each test
+            yield storage
+            self.do(storage.close())
+
+The methods are plain tests; pytest finds them in the subclass. They do not need an async plugin: `do` runs a coroutine
+on one event loop a test, also in the fixture. For readable failures, let `pytest.register_assert_rewrite` have this
+module in your conftest.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sagaz_core.errors import CannotStoreError, DuplicateSagaError, NaiveTimeError, UsageError
+from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+T0 = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+HOSTILE = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "C:\\x",
+    "nul\0in the middle",
+    "\0",
+    'it\'s "quoted"; DROP TABLE sagas; --',
+    "100%_",
+    "[a-z]*?",
+    "{'json': 1}",
+    "line\nbreak\r\n",
+    " spaces ",
+    "a/b",
+    "a:b",
+    "a#b?c&d=e",
+    ".",
+    "..",
+    "-",
+    "0",
+    "1e3",
+    "None",
+    "Ünïcödé",
+    "ẞtraße",
+    "日本語",
+    "🦄🧵",
+    "\u202eright to left",
+    "e\u0301",
+    "\u00e9",
+    "\U0010ffff",
+    "\ud7ff",
+    "\ue000",
+    "x" * 255,
+    "🦄" * 255,
+)
+Result = TypeVar("Result")
+
+
+def a_saga(saga_id: str, **fields: Any) -> SagaRecord:
+    """Return a saga record with something in every field."""
+    given: dict[str, Any] = {
+        "saga_name": "order",
+        "version": "2.1",
+        "fingerprint": "0123456789abcdef",
+        "model": {"name": "order", "steps": [{"name": "reserve", "depends_on": [], "timeout": 1.5, "pivot": False}]},
+        "started_at": T0,
+        "source": "shop.orders:OrderSaga",
+        "adapter": "native",
+        "plan": "reserve@after",
+    }
+    return SagaRecord(saga_id, **{**given, **fields})
+
+
+def an_event(saga_id: str, seq: int, at: datetime | None = None, data: bytes = b"data") -> StoredEvent:
+    """Return an event; by default its time is `seq` seconds after `T0`."""
+    return StoredEvent(saga_id, seq, at or T0 + timedelta(seconds=seq), "StepStarted", f"step{seq}", data)
+
+
+def a_snapshot(saga_id: str, seq: int, created_at: datetime | None = None, **fields: Any) -> SagaSnapshot:
+    """Return a snapshot; by default its time is `seq` seconds after `T0`."""
+    given: dict[str, Any] = {
+        "snapshot_id": f"{saga_id[:80]}/{seq}",
+        "saga_id": saga_id,
+        "saga_name": "order",
+        "step_name": "reserve",
+        "step_index": seq,
+        "seq": seq,
+        "phase": "before",
+        "status": "executing",
+        "created_at": created_at or T0 + timedelta(seconds=seq),
+        "data": b"state",
+    }
+    return SagaSnapshot(**{**given, **fields})
+
+
+def a_replay(replay_id: str, saga_id: str, **fields: Any) -> ReplayRecord:
+    """Return a replay record that has not ended."""
+    given: dict[str, Any] = {
+        "new_saga_id": "new",
+        "checkpoint": "charge",
+        "initiated_by": "an operator",
+        "status": "started",
+        "created_at": T0,
+    }
+    return ReplayRecord(replay_id, saga_id, **{**given, **fields})
+
+
+class SnapshotStorageContract:
+    """Tests of a store. A subclass gives a fixture `storage`: an empty store for each test, closed afterwards."""
+
+    large = 10_000_000
+    """The bytes of the largest payload that is tried. A store that cannot take 10 MB says here what it can."""
+
+    _runner: asyncio.Runner | None = None
+
+    def do(self, work: Awaitable[Result]) -> Result:
+        """Run the coroutine on this test's event loop."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+
+        async def main() -> Result:
+            return await work
+
+        return self._runner.run(main())
+
+    def teardown_method(self) -> None:
+        """Close the test's event loop. pytest calls it, after the fixtures of the subclass are done."""
+        if self._runner is not None:
+            self._runner.close()
+
+    def events(self, storage: SnapshotStorage, saga_id: str, **asked: Any) -> list[StoredEvent]:
+        """Return what `read_events` gives, as a list."""
+
+        async def collected() -> list[StoredEvent]:
+            return [event async for event in storage.read_events(saga_id, **asked)]
+
+        return self.do(collected())
+
+    def pages(self, get: Callable[..., Awaitable[Page]], limit: int) -> list[Any]:
+        """Return all records of a listing, which is read in pages of `limit`."""
+        found: list[Any] = []
+        cursor: str | None = None
+        for _ in range(1000):
+            page = self.do(get(limit=limit, cursor=cursor))
+            assert len(page.items) <= limit
+            found += page.items
+            if page.cursor is None:
+                return found
+            assert len(page.items) == limit, "a page that is not the last one must be full"
+            cursor = page.cursor
+        raise AssertionError("the listing does not end")
+
+    def refused(self, error: type[Exception], work: Awaitable[Any]) -> None:
+        """Check that the call raises the error, in one line."""
+        try:
+            self.do(work)
+        except error as caught:
+            message = str(caught)
+        else:
+            raise AssertionError(f"{error.__name__} was not raised")
+        assert "\n" not in message
+
+    # ---- round trips
+
+    def test_a_saga_record_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
+        bare = SagaRecord("bare", "n", "1", "f", {}, T0)
+        for record in (a_saga("full"), bare):
+            self.do(storage.write(Batch(record.saga_id, record)))
+        assert self.do(storage.get_saga("full")) == a_saga("full")
+        assert self.do(storage.get_saga("bare")) == bare
+
+    def test_a_model_is_any_json(self, storage: SnapshotStorage) -> None:
+        model = {
+            "t": True,
+            "n": None,
+            "f": 0.1,
+            "i": -(2**70),
+            "s": "é\0🦄\ud800",
+            "": [[], {}, [1, [2]]],
+            "z": {"y": "x"},
+        }
+        self.do(storage.write(Batch("s", a_saga("s", model=model))))
+        found = self.do(storage.get_saga("s"))
+        assert found is not None
+        assert found.model == model
+
+    def test_a_model_that_is_not_json_is_refused(self, storage: SnapshotStorage) -> None:
+        self.refused(CannotStoreError, storage.write(Batch("s", a_saga("s", model={"x": object()}))))
+        assert self.do(storage.get_saga("s")) is None
+
+    def test_an_event_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
+        events = [
+            StoredEvent("s", 0, T0, "SagaStarted", None, b""),
+            StoredEvent("s", 1, T0, "StepStarted", "", bytes(range(256))),
+            StoredEvent("s", 2, T0, "StepSucceeded", "é\0🦄", b"\0"),
+        ]
+        self.do(storage.write(Batch("s", events=events)))
+        assert self.events(storage, "s") == events
+
+    def test_a_snapshot_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
+        full = a_snapshot("s", 1, step_name="é\0🦄", data=bytes(range(256)), retention_until=T0 + timedelta(days=30))
+        bare = a_snapshot("s", 2, step_name="", step_index=0, data=b"")
+        self.do(storage.write(Batch("s", snapshots=[full, bare])))
+        assert self.do(storage.get_snapshot(full.snapshot_id)) == full
+        assert self.do(storage.get_snapshot(bare.snapshot_id)) == bare
+        assert self.do(storage.list_snapshots("s")).items == [full, bare]
+        assert self.do(storage.latest_snapshot("s", max_seq=1)) == full
+
+    def test_a_replay_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
+        bare = a_replay("1", "s")
+        full = a_replay("2", "s", override=bytes(range(256)), plan="a@before", completed_at=T0 + TICK, error="é\0\n🦄")
+        for record in (bare, full):
+            self.do(storage.log_replay(record))
+        assert list(self.do(storage.list_replays("s"))) == [bare, full]
+
+    def test_times_are_exact(self, storage: SnapshotStorage) -> None:
+        times = [
+            datetime.min.replace(tzinfo=UTC),
+            datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+            datetime(1970, 1, 1, tzinfo=UTC),
+            datetime(2024, 3, 31, 2, 30, 0, 1, tzinfo=timezone(timedelta(hours=2, minutes=17))),
+            datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC),
+            datetime.max.replace(tzinfo=UTC),
+        ]
+        for number, time in enumerate(times):
+            saga_id = str(number)
+            snapshot = a_snapshot(saga_id, 0, time, retention_until=time)
+            record = a_saga(saga_id, started_at=time)
+            self.do(storage.write(Batch(saga_id, record, [an_event(saga_id, 0, time)], [snapshot])))
+            self.do(storage.log_replay(a_replay(saga_id, saga_id, created_at=time, completed_at=time)))
+            found = self.do(storage.get_saga(saga_id))
+            assert found is not None
+            assert found.started_at == time
+            assert found.started_at.tzinfo is not None
+            assert [event.at for event in self.events(storage, saga_id)] == [time]
+            assert self.do(storage.latest_snapshot(saga_id, until=time)) == snapshot
+            assert [replay.completed_at for replay in self.do(storage.list_replays(saga_id))] == [time]
+
+    def test_a_time_without_a_timezone_is_refused(self, storage: SnapshotStorage) -> None:
+        naive = T0.replace(tzinfo=None)
+        for work in (
+            storage.write(Batch("s", a_saga("s", started_at=naive))),
+            storage.write(Batch("s", events=[an_event("s", 0, naive)])),
+            storage.write(Batch("s", snapshots=[a_snapshot("s", 0, naive)])),
+            storage.write(Batch("s", snapshots=[a_snapshot("s", 0, retention_until=naive)])),
+            storage.latest_snapshot("s", until=naive),
+            storage.delete_expired(naive),
+            storage.log_replay(a_replay("r", "s", created_at=naive)),
+        ):
+            self.refused(NaiveTimeError, work)
+        assert self.events(storage, "s") == []
+        assert list(self.do(storage.list_replays("s"))) == []
+
+    def test_payloads_of_100_kb_and_of_the_largest_size(self, storage: SnapshotStorage) -> None:
+        for seq, size in enumerate((100_000, self.large)):
+            data = bytes(range(251)) * (size // 251 + 1)
+            self.do(storage.write(Batch("s", events=[an_event("s", seq, data=data)])))
+            self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", seq, data=data)])))
+            found = self.do(storage.latest_snapshot("s"))
+            assert found is not None
+            assert found.data == data
+        assert [len(event.data) > 99_999 for event in self.events(storage, "s")] == [True, True]
+
+    def test_any_text_is_an_id(self, storage: SnapshotStorage) -> None:
+        for number, text in enumerate(HOSTILE):
+            snapshot = a_snapshot(text, 0, snapshot_id=text, data=str(number).encode())
+            event = an_event(text, 0, data=str(number).encode())
+            self.do(storage.write(Batch(text, a_saga(text), [event], [snapshot])))
+            self.do(storage.log_replay(a_replay(text, text, error=str(number))))
+        for number, text in enumerate(HOSTILE):
+            data = str(number).encode()
+            found = self.do(storage.get_snapshot(text))
+            assert found is not None
+            assert (found.saga_id, found.data) == (text, data)
+            assert self.do(storage.latest_snapshot(text)) == found
+            assert self.do(storage.get_saga(text)) == a_saga(text)
+            assert [event.data for event in self.events(storage, text)] == [data]
+            assert [replay.error for replay in self.do(storage.list_replays(text))] == [str(number)]
+        listed = [record.saga_id for record in self.pages(storage.list_sagas, 7)]
+        assert listed == sorted(HOSTILE)
+        for text in HOSTILE:
+            assert self.do(storage.delete_saga(text))
+        assert self.do(storage.list_sagas()).items == []
+
+    def test_an_id_that_is_none_is_refused(self, storage: SnapshotStorage) -> None:
+        for saga_id in ("", "x" * 256):
+            self.refused(UsageError, storage.write(Batch(saga_id, a_saga(saga_id))))
+            self.refused(UsageError, storage.write(Batch(saga_id, events=[an_event(saga_id, 0)])))
+
+    # ---- isolation
+
+    def test_what_was_written_does_not_change_with_the_callers_objects(self, storage: SnapshotStorage) -> None:
+        record, events, snapshots = a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)]
+        self.do(storage.write(Batch("s", record, events, snapshots)))
+        record.model["steps"].append("another")
+        events.append(an_event("s", 1))
+        snapshots.append(a_snapshot("s", 1))
+        assert self.do(storage.get_saga("s")) == a_saga("s")
+        assert self.events(storage, "s") == events[:1]
+        assert self.do(storage.list_snapshots("s")).items == snapshots[:1]
+
+    def test_what_was_read_does_not_change_the_store(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)])))
+        self.do(storage.log_replay(a_replay("r", "s")))
+        for _ in range(2):
+            found = self.do(storage.get_saga("s"))
+            assert found == a_saga("s")
+            assert found is not None
+            found.model["steps"].clear()
+            listings: Iterable[Any] = (
+                self.do(storage.list_sagas()).items,
+                self.do(storage.list_snapshots("s")).items,
+                self.do(storage.list_replays("s")),
+            )
+            for items in listings:
+                assert len(items) == 1
+                if isinstance(items, list):
+                    items.clear()
+
+    # ---- order and time
+
+    def test_events_come_in_order_of_seq_in_whatever_order_they_are_written(self, storage: SnapshotStorage) -> None:
+        for seqs in ((3,), (1, 0), (2, 6, 4), (5,)):
+            self.do(storage.write(Batch("s", events=[an_event("s", seq) for seq in seqs])))
+        assert [event.seq for event in self.events(storage, "s")] == list(range(7))
+        until = T0 + timedelta(seconds=4)
+        assert [event.seq for event in self.events(storage, "s", until=until)] == list(range(5))
+
+    def test_events_above_a_seq(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", seq) for seq in range(5)])))
+        assert [event.seq for event in self.events(storage, "s", after_seq=2)] == [3, 4]
+        assert self.events(storage, "s", after_seq=4) == []
+        assert [event.seq for event in self.events(storage, "s", after_seq=1, until=T0 + timedelta(seconds=3))] == [
+            2,
+            3,
+        ]
+        assert self.events(storage, "s", after_seq=3, until=T0 + timedelta(seconds=2)) == []
+
+    def test_events_up_to_a_time_exactly(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", seq) for seq in range(3)])))
+        time = T0 + timedelta(seconds=1)
+        for until, last in (
+            (time - TICK, 0),
+            (time, 1),
+            (time + TICK, 1),
+            (T0 - TICK, -1),
+            (T0 + timedelta(days=1), 2),
+        ):
+            assert [event.seq for event in self.events(storage, "s", until=until)] == list(range(last + 1))
+
+    def test_events_of_one_time_come_together(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", seq, T0) for seq in range(5)])))
+        assert len(self.events(storage, "s", until=T0)) == 5
+        assert self.events(storage, "s", until=T0 - TICK) == []
+
+    def test_events_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
+        seconds = (10, 20, 5, 15, 15, 30, 12)
+        for seq, second in enumerate(seconds):
+            self.do(storage.write(Batch("s", events=[an_event("s", seq, T0 + timedelta(seconds=second))])))
+        for second, last in ((4, -1), (5, 2), (10, 2), (11, 2), (12, 6), (14, 6), (30, 6)):
+            until = T0 + timedelta(seconds=second)
+            assert [event.seq for event in self.events(storage, "s", until=until)] == list(range(last + 1)), second
+
+    def test_many_events_come_whole(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", seq) for seq in range(3000)])))
+        assert [event.seq for event in self.events(storage, "s")] == list(range(3000))
+        assert [event.seq for event in self.events(storage, "s", after_seq=511)] == list(range(512, 3000))
+
+    def test_events_may_be_written_while_others_are_read(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", seq) for seq in range(600)])))
+
+        async def read_and_write() -> list[int]:
+            found = []
+            async for event in storage.read_events("s"):
+                found.append(event.seq)
+                if event.seq < 600:
+                    await storage.write(Batch("other", events=[an_event("other", event.seq)]))
+                if event.seq == 10:
+                    await storage.write(Batch("s", events=[an_event("s", 600)]))
+            return found
+
+        assert self.do(read_and_write())[:600] == list(range(600))
+        assert len(self.events(storage, "other")) == 600
+
+    def test_the_latest_snapshot_of_a_step_and_a_phase(self, storage: SnapshotStorage) -> None:
+        steps = (("a", "before"), ("a", "after"), ("b", "before"), ("b", "after"), ("a", "undone"), ("", "final"))
+        snapshots = [a_snapshot("s", seq, step_name=step, phase=phase) for seq, (step, phase) in enumerate(steps)]
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        for asked, seq in (
+            ({}, 5),
+            ({"step": "a"}, 4),
+            ({"step": "b"}, 3),
+            ({"step": ""}, 5),
+            ({"phase": "before"}, 2),
+            ({"step": "a", "phase": "before"}, 0),
+            ({"step": "b", "phase": "after"}, 3),
+            ({"step": "b", "phase": "undone"}, None),
+            ({"step": "c"}, None),
+            ({"phase": "manual"}, None),
+        ):
+            found = self.do(storage.latest_snapshot("s", **asked))  # type: ignore[arg-type] # names of either type
+            assert (None if found is None else found.seq) == seq, asked
+
+    def test_the_latest_snapshot_at_a_time_exactly(self, storage: SnapshotStorage) -> None:
+        phases = ("before", "after")
+        snapshots = [a_snapshot("s", seq, phase=phases[seq % 2]) for seq in range(8)]
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        for seq in range(8):
+            for offset, last in ((-TICK, seq - 1), (timedelta(), seq), (TICK, seq)):
+                until = T0 + timedelta(seconds=seq) + offset
+                for max_seq in (-1, 0, 2, 3, 7, 100):
+                    found = self.do(storage.latest_snapshot("s", until=until, max_seq=max_seq))
+                    right = min(last, max_seq)
+                    assert found == (snapshots[right] if right >= 0 else None)
+                    found = self.do(
+                        storage.latest_snapshot("s", step="reserve", phase="after", until=until, max_seq=max_seq)
+                    )
+                    right -= right % 2 == 0
+                    assert found == (snapshots[right] if right >= 0 else None)
+
+    def test_snapshots_of_one_seq_come_in_order_of_their_ids(self, storage: SnapshotStorage) -> None:
+        ids = ["b", "a", "c"]
+        self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", 1, snapshot_id=name) for name in ids])))
+        self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", 0, snapshot_id="z")])))
+        listed = self.pages(lambda **asked: storage.list_snapshots("s", **asked), 2)
+        assert [snapshot.snapshot_id for snapshot in listed] == ["z", "a", "b", "c"]
+        questions: Iterable[dict[str, Any]] = (
+            {},
+            {"max_seq": 1},
+            {"until": T0 + timedelta(seconds=1)},
+            {"step": "reserve"},
+        )
+        for asked in questions:
+            found = self.do(storage.latest_snapshot("s", **asked))
+            assert found is not None
+            assert found.snapshot_id == "c", asked
+
+    def test_snapshots_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
+        seconds = (10, 20, 5, 15, 15, 30, 12)
+        snapshots = []
+        for seq, second in enumerate(seconds):
+            step = "ab"[seq % 2]
+            snapshots.append(a_snapshot("s", seq, T0 + timedelta(seconds=second), step_name=step, phase="after"))
+            self.do(storage.write(Batch("s", snapshots=snapshots[-1:])))
+        for second in range(4, 32):
+            until = T0 + timedelta(seconds=second)
+            for max_seq in (None, *range(7)):
+                for step_name in (None, "a", "b"):
+                    right = [
+                        snapshot
+                        for snapshot in snapshots
+                        if snapshot.created_at <= until
+                        and (max_seq is None or snapshot.seq <= max_seq)
+                        and step_name in (None, snapshot.step_name)
+                    ]
+                    for phase in (None, "after"):
+                        found = self.do(
+                            storage.latest_snapshot("s", step=step_name, phase=phase, until=until, max_seq=max_seq)
+                        )
+                        assert found == (right[-1] if right else None), (second, max_seq, step_name, phase)
+
+    # ---- writing again
+
+    def test_the_same_batch_again_changes_nothing(self, storage: SnapshotStorage) -> None:
+        batch = Batch("s", a_saga("s"), [an_event("s", 0), an_event("s", 1)], [a_snapshot("s", 1)])
+        for _ in range(3):
+            self.do(storage.write(batch))
+        overlapping = Batch("s", None, [an_event("s", 1), an_event("s", 2)], [a_snapshot("s", 1), a_snapshot("s", 2)])
+        self.do(storage.write(overlapping))
+        assert [event.seq for event in self.events(storage, "s")] == [0, 1, 2]
+        assert [snapshot.seq for snapshot in self.do(storage.list_snapshots("s")).items] == [1, 2]
+        assert self.do(storage.count_snapshots("s")) == 2
+
+    def test_a_record_that_is_twice_in_a_batch_is_stored_once(self, storage: SnapshotStorage) -> None:
+        batch = Batch("s", a_saga("s"), [an_event("s", 0)] * 2, [a_snapshot("s", 0)] * 2)
+        self.do(storage.write(batch))
+        assert len(self.events(storage, "s")) == 1
+        assert self.do(storage.count_snapshots("s")) == 1
+
+    def test_an_empty_batch_is_nothing(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s")))
+        assert not self.do(storage.delete_saga("s"))
+
+    def test_something_else_under_the_same_id_is_refused_and_nothing_is_written(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)])))
+        fresh: dict[str, Any] = {"events": [an_event("s", 1)], "snapshots": [a_snapshot("s", 1)]}
+        for batch in (
+            Batch("s", a_saga("s", started_at=T0 + TICK), **fresh),
+            Batch("s", a_saga("s", model={}), **fresh),
+            Batch("s", a_saga("s", plan=""), **fresh),
+            Batch("s", events=[*fresh["events"], an_event("s", 0, data=b"other")], snapshots=fresh["snapshots"]),
+            Batch("s", events=[*fresh["events"], an_event("s", 0, T0 + TICK)], snapshots=fresh["snapshots"]),
+            Batch("s", events=fresh["events"], snapshots=[a_snapshot("s", 1), a_snapshot("s", 0, data=b"other")]),
+            Batch("t", a_saga("t"), [an_event("t", 0)], [a_snapshot("t", 0, snapshot_id="s/0")]),
+        ):
+            self.refused(DuplicateSagaError, storage.write(batch))
+            assert self.do(storage.get_saga("s")) == a_saga("s")
+            assert self.events(storage, "s") == [an_event("s", 0)]
+            assert self.do(storage.list_snapshots("s")).items == [a_snapshot("s", 0)]
+            assert self.do(storage.get_saga("t")) is None
+            assert self.events(storage, "t") == []
+
+    def test_a_batch_of_several_sagas_is_refused(self, storage: SnapshotStorage) -> None:
+        for batch in (
+            Batch("s", a_saga("t")),
+            Batch("s", events=[an_event("s", 0), an_event("t", 0)]),
+            Batch("s", snapshots=[a_snapshot("t", 0)]),
+        ):
+            self.refused(UsageError, storage.write(batch))
+        assert self.events(storage, "s") == []
+
+    def test_a_sagas_record_may_come_after_its_events(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", events=[an_event("s", 0)])))
+        assert self.do(storage.get_saga("s")) is None
+        assert self.do(storage.list_sagas()).items == []
+        self.do(storage.write(Batch("s", a_saga("s"))))
+        assert self.do(storage.get_saga("s")) == a_saga("s")
+        assert self.do(storage.list_sagas()).items == [a_saga("s")]
+        assert self.events(storage, "s") == [an_event("s", 0)]
+
+    def test_many_sagas_are_written_at_once(self, storage: SnapshotStorage) -> None:
+        async def run(saga_id: str) -> None:
+            await storage.write(Batch(saga_id, a_saga(saga_id)))
+            for seq in range(10):
+                await storage.write(Batch(saga_id, None, [an_event(saga_id, seq)], [a_snapshot(saga_id, seq)]))
+
+        async def run_all() -> None:
+            await asyncio.gather(*(run(f"saga{number:02}") for number in range(30)))
+
+        self.do(run_all())
+        assert len(self.pages(storage.list_sagas, 7)) == 30
+        for number in range(30):
+            assert [event.seq for event in self.events(storage, f"saga{number:02}")] == list(range(10))
+            assert self.do(storage.count_snapshots(f"saga{number:02}")) == 10
+
+    # ---- listings
+
+    def test_sagas_are_listed_by_prefix_which_is_no_pattern(self, storage: SnapshotStorage) -> None:
+        ids = [
+            "a",
+            "a%",
+            "a%b",
+            "a_",
+            "a_b",
+            "aXb",
+            "a\U0010ffff",
+            "a\U0010ffff\U0010ffffz",
+            "b",
+            "a\ud7ff1",
+            "a\ue000",
+        ]
+        for saga_id in ids:
+            self.do(storage.write(Batch(saga_id, a_saga(saga_id))))
+        for prefix in ("", "a", "a%", "a_", "a_b", "aX", "a\U0010ffff", "a\ud7ff", "A", "%", "c", "b"):
+            right = sorted(saga_id for saga_id in ids if saga_id.startswith(prefix))
+            for limit in (1, 2, 100):
+                found = self.pages(lambda prefix=prefix, **asked: storage.list_sagas(prefix=prefix, **asked), limit)
+                assert [record.saga_id for record in found] == right, prefix
+
+    def test_pages_are_whole_and_end(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("other", snapshots=[a_snapshot("other", 0)])))
+        self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", seq) for seq in range(12)])))
+        for limit in (1, 5, 6, 11, 12, 13):
+            found = self.pages(lambda **asked: storage.list_snapshots("s", **asked), limit)
+            assert [snapshot.seq for snapshot in found] == list(range(12))
+
+    def test_pages_are_stable_while_others_write(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", seq) for seq in range(0, 20, 2)])))
+        first = self.do(storage.list_snapshots("s", limit=5))
+        self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", seq) for seq in range(1, 21, 2)])))
+        self.do(storage.delete_snapshots("s", below_seq=4))
+        found = [snapshot.seq for snapshot in first.items]
+        cursor = first.cursor
+        while cursor is not None:
+            page = self.do(storage.list_snapshots("s", limit=5, cursor=cursor))
+            found += [snapshot.seq for snapshot in page.items]
+            cursor = page.cursor
+        assert found == sorted(set(found))
+        assert set(range(0, 20, 2)) <= set(found)
+
+    def test_a_limit_or_cursor_that_is_none_is_refused(self, storage: SnapshotStorage) -> None:
+        for limit in (0, -1):
+            self.refused(UsageError, storage.list_sagas(limit=limit))
+            self.refused(UsageError, storage.list_snapshots("s", limit=limit))
+        for cursor in ("", "x", "1", "x:y", "1.5:x"):
+            self.refused(UsageError, storage.list_snapshots("s", cursor=cursor))
+
+    # ---- deleting
+
+    def test_deleting_a_saga_leaves_the_others_and_the_replay_log(self, storage: SnapshotStorage) -> None:
+        for saga_id in ("s", "s2", "r"):
+            batch = Batch(saga_id, a_saga(saga_id), [an_event(saga_id, 0)], [a_snapshot(saga_id, 0)])
+            self.do(storage.write(batch))
+        self.do(storage.log_replay(a_replay("1", "s")))
+        assert self.do(storage.delete_saga("s"))
+        assert not self.do(storage.delete_saga("s"))
+        assert self.do(storage.get_saga("s")) is None
+        assert self.events(storage, "s") == []
+        assert self.do(storage.get_snapshot("s/0")) is None
+        assert self.do(storage.latest_snapshot("s", step="reserve")) is None
+        assert self.do(storage.count_snapshots("s")) == 0
+        assert list(self.do(storage.list_replays("s"))) == [a_replay("1", "s")]
+        for saga_id in ("s2", "r"):
+            assert self.do(storage.get_saga(saga_id)) == a_saga(saga_id)
+            assert self.events(storage, saga_id) == [an_event(saga_id, 0)]
+            assert self.do(storage.latest_snapshot(saga_id)) == a_snapshot(saga_id, 0)
+        self.do(storage.write(Batch("s", a_saga("s", plan="new"), [an_event("s", 0, T0 + TICK)])))
+        assert self.events(storage, "s") == [an_event("s", 0, T0 + TICK)]
+
+    def test_deleting_old_snapshots(self, storage: SnapshotStorage) -> None:
+        for saga_id in ("s", "t"):
+            snapshots = [a_snapshot(saga_id, seq) for seq in range(6)]
+            self.do(storage.write(Batch(saga_id, None, [an_event(saga_id, seq) for seq in range(6)], snapshots)))
+        assert self.do(storage.delete_snapshots("s", below_seq=4)) == 4
+        assert self.do(storage.delete_snapshots("s", below_seq=4)) == 0
+        assert [snapshot.seq for snapshot in self.do(storage.list_snapshots("s")).items] == [4, 5]
+        assert self.do(storage.latest_snapshot("s", step="reserve", max_seq=3)) is None
+        assert self.do(storage.latest_snapshot("s", until=T0 + timedelta(seconds=3))) is None
+        assert self.do(storage.get_snapshot("s/3")) is None
+        assert self.do(storage.count_snapshots("t")) == 6
+        assert len(self.events(storage, "s")) == 6
+
+    def test_deleting_expired_snapshots(self, storage: SnapshotStorage) -> None:
+        now = T0 + timedelta(days=1)
+        ends = [None, now - TICK, now, now + TICK, T0]
+        for saga_id in ("s", "t"):
+            snapshots = [a_snapshot(saga_id, seq, retention_until=end) for seq, end in enumerate(ends)]
+            self.do(storage.write(Batch(saga_id, snapshots=snapshots)))
+        assert self.do(storage.delete_expired(now)) == 4
+        assert self.do(storage.delete_expired(now)) == 0
+        for saga_id in ("s", "t"):
+            assert [snapshot.seq for snapshot in self.do(storage.list_snapshots(saga_id)).items] == [0, 2, 3]
+            found = self.do(storage.latest_snapshot(saga_id, until=T0 + timedelta(seconds=1), phase="before"))
+            assert found is not None
+            assert found.seq == 0
+        assert self.do(storage.get_snapshot("s/1")) is None
+
+    def test_many_expired_snapshots_go_at_once(self, storage: SnapshotStorage) -> None:
+        snapshots = [a_snapshot("s", seq, retention_until=T0) for seq in range(1201)]
+        self.do(storage.write(Batch("s", snapshots=[*snapshots, a_snapshot("s", 1201)])))
+        assert self.do(storage.delete_expired(T0 + TICK)) == 1201
+        assert self.do(storage.count_snapshots("s")) == 1
+
+    # ---- the replay log
+
+    def test_a_replay_is_replaced_by_its_id(self, storage: SnapshotStorage) -> None:
+        self.do(storage.log_replay(a_replay("1", "s")))
+        self.do(storage.log_replay(a_replay("2", "s")))
+        ended = a_replay("1", "s", status="completed", completed_at=T0 + TICK)
+        self.do(storage.log_replay(ended))
+        assert list(self.do(storage.list_replays("s"))) == [ended, a_replay("2", "s")]
+
+    def test_replays_come_oldest_first(self, storage: SnapshotStorage) -> None:
+        for replay_id, second in (("1", 3), ("3", 1), ("2", 1), ("0", 2)):
+            self.do(storage.log_replay(a_replay(replay_id, "s", created_at=T0 + timedelta(seconds=second))))
+        self.do(storage.log_replay(a_replay("9", "t")))
+        assert [replay.replay_id for replay in self.do(storage.list_replays("s"))] == ["2", "3", "0", "1"]
+
+    # ---- nothing there, nothing left
+
+    def test_what_is_not_there_is_none_or_nothing(self, storage: SnapshotStorage) -> None:
+        for saga_id in ("nobody", "", "x" * 300, *HOSTILE):
+            assert self.do(storage.get_saga(saga_id)) is None
+            assert self.do(storage.get_snapshot(saga_id)) is None
+            assert self.do(storage.latest_snapshot(saga_id)) is None
+            assert self.do(storage.latest_snapshot(saga_id, step="a", phase="b", until=T0, max_seq=3)) is None
+            assert self.do(storage.list_snapshots(saga_id)) == Page([], None)
+            assert self.events(storage, saga_id) == []
+            assert self.events(storage, saga_id, after_seq=3, until=T0) == []
+            assert self.do(storage.count_snapshots(saga_id)) == 0
+            assert self.do(storage.delete_snapshots(saga_id, below_seq=9)) == 0
+            assert self.do(storage.delete_saga(saga_id)) is False
+            assert list(self.do(storage.list_replays(saga_id))) == []
+        assert self.do(storage.list_sagas()) == Page([], None)
+        assert self.do(storage.delete_expired(T0)) == 0
+
+    def test_closing_twice_is_no_error(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", a_saga("s"))))
+        self.do(storage.close())
+        self.do(storage.close())
+
+    def test_it_is_a_store(self, storage: SnapshotStorage) -> None:
+        assert isinstance(storage, SnapshotStorage)
+        assert "://" in storage.url
