@@ -3,8 +3,8 @@
     python benchmarks/goldens.py [COUNT ...]        200 and 1000 by default; syrupy 4.7 needs minutes for 1000 modules
 
 For each count of goldens, as the tests of one module and as a module each: the seconds of a run that writes them all
-(`--snapshot-update`), of one that compares them, and of the same tests without a golden, which is pytest itself; "above"
-is what the two runs took above those.
+(`--snapshot-update`), of one that compares them, and of the same tests without a golden, which is pytest itself.
+"above" is what the first two took above that.
 """
 
 from __future__ import annotations
@@ -77,10 +77,8 @@ def main() -> None:
                     wrote, compared = seconds(Path(name), "--snapshot-update"), seconds(Path(name))
                 total = wrote + compared
                 floor = floor or total
-                print(
-                    f"{count:8} {modules:8}  {fixture:8} {wrote:7.2f} {compared:8.2f} {total:7.2f} {total - floor:7.2f}",
-                    flush=True,
-                )
+                times = f"{wrote:7.2f} {compared:8.2f} {total:7.2f} {total - floor:7.2f}"
+                print(f"{count:8} {modules:8}  {fixture:8} {times}", flush=True)
 
 
 if __name__ == "__main__":

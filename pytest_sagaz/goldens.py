@@ -201,14 +201,6 @@ class GoldenExtension(AbstractSyrupyExtension):
     def get_snapshot_name(cls, *, test_location: PyTestLocation, index: str | int = 0) -> str:
         return _stem(test_location.item, index)
 
-    @classmethod
-    def dirname(cls, *, test_location: PyTestLocation) -> str:
-        return os.path.dirname(golden_path(test_location.item, 0))
-
-    @classmethod
-    def matches_test_location(cls, *, test_location: PyTestLocation, snapshot_location: str) -> bool:
-        return os.path.dirname(snapshot_location) == cls.dirname(test_location=test_location)
-
     def read_snapshot(self, *, test_location: PyTestLocation, index: str | int, session_id: str) -> str:
         text = _read(golden_path(test_location.item, index))
         if text is None:

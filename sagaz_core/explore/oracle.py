@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from sagaz_core.events import StepSucceeded
 from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.verdict import Finding, Verdict
 from sagaz_core.model import END
@@ -31,6 +32,7 @@ class Case:
                 (undone if entry.undo else done).setdefault(entry.step, []).append(entry.ended)
         self.done, self.undone = done, undone
         self.alive = {step for step, moments in done.items() if moments[-1] > undone.get(step, (-1,))[-1]}
+        self.succeeded = {event.step for event in evidence.events if isinstance(event, StepSucceeded)}
         self.past_pivot = any(step.pivot and step.name in self.state.results for step in self.model.steps)
         self.expected_stuck = self._expected_stuck()
 
@@ -222,8 +224,7 @@ def _undo_without_do(case: Case) -> Iterator[Finding]:
     for name in case.undone:
         if name in case.done:
             continue
-        step = case.model.step(name)
-        if step.undone_in_doubt and case.state.attempts.get(name):
+        if case.model.step(name).undone_in_doubt and name not in case.succeeded and case.state.attempts.get(name):
             continue  # that is what in_doubt="compensate" asks for: the engine cannot know
         yield Finding(
             Verdict.UNDO_WITHOUT_DO,

@@ -434,12 +434,8 @@ class SnapshotStorageContract:
         self.do(storage.write(Batch("s", snapshots=[a_snapshot("s", 0, snapshot_id="z")])))
         listed = self.pages(lambda **asked: storage.list_snapshots("s", **asked), 2)
         assert [snapshot.snapshot_id for snapshot in listed] == ["z", "a", "b", "c"]
-        questions: Iterable[dict[str, Any]] = (
-            {},
-            {"max_seq": 1},
-            {"until": T0 + timedelta(seconds=1)},
-            {"step": "reserve"},
-        )
+        until = T0 + timedelta(seconds=1)
+        questions: Iterable[dict[str, Any]] = ({}, {"max_seq": 1}, {"until": until}, {"step": "reserve"})
         for asked in questions:
             found = self.do(storage.latest_snapshot("s", **asked))
             assert found is not None

@@ -181,3 +181,137 @@ def best_context(name: str) -> dict[str, Any]:
         if run(kind, context).state.status is SagaStatus.COMPLETED:
             return context
     return contexts[0]
+
+
+# ---- what must hold
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")  # the package, on Python 3.14
+
+NOT_IMPORTABLE = {
+    # module: the package that it needs; two of them hold a saga class each, `OrderSaga`
+    "sagaz.examples.integrations.django_app.config.urls": "django",
+    "sagaz.examples.integrations.django_app.config.wsgi": "django",
+    "sagaz.examples.integrations.django_app.orders.apps": "django",
+    "sagaz.examples.integrations.django_app.orders.urls": "django",
+    "sagaz.examples.integrations.django_app.orders.views": "django",
+    "sagaz.examples.integrations.fastapi_app.main": "fastapi",
+    "sagaz.examples.integrations.flask_app.main": "flask",
+}
+NEVER_COMPLETE = {
+    # These import without the package that they need, and fail in their first step that uses it.
+    "ai_and_data.ai_content_pipeline:ContentPipelineSaga": "pydantic-ai not installed",
+    "ai_and_data.langgraph_support_agent:CustomerSupportSaga": "langgraph not installed",
+    "ai_and_data.pydantic_ai_research:AIResearchSaga": "pydantic-ai not installed",
+}
+NAMES = tuple(example_classes())
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)  # they log each step
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def real_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    sleeps: list[float] = []
+    monkeypatch.setattr(time, "sleep", sleeps.append)
+    return sleeps
+
+
+def test_the_package_has_so_many_example_sagas() -> None:
+    modules, missing = imported()
+    assert missing.items() <= NOT_IMPORTABLE.items()
+    assert len(modules) + len(missing) == 106
+    with_a_saga = [name for name in missing if name.endswith(("fastapi_app.main", "flask_app.main"))]
+    assert len(NAMES) + len(with_a_saga) == 53
+    kinds = [next(base for base in BASES if issubclass(kind, base)) for kind in example_classes().values()]
+    assert kinds.count(sagaz.core.saga.Saga) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_described(name: str) -> None:
+    kind = example_classes()[name]
+    assert ADAPTER.accepts(kind)
+    model = model_of(kind)
+    assert len(model.names) >= 2
+    assert SagaModel.from_dict(model.to_dict()) == model
+    assert all(step.in_doubt == "ignore" and not step.has_recovery for step in model.steps)
+    saga = made(kind)
+    if isinstance(saga, sagaz.core.decorators.Saga):
+        assert model.names == tuple(step.step_id for step in saga.get_steps())
+        level = {step.step_id: n for n, steps in enumerate(saga.get_execution_order()) for step in steps}
+        assert all(level[other] < level[step.name] for step in model.steps for other in step.depends_on)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs_to_its_end_without_any_real_time(name: str, real_sleeps: list[float]) -> None:
+    ended = run(example_classes()[name], best_context(name))
+    assert real_sleeps == []
+    if name in NEVER_COMPLETE:
+        assert ended.state.status is SagaStatus.ROLLED_BACK
+        assert NEVER_COMPLETE[name] in str(ended.state.error)
+        return
+    assert ended.result.status is ended.state.status is SagaStatus.COMPLETED
+    assert set(ended.result.completed_steps) == set(model_of(example_classes()[name]).names)
+    assert not [key for key in ended.state.context if key == "saga_id" or key.startswith("__")]
+
+
+def test_of_the_example_sagas_all_run_to_an_end_and_48_complete() -> None:
+    statuses = [run(kind, best_context(name)).state.status for name, kind in example_classes().items()]
+    assert (statuses.count(SagaStatus.COMPLETED), statuses.count(SagaStatus.ROLLED_BACK)) == (48, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEVER_COMPLETE])
+def test_every_single_fault_of_an_example_strikes_and_is_told_as_it_was(name: str, real_sleeps: list[float]) -> None:
+    kind = example_classes()[name]
+    model = model_of(kind)
+    plans = single_fault_plans(model)
+    assert plans
+    for plan in plans:
+        injector, ledger = Injector(plan), Ledger()
+        ended = run(kind, best_context(name), interceptors=(injector, ledger), observers=(injector.observe,))
+        assert injector.missed == [], plan
+        check(model, plan, ended, ledger)
+    assert real_sleeps == []
+
+
+def check(model: SagaModel, plan: FaultPlan, ended: Run, ledger: Ledger) -> None:
+    state, result, left = ended.state, ended.result, set(ledger.left())
+    pivots = {step.name for step in model.steps if step.pivot and step.name in state.results}
+    kept = pivots.union(*(model.ancestors[pivot] for pivot in pivots))
+    may_stay = kept | {step.name for step in model.steps if not step.has_compensation}
+    struck = {fault.step for fault in plan if fault.kind in ("after", "undo-fail")}
+    assert left - may_stay == struck - may_stay, plan
+    assert state.results.keys() - may_stay == {fault.step for fault in plan if fault.kind == "undo-fail"}
+    if any(fault.kind == "undo-fail" for fault in plan):
+        declarative = model.step(plan.faults[-1].step).compensation_retries == 0
+        assert state.status is SagaStatus.FAILED
+        assert result.stuck == (plan.faults[-1].step,)
+        assert result.status is (SagaStatus.ROLLED_BACK if declarative else SagaStatus.FAILED), "the engine's claim"
+    else:
+        assert state.status is (SagaStatus.FAILED if pivots else SagaStatus.ROLLED_BACK)
+        assert result.status is SagaStatus.ROLLED_BACK
+    if state.status is SagaStatus.ROLLED_BACK:
+        assert state.context == state.initial
+
+
+def test_a_lost_payment_acknowledgement_of_the_order_example_leaves_the_payment() -> None:
+    kind = example_classes()["commerce.order_processing.main:OrderProcessingSaga"]
+    context = {
+        "order_id": "ORD-1",
+        "user_id": "U-1",
+        "items": [{"id": "I-1", "name": "Laptop", "quantity": 1}],
+        "total_amount": 99.5,
+    }
+    injector, ledger = Injector(FaultPlan.parse("process_payment@after")), Ledger()
+    ended = run(kind, context, interceptors=(injector, ledger))
+    assert ledger.calls == [
+        ("action", "reserve_inventory"),
+        ("action", "process_payment"),
+        ("compensation", "reserve_inventory"),
+    ]
+    assert ledger.left() == ["process_payment"]
+    assert ended.result.status is ended.state.status is SagaStatus.ROLLED_BACK
+    assert ended.state.context == context

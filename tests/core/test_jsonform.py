@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 import freezegun
 import hypothesis.strategies as st
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from pydantic import BaseModel
 
 from sagaz_core.errors import CannotStoreError, CodecError, CorruptDataError, UnknownTypeError
@@ -49,6 +49,8 @@ class Line(BaseModel):
     sku: str
     price: Decimal = Decimal(1)
 
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 FORMS: list[tuple[Any, Any]] = [
     (None, None),
@@ -134,6 +136,7 @@ TREES = st.recursive(
 )
 
 
+@unhurried
 @given(TREES)
 def test_the_json_form_and_its_text_come_back_to_the_same_bytes(value: Any) -> None:
     data = encode(value)
@@ -306,7 +309,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=500)
+@settings(unhurried, max_examples=500)
 @given(JSON)
 @example({"$str": "\\ud8"})
 def test_any_json_gives_a_value_or_a_codec_error(form: Any) -> None:

@@ -35,10 +35,17 @@ class TestSqliteThatIsOpenedForEachCall(SnapshotStorageContract):
     """Nothing depends on what a connection remembers."""
 
     @pytest.fixture
-    def storage(self, tmp_path):
+    def storage(self, tmp_path, monkeypatch):
         storage = open_storage(f"sqlite:///{tmp_path}/sagaz.db")
         connections = storage._connections
-        put = connections._idle.put
-        connections._idle.put = lambda connection: (put(connection), connections.close())
+        use = connections._use
+
+        def use_once(*arguments):
+            try:
+                return use(*arguments)
+            finally:
+                connections.close()
+
+        monkeypatch.setattr(connections, "_use", use_once)
         yield storage
         self.do(storage.close())
