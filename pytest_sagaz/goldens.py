@@ -75,7 +75,7 @@ def golden_fixture(request: pytest.FixtureRequest) -> GoldenAssertion:
         test_location=PyTestLocation(item),
         update_snapshots=config.getoption("update_snapshots"),
     )
-    # syrupy before 6 has no such option, nor the field
+    # syrupy 4 has no such option, nor the field
     golden.update_new_snapshots_only = config.getoption("update_new_snapshots_only", False)
     return golden
 

@@ -225,17 +225,21 @@ def _dataclass_parts(cls: Any, name: str) -> Callable[[Any], list[Any]]:
 
 
 def _pydantic_parts(cls: Any, name: str) -> Callable[[Any], list[Any]]:
-    fields = cls.model_fields
+    known = set(cls.model_fields)
     is_root = cls.__pydantic_root_model__
 
     def parts(value: Any) -> list[Any]:
         # what is in __dict__ and not a field is a cached_property, which works itself out again
-        held = {key: item for key, item in value.__dict__.items() if key in fields}
+        held = value.__dict__
+        if not held.keys() <= known:
+            held = {key: item for key, item in held.items() if key in known}
         sections: dict[str, Any] = {"fields": held}
         extra = None if is_root else value.__pydantic_extra__
-        unset = sorted({*held, *(extra or ())} - value.__pydantic_fields_set__)
-        if unset:
-            sections["unset"] = unset
+        given = value.__pydantic_fields_set__
+        if extra or not held.keys() <= given:
+            unset = sorted({*held, *(extra or ())} - given)
+            if unset:
+                sections["unset"] = unset
         if extra:
             sections["extra"] = extra
         if not is_root and value.__pydantic_private__:
@@ -319,18 +323,18 @@ def _build_flag(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
     return member
 
 
-def _fields(cls: Any, sections: dict[str, Any], known: Any, type_name: str) -> dict[str, Any]:
+def _fields(sections: dict[str, Any], known: Any, type_name: str) -> dict[str, Any]:
     fields = sections["fields"]
     if type(fields) is not dict:
         raise CorruptDataError(f"stored data is damaged: {type_name!r} without fields")
-    for name in fields:
-        if name not in known:
-            raise _changed(type_name, f"has a field {name!r}, which the class does not have now")
+    if not fields.keys() <= known:
+        name = next(name for name in fields if name not in known)
+        raise _changed(type_name, f"has a field {name!r}, which the class does not have now")
     return fields
 
 
 def _build_namedtuple(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
-    fields = {**cls._field_defaults, **_fields(cls, sections, cls._fields, type_name)}
+    fields = {**cls._field_defaults, **_fields(sections, set(cls._fields), type_name)}
     for name in cls._fields:
         if name not in fields:
             raise _changed(type_name, f"has no field {name!r}, which the class needs now")
@@ -339,11 +343,11 @@ def _build_namedtuple(cls: Any, sections: dict[str, Any], type_name: str) -> Any
 
 def _build_dataclass(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
     known = {field.name: field for field in dataclasses.fields(cls)}
-    fields = _fields(cls, sections, known, type_name)
+    fields = _fields(sections, known.keys(), type_name)
     value = object.__new__(cls)
     for name, item in fields.items():
         object.__setattr__(value, name, item)
-    for name in known.keys() - fields.keys():
+    for name in [name for name in known if name not in fields]:
         field = known[name]
         if field.default is not dataclasses.MISSING:
             object.__setattr__(value, name, field.default)
@@ -357,15 +361,14 @@ def _build_dataclass(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
 
 
 def _build_pydantic(cls: Any, sections: dict[str, Any], type_name: str) -> Any:
-    fields = dict(_fields(cls, sections, cls.model_fields, type_name))
+    known = cls.model_fields
+    fields = dict(_fields(sections, known.keys(), type_name))
     extra = dict(sections.get("extra", {}))
-    unset = set(sections.get("unset", ()))
-    given = {*fields, *extra} - unset
-    for name, info in cls.model_fields.items():
-        if name not in fields and not info.is_required():
-            from_others = getattr(info, "default_factory_takes_validated_data", False)
-            if not from_others:
-                fields[name] = info.get_default(call_default_factory=True)
+    given = {*fields, *extra}.difference(sections.get("unset", ()))
+    for name in [name for name in known if name not in fields]:
+        info = known[name]
+        if not info.is_required() and not getattr(info, "default_factory_takes_validated_data", False):
+            fields[name] = info.get_default(call_default_factory=True)
     value = cls.__new__(cls)
     object.__setattr__(value, "__dict__", fields)
     object.__setattr__(value, "__pydantic_fields_set__", given)

@@ -1,0 +1,89 @@
+"""Runs a page of documentation: what it shows is what happens.
+
+    ```python with a first line `# file: NAME`    is written to that file
+    ```python                                      is executed, all blocks of a page in one namespace
+    ```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
+    ```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
+                                                   `...` stands for any lines, and for any end of a line
+    any of them below `<!-- not run -->`           is only shown
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLOCK = re.compile(r"(?:^<!-- (?P<note>[^>]*?) -->\n)?^```(?P<kind>[a-z]+)\n(?P<body>.*?)^```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    body: str
+    note: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        yield Block(match["kind"], match["body"], match["note"] or "", text[: match.start()].count("\n") + 1)
+
+
+def run_page(page: Path, folder: Path) -> None:
+    namespace: dict[str, object] = {"__name__": "page"}
+    output = ""
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        if block.note == "not run":
+            continue
+        if block.kind == "python" and block.body.startswith("# file: "):
+            target = folder / block.body.splitlines()[0].removeprefix("# file: ").strip()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(block.body, encoding="utf-8")
+        elif block.kind == "python":
+            exec(compile(block.body, where, "exec"), namespace)
+        elif block.kind == "toml":
+            (folder / "pyproject.toml").write_text(block.body, encoding="utf-8")
+        elif block.kind == "sh":
+            output = _shell(block, folder, where)
+        elif block.kind == "text" and block.note == "output":
+            _compare(block.body, output, where)
+
+
+def _shell(block: Block, folder: Path, where: str) -> str:
+    expected = int(block.note.removeprefix("exit ")) if block.note.startswith("exit ") else 0
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "120",
+        "PYTEST_ADDOPTS": "-p no:randomly -p no:cacheprovider",
+    }
+    for name in ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "SAGAZ_STORE", "FORCE_COLOR", "CI"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        ["bash", "-c", block.body],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expected, f"{where}: exit {done.returncode}, not {expected}\n{done.stdout}"
+    return done.stdout
+
+
+def _compare(expected: str, output: str, where: str) -> None:
+    lines = iter(output.splitlines())
+    for wanted in expected.splitlines():
+        if not wanted.strip() or wanted.strip() == "...":
+            continue
+        pattern = re.escape(wanted.rstrip()).replace(r"\.\.\.", ".*")
+        assert any(re.fullmatch(pattern, line.rstrip()) for line in lines), f"{where}: no line {wanted!r} in\n{output}"

@@ -1,0 +1,56 @@
+"""Every page of the documentation and the README is run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import blocks, run_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(ROOT.glob("docs/*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_shows_what_happens(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _prepare(tmp_path, monkeypatch)
+    run_page(page, tmp_path)
+
+
+def test_the_readme_shows_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _prepare(tmp_path, monkeypatch)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    # What makes an environment is tried by the checks; here the commands run in the one that there is.
+    text = re.sub(r"^python3 -m venv .*?&& pip install -q \. && ", "", text, flags=re.M)
+    text = re.sub(r"^python3 -m venv .*\"\.\[test\]\".*\n", "true\n", text, flags=re.M)
+    page = tmp_path / "README.md"
+    page.write_text(text, encoding="utf-8")
+    run_page(page, tmp_path)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *PAGES):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if f"docs/{page.name}" not in readme] == []
+
+
+def test_pages_have_blocks_that_run() -> None:
+    assert sum(block.note != "not run" for page in PAGES for block in blocks(page)) > 20
+
+
+def _prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name == "examples" or name.startswith("examples.")]:
+        monkeypatch.delitem(sys.modules, name)

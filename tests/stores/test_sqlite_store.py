@@ -1,0 +1,383 @@
+"""The SQLite store's file: when it is made, whose it is, and what is said when it cannot be used."""
+
+import gc
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import drive
+import pytest
+
+from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
+from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage._sqlite_statements import SCHEMA_VERSION
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+from sagaz_core.storage.sqlite import SqliteSnapshotStorage
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "sagaz.db"
+
+
+@pytest.fixture
+def storage(path):
+    storage = SqliteSnapshotStorage(path, busy_timeout=0.05)
+    yield storage
+    drive.now(storage.close())
+
+
+def write(storage, saga_id="s"):
+    drive.now(storage.write(Batch(saga_id, a_saga(saga_id), [an_event(saga_id, 0)], [a_snapshot(saga_id, 0)])))
+
+
+def read(storage, saga_id="s"):
+    return drive.now(storage.get_saga(saga_id))
+
+
+def error_of(kind, act, *arguments):
+    """Return the message of the error, which is one line."""
+    with pytest.raises(kind) as caught:
+        act(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- the file and its folder
+
+
+def test_reading_a_store_that_does_not_exist_makes_nothing(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/a/b/sagaz.db")
+    assert read(storage) is None
+    assert drive.events(storage, "s") == []
+    assert drive.now(storage.delete_saga("s")) is False
+    assert drive.now(storage.delete_expired(T0)) == 0
+    drive.now(storage.write(Batch("s")))
+    drive.now(storage.close())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_write_makes_folders_and_file_for_the_owner_alone(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/a/b/sagaz.db")
+    before = os.umask(0o022)
+    try:
+        write(storage)
+    finally:
+        os.umask(before)
+    for folder in ("a", "a/b"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+    files = list((tmp_path / "a" / "b").iterdir())
+    assert len(files) == 3
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    drive.now(storage.close())
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["sagaz.db"]
+
+
+def test_logging_a_replay_is_a_write(path, storage):
+    drive.now(storage.log_replay(a_replay("r", "s")))
+    assert path.exists()
+
+
+def test_a_relative_path_stays_where_it_was_meant(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("sqlite:///folder/sagaz.db")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write(storage)
+    drive.now(storage.close())
+    assert (tmp_path / "folder" / "sagaz.db").is_file()
+    assert open_storage(storage.url).path == storage.path
+
+
+def test_a_closed_store_opens_again(storage):
+    write(storage)
+    drive.now(storage.close())
+    assert read(storage) == a_saga("s")
+    write(storage, "t")
+    assert read(storage, "t") == a_saga("t")
+
+
+def test_an_empty_file_is_an_empty_store(path, storage):
+    path.touch()
+    assert read(storage) is None
+    assert path.stat().st_size == 0
+    write(storage)
+    assert read(storage) == a_saga("s")
+
+
+def test_what_is_written_after_the_file_was_deleted_goes_into_a_new_one(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/a/sagaz.db")
+    write(storage, "old")
+    shutil.rmtree(tmp_path / "a")
+    write(storage, "new")
+    drive.now(storage.close())
+    assert [record.saga_id for record in drive.now(storage.list_sagas()).items] == ["new"]
+    drive.now(storage.close())
+
+
+def test_the_write_ahead_log_is_on(path, storage):
+    write(storage)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_file_says_what_it_is(path, storage):
+    write(storage)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"SAGA", "big"),)
+
+
+# ---- what is wrong with the file
+
+
+def test_a_newer_schema_is_refused(path, storage):
+    write(storage)
+    drive.now(storage.close())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    for act in (read, write):
+        message = error_of(SchemaError, act, storage)
+        assert str(path) in message
+        assert "upgrade pytest-sagaz" in message
+
+
+def test_a_database_of_another_application_is_refused_and_not_changed(path, storage):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (name)")
+    before = path.read_bytes()
+    for act in (read, write):
+        assert f"{path} is a database of another application" in error_of(StorageError, act, storage)
+    drive.now(storage.close())
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, " * 100, b"x", b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_database_is_refused_and_not_changed(path, storage, content):
+    path.write_bytes(content)
+    for act in (read, write):
+        assert str(path) in error_of(StorageError, act, storage)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_database_is_named(path, storage):
+    for number in range(50):
+        write(storage, f"s{number}")
+    drive.now(storage.close())
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + os.urandom(1) * (len(content) - 4096))
+    message = error_of(StorageError, lambda: [read(storage, f"s{number}") for number in range(50)])
+    assert str(path) in message
+    assert "damaged" in message
+
+
+def test_a_truncated_database_is_named(path, storage):
+    for number in range(50):
+        write(storage, f"s{number}")
+    drive.now(storage.close())
+    os.truncate(path, 8192)
+    assert str(path) in error_of(StorageError, lambda: [read(storage, f"s{number}") for number in range(50)])
+
+
+def test_a_folder_is_no_store(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}")
+    for act in (read, write):
+        assert f"{tmp_path} is a folder" in error_of(StorageError, act, storage)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "a").write_text("")
+    storage = open_storage(f"sqlite:///{tmp_path}/a/b/sagaz.db")
+    assert read(storage) is None
+    assert str(tmp_path / "a" / "b") in error_of(StoreUnavailableError, write, storage)
+
+
+def test_a_locked_file_is_unavailable_and_nothing_is_written(path, storage):
+    write(storage)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        message = error_of(StoreUnavailableError, write, storage, "t")
+        assert f"{path} was locked by another process for more than 0.05 s" in message
+        assert read(storage) == a_saga("s")
+        other.execute("ROLLBACK")
+    assert read(storage, "t") is None
+    write(storage, "t")
+    assert read(storage, "t") == a_saga("t")
+
+
+def test_a_file_that_is_locked_while_it_is_made(path, storage):
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "locked" in error_of(StoreUnavailableError, write, storage)
+        assert "locked" in error_of(StoreUnavailableError, read, storage)
+    write(storage)
+
+
+def test_a_full_database_is_unavailable_and_nothing_is_half_written(storage):
+    write(storage)
+    connection = storage._connections._idle.take()
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages + 2}")
+    storage._connections._idle.put(connection)
+    big = Batch("t", a_saga("t"), [an_event("t", 0, data=b"x" * 100_000)], [a_snapshot("t", 0)])
+    assert "the disk is full" in error_of(StoreUnavailableError, lambda: drive.now(storage.write(big)))
+    assert read(storage, "t") is None
+    assert drive.events(storage, "t") == []
+    drive.now(storage.write(big))
+    assert read(storage, "t") == a_saga("t")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = sys.platform == "linux" and shutil.which("mount")
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not mounted or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(small_disk):
+    storage = SqliteSnapshotStorage(small_disk / "sagaz.db")
+    written = 0
+    with pytest.raises(StoreUnavailableError, match=r"sagaz\.db cannot be used: the disk"):
+        for number in range(10_000):
+            drive.now(storage.write(Batch(f"{number}", snapshots=[a_snapshot(f"{number}", 0, data=b"x" * 20_000)])))
+            written = number + 1
+    assert written > 5
+    assert [drive.now(storage.count_snapshots(f"{number}")) for number in range(written + 1)] == [1] * written + [0]
+    drive.now(storage.close())
+
+
+def test_an_immutable_file_is_read_and_not_written(tmp_path):
+    """A real file and folder that the process may not write to, so not as root: in a process of another user."""
+    folder = tmp_path / "kept"
+    storage = SqliteSnapshotStorage(folder / "sagaz.db")
+    write(storage)
+    drive.now(storage.close())
+    os.chmod(folder / "sagaz.db", 0o444)
+    os.chmod(folder, 0o555)
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import drive
+from test_sqlite_store import *
+storage = SqliteSnapshotStorage("sagaz.db")
+if os.getuid() == 0:
+    os.chdir(sys.argv[1])
+    os.setuid(65534)
+    storage.path = storage._connections.path = "/proc/self/cwd/sagaz.db"
+else:
+    storage = SqliteSnapshotStorage(sys.argv[1] + "/sagaz.db")
+assert read(storage) == a_saga("s"), "it is read"
+assert len(drive.events(storage, "s")) == 1
+print(error_of(StoreUnavailableError, write, storage, "t"))
+assert read(storage) == a_saga("s")
+drive.now(storage.close())
+assert os.listdir("." if os.getuid() == 65534 else sys.argv[1]) == ["sagaz.db"]
+"""
+    try:
+        command = [sys.executable, "-c", code, str(folder), str(HERE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        os.chmod(folder, 0o755)
+    assert done.stderr == ""
+    assert "cannot be used" in done.stdout
+
+
+def test_text_that_cannot_be_stored_is_refused(storage):
+    for batch in (
+        Batch("\ud800", a_saga("\ud800")),
+        Batch("s", a_saga("s", plan="\ud800")),
+        Batch("s", events=[an_event("s", 2**63)]),
+    ):
+        error_of(UsageError, lambda batch=batch: drive.now(storage.write(batch)))
+    write(storage)
+    assert read(storage) == a_saga("s")
+
+
+# ---- connections
+
+
+def test_several_threads_use_a_store(storage):
+    problems = []
+
+    def work(name):
+        try:
+            for number in range(30):
+                write(storage, f"{name}{number}")
+                assert read(storage, f"{name}{number}") is not None
+        except Exception as error:
+            problems.append(error)
+
+    storage._connections._busy_timeout = 30
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert len(drive.now(storage.list_sagas(limit=1000)).items) == 120
+
+
+def test_one_loop_has_one_connection(storage):
+    write(storage)
+
+    async def read_and_write():
+        async for _ in storage.read_events("s"):
+            await storage.write(Batch("t", a_saga("t")))
+            await storage.latest_snapshot("s")
+
+    drive.now(read_and_write())
+    assert len(storage._connections._idle._connections) == 1
+
+
+def test_a_store_that_is_dropped_closes_its_connections(path):
+    """A connection that is not closed is a warning from Python 3.13 on, and here a warning is an error."""
+    storage = SqliteSnapshotStorage(path)
+    write(storage)
+    assert len(list(path.parent.iterdir())) == 3
+    del storage
+    gc.collect()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_process_that_ends_closes_its_connections(path):
+    code = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_sqlite_store import *
+storage = SqliteSnapshotStorage(sys.argv[1])
+write(storage)
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(path), str(HERE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_interrupted_write_is_rolled_back(storage, monkeypatch):
+    write(storage)
+
+    def interrupted(snapshot):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagaz_core.storage.sqlite._add_snapshots", lambda *arguments: interrupted(arguments))
+    with pytest.raises(KeyboardInterrupt):
+        write(storage, "t")
+    monkeypatch.undo()
+    assert read(storage, "t") is None
+    write(storage, "t")
+    assert read(storage, "t") == a_saga("t")
