@@ -48,7 +48,6 @@ def plugin_manager() -> pluggy.PluginManager:
     manager.register(_BuiltIn(), BUILT_IN)
     for entry_point in entry_points(group="sagaz"):
         _load(manager, entry_point)
-    manager.check_pending()
     return manager
 
 
@@ -57,6 +56,7 @@ def _load(manager: pluggy.PluginManager, entry_point: EntryPoint) -> None:
         return
     try:
         manager.register(entry_point.load(), entry_point.name)
+        manager.check_pending()
     except Exception as error:  # a plugin may raise anything
         source = f" of {entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else ""
         raise UsageError(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _RETRY_DELAY = 0.005
+_SMALLEST = 512
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE = {
     sqlite3.SQLITE_READONLY: "it, or the folder it is in, cannot be written to",
@@ -109,14 +110,16 @@ class Connections:
 
     def _opened(self, create: bool) -> _Connection | None:
         try:
-            mode = os.stat(self.path).st_mode
+            found = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             if not create:
                 return None
             _create_file(self.path)
         else:
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(found.st_mode):
                 raise StorageError(f"the store {self.path} is a folder: name a file in it")
+            if 0 < found.st_size < _SMALLEST:  # SQLite would take it for an empty database, and write over it
+                raise StorageError(f"the store {self.path} cannot be read: {_DAMAGED[sqlite3.SQLITE_NOTADB]}")
         deadline = monotonic() + self._busy_timeout
         while True:
             connection = self._connected("mode=rw")

@@ -62,12 +62,12 @@ def safe_url(url: str) -> str:
     A text that is no URL is treated alike. In doubt too much is hidden: a password may hold any character.
     """
     url = _SECRET.sub(r"\1***", url)
-    scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else url.partition("://")
-    if rest.startswith("/"):
-        return url
-    userinfo, at, host = (rest if separator else url).rpartition("@")
+    start = url.find("://") + 3 if "://" in url else 0
+    userinfo, at, host = url[start:].rpartition("@")
     user, colon, _ = userinfo.partition(":")
-    return f"{scheme}{separator}{user}:***@{host}" if at and colon else url
+    if not at or not colon or url.startswith("/", start):
+        return url
+    return f"{url[:start]}{user}:***@{host}"
 
 
 def _open_memory(url: str) -> SnapshotStorage:

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,14 +19,11 @@ from sagaz.core.saga import Saga as ImperativeSaga
 from sagaz.core.types import ParallelFailureStrategy
 
 from sagaz_core.adapters.sagaz import SagazAdapter
-from sagaz_core.engine.journal import Journal
-from sagaz_core.engine.result import SagaResult
 from sagaz_core.engine.run import RunOptions, Served, served_from
 from sagaz_core.errors import CannotStoreError, DefinitionError, StepTimeoutError, StoreUnavailableError, UsageError
 from sagaz_core.events import Delta, SagaStarted, StepFailed, StepRetryScheduled, StepSucceeded
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.interceptor import Proceed, StepCall
 from sagaz_core.saga.base import Saga as NativeSaga
 from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
 from sagaz_core.state import SagaState, SagaStatus
@@ -35,8 +31,16 @@ from sagaz_core.storage.codec import decode
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import VirtualRunner
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sagaz_core.engine.journal import Journal
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.interceptor import Proceed, StepCall
+
 ADAPTER = SagazAdapter()
-pytestmark = pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")  # the package, on Python 3.14
+# The package, on Python 3.14:
+pytestmark = pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +143,7 @@ class Ran:
 
     @property
     def events(self) -> list[str]:
-        return [" ".join([type(e).__name__, *([e.step] if getattr(e, "step", "") else [])]) for e in self.journal.events]
+        return [f"{type(event).__name__} {getattr(event, 'step', None) or ''}".strip() for event in self.journal.events]
 
 
 def model_of(saga: Any) -> Any:
@@ -171,7 +175,7 @@ def test_a_class_that_needs_arguments_is_refused_with_advice() -> None:
         def __init__(self, stock: object) -> None:
             super().__init__()
 
-    with pytest.raises(DefinitionError, match="Needy cannot be made without arguments .*saga_factory"):
+    with pytest.raises(DefinitionError, match=r"Needy cannot be made without arguments .*saga_factory"):
         ADAPTER.create(Needy)
 
 
@@ -576,9 +580,7 @@ def test_a_step_that_raises_cancelled_error_stops_the_imperative_engine_with_not
     async def leaky(ctx: Any) -> None:
         raise asyncio.CancelledError
 
-    ran = Ran(
-        imperative({"name": "a", "action": _sleepy, "compensation": _undo}, {"name": "b", "action": leaky}), {}
-    )
+    ran = Ran(imperative({"name": "a", "action": _sleepy, "compensation": _undo}, {"name": "b", "action": leaky}), {})
     assert isinstance(ran.error, asyncio.CancelledError)
     assert ran.state.status is SagaStatus.EXECUTING
     assert ran.calls == ["a"]
@@ -677,7 +679,7 @@ def test_a_sibling_is_cancelled_when_the_imperative_saga_says_so() -> None:
 
 def test_it_cannot_resume() -> None:
     assert set(ADAPTER.cannot) == {"crash", "crash-recorded", "undo-crash", "undo-crash-recorded"}
-    with VirtualRunner() as runner, pytest.raises(UsageError, match="cannot be resumed.*replay it from a checkpoint"):
+    with VirtualRunner() as runner, pytest.raises(UsageError, match=r"cannot be resumed.*replay it from a checkpoint"):
         runner.run(ADAPTER.resume(Shop(), SagaState()))
 
 
@@ -849,7 +851,7 @@ class Failing(InMemorySnapshotStorage):
 
 @pytest.mark.parametrize("saga", [_pair(), _imperative_pair(), _imperative_pair(dependencies=True)])
 def test_a_store_that_fails_at_any_write_fails_the_run_after_undoing(saga: Any) -> None:
-    for plan, writes in (("", 5), ("end@before", 9)):
+    for plan, writes in (("", 5), ("end@before", 10)):
         for write in range(writes + 1):
             storage = Failing(write)
             ran = Ran(saga, {}, plan, storage=storage, replay_config=ReplayConfig())

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import importlib
 import inspect
 import logging
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -25,17 +22,22 @@ import sagaz.core.saga
 import sagaz.examples
 
 from sagaz_core.adapters.sagaz import SagazAdapter
-from sagaz_core.engine.journal import Journal
-from sagaz_core.engine.result import SagaResult
 from sagaz_core.engine.run import RunOptions
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import FaultPlan, single_fault_plans
-from sagaz_core.interceptor import Proceed, StepCall
 from sagaz_core.model import SagaModel
 from sagaz_core.saga.config import ReplayConfig
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import VirtualRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from sagaz_core.engine.journal import Journal
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.interceptor import Proceed, StepCall
 
 ROOT = Path(next(iter(sagaz.examples.__path__)))
 BASES = (sagaz.core.decorators.Saga, sagaz.core.saga.Saga)
@@ -185,7 +187,8 @@ def best_context(name: str) -> dict[str, Any]:
 
 # ---- what must hold
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")  # the package, on Python 3.14
+# The package, on Python 3.14:
+pytestmark = pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")
 
 NOT_IMPORTABLE = {
     # module: the package that it needs; two of them hold a saga class each, `OrderSaga`

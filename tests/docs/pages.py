@@ -47,7 +47,7 @@ def run_page(page: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.body, encoding="utf-8")
         elif block.kind == "python":
-            exec(compile(block.body, where, "exec"), namespace)
+            exec(compile(block.body, where, "exec", dont_inherit=True), namespace)
         elif block.kind == "toml":
             (folder / "pyproject.toml").write_text(block.body, encoding="utf-8")
         elif block.kind == "sh":

@@ -30,6 +30,7 @@ def run(tmp_path):
 
 
 OPEN = "from sagaz_core.storage import open_storage; print(open_storage('mine://x').url)"
+REPORT = f"from sagaz_core.errors import UsageError\ntry:\n    {OPEN}\nexcept UsageError as error:\n    print(error)"
 
 
 def test_an_installed_plugin_brings_its_store(install, run):
@@ -63,9 +64,7 @@ def test_plugins_are_loaded_at_first_need(install, run):
 )
 def test_a_plugin_that_cannot_be_loaded_is_named_in_one_line(install, run, code, reason):
     install("broken", code)
-    done = run(
-        f"from sagaz_core.errors import UsageError\ntry:\n    {OPEN}\nexcept UsageError as error:\n    print(error)"
-    )
+    done = run(REPORT)
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith("the sagaz plugin 'broken-ep' of broken 1.2 cannot be loaded")
@@ -74,9 +73,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named_in_one_line(install, run, code,
 
 def test_a_hook_that_is_misspelled_is_named(install, run):
     install("typo", "from sagaz_core.hookspecs import hookimpl\n@hookimpl\ndef sagaz_storage():\n    return {}\n")
-    done = run(
-        f"from sagaz_core.errors import UsageError\ntry:\n    {OPEN}\nexcept UsageError as error:\n    print(error)"
-    )
+    done = run(REPORT)
     assert done.stderr == ""
     assert "'typo-ep'" in done.stdout
     assert "sagaz_storage" in done.stdout

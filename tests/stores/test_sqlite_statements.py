@@ -35,10 +35,9 @@ def connection():
 def plan(connection, statement):
     names = re.findall(r"(?<!:):([a-z_]+)", statement)
     for count in range(20):
+        values = dict.fromkeys(names, 1) if names else [1] * count
         try:
-            rows = connection.execute(
-                f"EXPLAIN QUERY PLAN {statement}", dict.fromkeys(names, 1) if names else [1] * count
-            )
+            rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
         except sqlite3.ProgrammingError:
             continue
         return [row[3] for row in rows]

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -251,57 +252,59 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up(small_disk):
     storage = SqliteSnapshotStorage(small_disk / "sagaz.db")
-    written = 0
-    with pytest.raises(StoreUnavailableError, match=r"sagaz\.db cannot be used: the disk"):
-        for number in range(10_000):
-            drive.now(storage.write(Batch(f"{number}", snapshots=[a_snapshot(f"{number}", 0, data=b"x" * 20_000)])))
-            written = number + 1
-    assert written > 5
-    assert [drive.now(storage.count_snapshots(f"{number}")) for number in range(written + 1)] == [1] * written + [0]
+    sagas = [f"s{number}" for number in range(1000)]
+    written = []
+
+    def fill():
+        for saga_id in sagas:
+            drive.now(storage.write(Batch(saga_id, snapshots=[a_snapshot(saga_id, 0, data=b"x" * 20_000)])))
+            written.append(saga_id)
+
+    assert "sagaz.db cannot be used: the disk" in error_of(StoreUnavailableError, fill)
+    assert 5 < len(written) < 50
+    assert [saga_id for saga_id in sagas if drive.now(storage.count_snapshots(saga_id))] == written
     drive.now(storage.close())
 
 
-def test_an_immutable_file_is_read_and_not_written(tmp_path):
-    """A real file and folder that the process may not write to, so not as root: in a process of another user."""
-    folder = tmp_path / "kept"
-    storage = SqliteSnapshotStorage(folder / "sagaz.db")
-    write(storage)
-    drive.now(storage.close())
-    os.chmod(folder / "sagaz.db", 0o444)
-    os.chmod(folder, 0o555)
-    code = """
+READING_ONLY = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
 import drive
 from test_sqlite_store import *
-storage = SqliteSnapshotStorage("sagaz.db")
 if os.getuid() == 0:
-    os.chdir(sys.argv[1])
     os.setuid(65534)
-    storage.path = storage._connections.path = "/proc/self/cwd/sagaz.db"
-else:
-    storage = SqliteSnapshotStorage(sys.argv[1] + "/sagaz.db")
-assert read(storage) == a_saga("s"), "it is read"
+storage = SqliteSnapshotStorage(sys.argv[1] + "/sagaz.db")
+assert read(storage) == a_saga("s")
 assert len(drive.events(storage, "s")) == 1
 print(error_of(StoreUnavailableError, write, storage, "t"))
 assert read(storage) == a_saga("s")
 drive.now(storage.close())
-assert os.listdir("." if os.getuid() == 65534 else sys.argv[1]) == ["sagaz.db"]
+assert os.listdir(sys.argv[1]) == ["sagaz.db"]
+print(error_of(StoreUnavailableError, write, SqliteSnapshotStorage(sys.argv[1] + "/another.db")))
 """
-    try:
-        command = [sys.executable, "-c", code, str(folder), str(HERE)]
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="there are no such permissions here")
+def test_a_file_that_may_not_be_written_to_is_read():
+    """For root there is no such file, so it is read by a process of another user, which cannot reach `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        storage = SqliteSnapshotStorage(f"{name}/sagaz.db")
+        write(storage)
+        drive.now(storage.close())
+        os.chmod(f"{name}/sagaz.db", 0o444)
+        os.chmod(name, 0o555)
+        command = [sys.executable, "-c", READING_ONLY, name, str(HERE)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    finally:
-        os.chmod(folder, 0o755)
+        os.chmod(name, 0o755)
     assert done.stderr == ""
-    assert "cannot be used" in done.stdout
+    assert [line.partition(" cannot be used")[1] for line in done.stdout.splitlines()] == [" cannot be used"] * 2
 
 
 def test_text_that_cannot_be_stored_is_refused(storage):
     for batch in (
         Batch("\ud800", a_saga("\ud800")),
         Batch("s", a_saga("s", plan="\ud800")),
-        Batch("s", events=[an_event("s", 2**63)]),
+        Batch("s", events=[an_event("s", 2**63, T0)]),
     ):
         error_of(UsageError, lambda batch=batch: drive.now(storage.write(batch)))
     write(storage)

@@ -1,6 +1,6 @@
-"""A process that writes: `write_sagas.py URL NAME SAGAS STEPS`. It starts at a line on stdin, and tells what is written.
+"""A process that writes: `write_sagas.py URL NAME SAGAS STEPS`. It starts at a line on stdin.
 
-Each step is a batch of two events and a snapshot, told after it was written. SAGAS 0 goes on until it is killed.
+Each step is a batch of two events and a snapshot, and printed after it was written. SAGAS 0 goes on until it is killed.
 """
 
 import itertools
