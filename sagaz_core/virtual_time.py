@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import heapq
 import itertools
 import logging
 import math
-import os
 import threading
 from asyncio import events
 from collections import deque
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, wait
 from datetime import UTC, datetime, timedelta
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
 
 from sagaz_core._frozen import clock_is_frozen, frozen_at, move_frozen_clocks
+from sagaz_core._threads import DaemonThreads, foreign_threads
+from sagaz_core._waiting import WaitingTask, waiting_task
 from sagaz_core.clock import perf_seconds, plain, utc_now
 from sagaz_core.errors import DeadlockError, NaiveTimeError, RunningLoopError
 from sagaz_core.network import NetworklessLoop
@@ -31,7 +30,7 @@ from sagaz_core.network import NetworklessLoop
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import AsyncGenerator, Callable, Coroutine
-    from types import FrameType, TracebackType
+    from types import TracebackType
     from weakref import WeakSet
 
 __all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "move_frozen_clocks", "run"]
@@ -99,7 +98,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self._move_frozen = move_frozen
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
-        self._workers: _DaemonThreads | None = None
+        self._workers: DaemonThreads | None = None
         self._jobs: dict[asyncio.Future[Any], tuple[float, float]] = {}  # the virtual and the real time of their starts
         self.restart(start)
 
@@ -241,7 +240,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             return
         if timers:
             self._jump(timers[0][0])
-        elif not (_foreign_threads() and self._wait_for_wake(self.thread_grace)):
+        elif not (foreign_threads() and self._wait_for_wake(self.thread_grace)):
             raise self._stuck("deadlock: nothing is left that could wake")
 
     def _jump(self, when: float) -> None:
@@ -252,15 +251,17 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             move_frozen_clocks((_microseconds(when) - _microseconds(before)) / 1_000_000)
 
     def _stuck(self, what: str) -> DeadlockError:
-        tasks = tuple(map(_waiting, self._pending_tasks()))
+        tasks = tuple(map(waiting_task, self._pending_tasks()))
         shown = ", ".join(map(str, tasks[:5])) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
         error = DeadlockError(f"{what} (virtual time {self._time:.10g} s): {shown or 'no task is left'}")
-        error.tasks = tasks  # type: ignore[attr-defined]
+        error.tasks = tasks
         return error
 
     def _pending_tasks(self) -> list[asyncio.Task[Any]]:
         # Their set has no order. Names that asyncio gives are numbered.
-        return sorted(asyncio.all_tasks(self), key=lambda task: (len(task.get_name()), task.get_name(), _waiting(task)))
+        return sorted(
+            asyncio.all_tasks(self), key=lambda task: (len(task.get_name()), task.get_name(), waiting_task(task))
+        )
 
     # Threads
 
@@ -302,7 +303,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             executor = self._default_executor
         if executor is None:
             self._check_default_executor()
-            executor = self._workers = self._workers or _DaemonThreads()
+            executor = self._workers = self._workers or DaemonThreads()
         future = asyncio.wrap_future(executor.submit(func, *args), loop=self)
         self._jobs[future] = (self._time, perf_seconds())
         future.add_done_callback(self._forget_job)
@@ -445,115 +446,5 @@ def run(main: Coroutine[Any, Any, T], **options: Unpack[LoopOptions]) -> T:
         return runner.run(main)
 
 
-class WaitingTask(NamedTuple):
-    """A task that nothing can wake: where in its own code it waits (`file:line`), and for what."""
-
-    name: str
-    coroutine: str
-    where: str
-    waits_for: str
-
-    def __str__(self) -> str:
-        return f"{self.name!r} ({self.coroutine}) waits at {self.where} for {self.waits_for}"
-
-
-_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
-
-
-def _waiting(task: asyncio.Task[Any]) -> WaitingTask:
-    """Follow a task's coroutine to the innermost one, as `task.get_stack()` does not."""
-    awaitable: Any = task.get_coro()
-    coroutine = getattr(awaitable, "__qualname__", repr(awaitable))
-    where, waits_for = "unknown", ""
-    while awaitable is not None:
-        frame, inner = _frame_and_awaited(awaitable)
-        if frame is None:
-            break
-        if not frame.f_code.co_filename.startswith(_ASYNCIO):
-            where, waits_for = f"{_short_path(frame.f_code.co_filename)}:{frame.f_lineno}", ""
-        elif not waits_for:
-            waits_for = awaitable.__qualname__
-        awaitable = inner
-    return WaitingTask(task.get_name(), coroutine, where, waits_for or _what_it_is(getattr(task, "_fut_waiter", None)))
-
-
-def _frame_and_awaited(awaitable: Any) -> tuple[FrameType | None, Any]:
-    for prefix, awaited in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-        if (frame := getattr(awaitable, f"{prefix}_frame", None)) is not None:
-            return frame, getattr(awaitable, awaited)
-    return None, None
-
-
-def _what_it_is(future: object) -> str:
-    if isinstance(future, asyncio.Task):
-        return f"task {future.get_name()!r}"
-    return {"NoneType": "nothing", "_GatheringFuture": "gather"}.get(type(future).__name__, "a future")
-
-
-def _short_path(path: str) -> str:
-    return path.removeprefix(os.getcwd() + os.sep)
-
-
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
-
-
-def _foreign_threads() -> bool:
-    """Say whether the process has threads that might wake a loop, and that no virtual-time loop has started."""
-    current = threading.current_thread()
-    return any(thread is not current and not isinstance(thread, _Worker) for thread in threading.enumerate())
-
-
-class _DaemonThreads(Executor):
-    """Runs each job at once: in a thread that is idle, or in a new one. Unlike `ThreadPoolExecutor`'s, a thread that
-    hangs does not keep the process from ending, and no job waits for another one's end."""
-
-    def __init__(self) -> None:
-        self.running: set[Future[Any]] = set()
-        self.idle: deque[_Worker] = deque()
-        self.closed = False
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        self.running.add(future)
-        future.add_done_callback(self.running.discard)
-        worker = self.idle.pop() if self.idle else _Worker(self)
-        worker.inbox.put((future, functools.partial(fn, *args, **kwargs)))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let idle threads end now, and the others after their jobs."""
-        self.closed = True
-        for worker in list(self.idle):
-            worker.inbox.put(None)
-
-
-class _Worker(threading.Thread):
-    def __init__(self, owner: _DaemonThreads) -> None:
-        super().__init__(name="sagaz-virtual-time", daemon=True)
-        self.inbox: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._owner = owner
-        self.start()
-
-    def run(self) -> None:
-        while (job := self.inbox.get()) is not None:
-            self._do(*job)
-            del job  # its result and its error must not live on while the thread idles
-
-    def _do(self, future: Future[Any], call: Callable[[], Any]) -> None:
-        result, error = None, None
-        started = future.set_running_or_notify_cancel()
-        if started:
-            try:
-                result = call()
-            except BaseException as caught:
-                error = caught
-        # Idle before the result is known, so that the next job finds this thread.
-        self._owner.idle.append(self)
-        if self._owner.closed:
-            self.inbox.put(None)
-        if error is not None:
-            future.set_exception(error)
-        elif started:
-            future.set_result(result)
-        del future, error  # a frame in its own traceback would never be freed by counting
