@@ -120,8 +120,8 @@ class SagaTimeTravel:
 def _cursor(text: str | None) -> int:
     if text is None:
         return -1
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"{text!r} is not a cursor: give the one that the page before returned")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise UsageError(f"{text!r:.80} is not a cursor: give the one that the page before returned")
     return int(text)
 
 

@@ -15,7 +15,6 @@ import logging
 import math
 import threading
 from asyncio import events
-from collections import deque
 from concurrent.futures import Executor, wait
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
@@ -29,6 +28,7 @@ from sagaz_core.network import NetworklessLoop
 
 if TYPE_CHECKING:
     import contextvars
+    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Coroutine
     from types import TracebackType
     from weakref import WeakSet

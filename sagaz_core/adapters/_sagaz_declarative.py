@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def fresh(saga: Any) -> Any:
     """Return a copy of the saga as it was before any run, its steps' functions bound to the copy."""
     copied = copy_of(saga, Saga, config=saga._config)
-    copied._mode = saga._mode
+    copied._mode, copied._instance_listeners = saga._mode, saga._instance_listeners
     copied._steps = [
         replace(
             step,
@@ -71,7 +71,10 @@ class Declarative:
             )
             for step in saga._steps
         )
-        model = SagaModel(str(saga.saga_name or type(saga).__name__), steps, str(getattr(saga, "version", "1.0")))
+        version = getattr(saga, "version", None)
+        model = SagaModel(
+            str(saga.saga_name or type(saga).__name__), steps, version if isinstance(version, str) else "1.0"
+        )
         try:
             saga.get_execution_order()
         except ValueError as error:

@@ -13,9 +13,10 @@ What that engine does, read from its source (1.5.0):
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from inspect import isawaitable, signature
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -86,14 +87,21 @@ async def built(saga: Any) -> Any:
     """Return a fresh copy of the saga with its steps, added by its own `build` (or `setup`) if it has none yet."""
     copied = fresh(saga)
     if not copied.steps:
-        for name in ("build", "setup"):
-            method = getattr(copied, name, None)
-            if callable(method):
+        for method in (getattr(copied, name, None) for name in ("build", "setup")):
+            if callable(method) and _takes_nothing(method):
                 added = method()
-                if hasattr(added, "__await__"):
+                if isawaitable(added):
                     await added
                 break
     return copied
+
+
+def _takes_nothing(method: Callable[..., Any]) -> bool:
+    try:
+        signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Imperative:

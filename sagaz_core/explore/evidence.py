@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from sagaz_core.events import Event
-from sagaz_core.explore.ledger import Ledger
-from sagaz_core.explore.world import Change
-from sagaz_core.faults.plan import Fault, FaultPlan
-from sagaz_core.model import SagaModel
 from sagaz_core.state import SagaState, SagaStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sagaz_core.events import Event
+    from sagaz_core.explore.ledger import Ledger
+    from sagaz_core.explore.world import Change
+    from sagaz_core.faults.plan import Fault, FaultPlan
+    from sagaz_core.model import SagaModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sagaz_core.explore.verdict import MEANING
 from sagaz_core.model import END
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from sagaz_core.explore.outcome import Outcome
 
 
@@ -45,7 +46,15 @@ def _rows(outcome: Outcome) -> Iterable[tuple[str, str, str, str]]:
         done, undone = evidence.ledger.effects(name)
         step = evidence.model.step(name)
         alive = bool(done) and done[-1] > (undone[-1] if undone else -1)
-        did = "recorded" if done[:1] == [0] else _times(len(done)) if done else "tried" if evidence.ledger.touched(name) else ""
+        did = (
+            "recorded"
+            if done[:1] == [0]
+            else _times(len(done))
+            if done
+            else "tried"
+            if evidence.ledger.touched(name)
+            else ""
+        )
         undid = _times(len(undone)) if undone else "" if step.has_compensation else "(nothing to run)"
         left = ""
         if name in wrong:

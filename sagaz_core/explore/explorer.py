@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import UsageError
 from sagaz_core.explore.explain import table
-from sagaz_core.explore.outcome import Outcome
 from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.explore.verdict import Verdict
-from sagaz_core.explore.world import World
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import single_fault_plans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sagaz_core.explore.outcome import Outcome
+    from sagaz_core.explore.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ async def aexplore(
         raise UsageError(f"depth={depth}: this release explores plans of one fault; write depth=1")
     make = _maker(saga)
     subject = Subject(make, dict(context or {}), world=world)
-    adapter, model = await describe(subject)
+    _, model = await describe(subject)
     reference = await reference_reading(subject)
     saved = world.save() if world is not None and world.restorable else None
     outcomes: list[Outcome] = []
@@ -113,13 +116,9 @@ def explore(
     """
     from sagaz_core.virtual_time import run  # the loop is only for those who have none
 
-    return run(
-        aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions)
-    )
+    return run(aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions))
 
 
 def _maker(saga: Any) -> Callable[[], Any]:
     is_factory = callable(saga) and not isinstance(saga, type) and not hasattr(saga, "run")
     return saga if is_factory else lambda: saga
-
-

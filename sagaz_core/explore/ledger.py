@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core.interceptor import Proceed, StepCall
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sagaz_core.interceptor import Proceed, StepCall
 
 
 class Entry(NamedTuple):
@@ -49,7 +51,7 @@ class Ledger:
     def effects(self, step: str) -> tuple[list[int], list[int]]:
         """Return the moments at which the step's effect happened, and those at which it was undone."""
         done = [0] if step in self.served else []
-        undone = []
+        undone: list[int] = []
         for entry in self.entries:
             if entry.step == step and entry.happened:
                 (undone if entry.undo else done).append(entry.ended)

@@ -7,12 +7,16 @@ Each rule below reads the evidence and yields what is wrong; no rule needs anyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from sagaz_core.events import StepSucceeded
-from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.verdict import Finding, Verdict
 from sagaz_core.model import END
 from sagaz_core.state import SagaStatus
+
+if TYPE_CHECKING:
+    from sagaz_core.explore.evidence import Evidence
 
 Rule = Callable[["Case"], Iterator[Finding]]
 
@@ -209,7 +213,7 @@ def _double_undo(case: Case) -> Iterator[Finding]:
         if name in excused:
             continue
         done = case.done.get(name, [])
-        for earlier, later in zip(moments, moments[1:], strict=False):
+        for earlier, later in pairwise(moments):
             if not any(earlier < moment < later for moment in done):
                 yield Finding(
                     Verdict.DOUBLE_UNDO,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import UnknownStepError, UsageError, nearest
 from sagaz_core.events import Event, StepStarted
-from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.explain import explain, explain_difference
 from sagaz_core.explore.oracle import judge
 from sagaz_core.explore.trace import Normaliser, render, trace_rows
 from sagaz_core.explore.verdict import Finding, Verdict, worst
-from sagaz_core.explore.world import Change, Reading
-from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.state import SagaState, SagaStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sagaz_core.explore.evidence import Evidence
+    from sagaz_core.explore.world import Change, Reading
+    from sagaz_core.faults.plan import FaultPlan
 
 
 class UnsoundError(AssertionError):
@@ -142,7 +145,9 @@ class Outcome:
             if when == "after" and getattr(event, "step", None) == step and not isinstance(event, StepStarted):
                 found = dict(state.context)
         if found is None:
-            raise UnknownStepError(f"step {step!r} did not run under {self.plan or 'no faults'}: there is no state {when} it")
+            raise UnknownStepError(
+                f"step {step!r} did not run under {self.plan or 'no faults'}: there is no state {when} it"
+            )
         return found
 
     def diff(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

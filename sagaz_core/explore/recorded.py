@@ -6,7 +6,7 @@ import builtins
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import InjectedFaultError, StepRejected
 from sagaz_core.events import (
@@ -17,16 +17,18 @@ from sagaz_core.events import (
     StepFailed,
     StepSucceeded,
 )
-from sagaz_core.explore.outcome import Outcome
 from sagaz_core.explore.trace import Normaliser, trace_rows
 from sagaz_core.explore.trial import Subject, run_trial
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, single_fault_plans
-from sagaz_core.interceptor import Proceed, StepCall
 from sagaz_core.model import END, SagaModel
-from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import start_at
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import encode
+
+if TYPE_CHECKING:
+    from sagaz_core.explore.outcome import Outcome
+    from sagaz_core.interceptor import Proceed, StepCall
+    from sagaz_core.recording.base import Recording
 
 
 def recorded_plans(
@@ -49,9 +51,9 @@ def recorded_plans(
                 if turned not in model or last.step not in model.ancestors[turned]:
                     continue
                 plan = FaultPlan((Fault(turned, "before"), last))
-        if from_step is not None and not last.described.undo and last.step != END:
-            if last.step != from_step and last.step not in model.descendants[from_step]:
-                continue
+        forward = not last.described.undo and last.step != END
+        if from_step is not None and forward and last.step not in model.descendants[from_step] | {from_step}:
+            continue
         plans.append(plan)
     return plans
 
@@ -178,7 +180,11 @@ def model_differences(recording: Recording, outcome: Outcome) -> tuple[str, ...]
 
 
 def _shape(model: SagaModel, events: Iterable[Event]) -> list[tuple[str, str]]:
-    events = [event for event in events if not isinstance(event, SagaResumed) and getattr(event, "step", None) in (*model.names, END)]
+    events = [
+        event
+        for event in events
+        if not isinstance(event, SagaResumed) and getattr(event, "step", None) in (*model.names, END)
+    ]
     return [(mark, step) for mark, step, _ in trace_rows(model, events, Normaliser())]
 
 
@@ -212,5 +218,3 @@ def _same(then: Any, now: Any) -> bool:
         return encode(then) == encode(now) or bool(then == now and type(then) is type(now))
     except Exception:  # a value of now that cannot be stored, or a broken __eq__
         return False
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sagaz_core.events import (
@@ -21,19 +21,24 @@ from sagaz_core.events import (
     StepFailed,
     StepSucceeded,
 )
-from sagaz_core.explore.evidence import Evidence
-from sagaz_core.explore.world import Change
 from sagaz_core.model import END, SagaModel
 
-SECRET = re.compile(r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I)
+if TYPE_CHECKING:
+    from sagaz_core.explore.evidence import Evidence
+    from sagaz_core.explore.world import Change
+
+SECRET = re.compile(
+    r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I
+)
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.I)
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b", re.I)
 
 
 class Normaliser:
-    """Writes values so that ids and times, which differ from run to run, do not. The same id is always named alike; times
-    are not told apart, because two may fall together or not.
+    """Writes values so that ids and times, which differ from run to run, do not.
+
+    The same id is always named alike; times are not told apart, because two may fall together or not.
     """
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
@@ -115,9 +120,7 @@ def trace_rows(model: SagaModel, events: Iterable[Event], names: Normaliser) -> 
     return rows + resumed + _undo_rows(model, undone)
 
 
-def _undo_rows(
-    model: SagaModel, undone: list[tuple[str, tuple[str, str, str]]]
-) -> list[tuple[str, str, str]]:
+def _undo_rows(model: SagaModel, undone: list[tuple[str, tuple[str, str, str]]]) -> list[tuple[str, str, str]]:
     position = {name: index for index, name in enumerate(model.order)}
     legal = all(
         later not in model.descendants[earlier]
@@ -144,7 +147,9 @@ def _context_lines(evidence: Evidence, names: Normaliser) -> list[str]:
     lines += [
         f"  {key}: {names.value(initial[key], key)} -> {names.value(context[key], key)}"
         for key in sorted(initial)
-        if key in context and initial[key] is not context[key] and names.value(initial[key]) != names.value(context[key])
+        if key in context
+        and initial[key] is not context[key]
+        and names.value(initial[key]) != names.value(context[key])
     ]
     lines += [f"  {key} is gone" for key in sorted(initial) if key not in context]
     return ["context:", *lines] if lines else ["context: as it was"]

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.clock import Clock, utc_now
-from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import PlanError, SagazError
-from sagaz_core.events import Event
 from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.ledger import Ledger
 from sagaz_core.explore.outcome import Outcome
-from sagaz_core.explore.world import Reading, World
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
-from sagaz_core.interceptor import Interceptor
-from sagaz_core.model import SagaModel
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sagaz_core.adapters.base import Adapter
+    from sagaz_core.engine.journal import Journal
+    from sagaz_core.events import Event
+    from sagaz_core.explore.world import Reading, World
+    from sagaz_core.interceptor import Interceptor
+    from sagaz_core.model import SagaModel
 
 MAX_RESUMES = 20
 
@@ -58,7 +62,7 @@ async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
 
 
 def check_runnable(adapter: Adapter, model: SagaModel, plan: FaultPlan) -> None:
-    """Raise `PlanError` for a plan that does not fit the saga, `NotRunnableError` for one that its engine cannot have."""
+    """Raise `PlanError` for a plan that does not fit, `NotRunnableError` for one that the saga's engine cannot have."""
     plan.check(model)
     for fault in plan:
         if fault.kind in adapter.cannot:
@@ -152,8 +156,8 @@ class Trial:
 
     async def _run_to_its_end(self, adapter: Adapter, saga: Any, context: dict[str, Any]) -> SagaStatus:
         subject = self.subject
-        run: Callable[[], Any] = lambda: adapter.run(  # noqa: E731 - replaced by resume below
-            saga, context, saga_id=subject.saga_id, served=subject.served, options=self.options
+        run: Callable[[], Any] = partial(
+            adapter.run, saga, context, saga_id=subject.saga_id, served=subject.served, options=self.options
         )
         for _ in range(MAX_RESUMES):
             try:
@@ -162,7 +166,7 @@ class Trial:
                 # Another process takes over: all it has is what was recorded, read back from bytes.
                 saga = adapter.create(subject.make())
                 state = SagaState.from_data(decode(encode(self.state.to_data(), "state"), resolve=importing_class))
-                run = lambda saga=saga, state=state: adapter.resume(saga, state, options=self.options)  # noqa: E731
+                run = partial(adapter.resume, saga, state, options=self.options)
             except asyncio.CancelledError as error:
                 if not any(fault.kind == "cancel" for fault in self.injector.fired):
                     raise
@@ -191,5 +195,3 @@ async def reference_reading(subject: Subject) -> Reading | None:
     outcome = await run_trial(subject)
     world.restore(saved)
     return outcome.world_after if outcome.status is SagaStatus.COMPLETED else None
-
-

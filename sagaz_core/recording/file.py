@@ -1,4 +1,8 @@
-"""The file of a recording: JSON, keys sorted, one fact a line."""
+"""The file of a recording: JSON, one fact a line.
+
+The keys of what is ours are sorted. A saga's own values keep the order of their keys: it is a part of them, and of the
+maps of steps in a state, whose order is the order of what was done.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ def read_file(path: Path) -> Any:
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:
     """Write the JSON beside the path and put it there at once. The file is for its owner only: it has customer data."""
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
@@ -78,13 +82,20 @@ def write_file(path: Path, content: Mapping[str, Any]) -> None:
 
 def recording_to_json(record: SagaRecord, events: Sequence[Event], snapshots: Sequence[SagaSnapshot]) -> dict[str, Any]:
     """Return what the file holds."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "saga": {**asdict(record), "started_at": record.started_at.isoformat()},
-        "events": [_event_to_json(event) for event in events],
-        "snapshots": [_snapshot_to_json(snapshot) for snapshot in snapshots],
-    }
+    model = json.loads(json.dumps(record.model, sort_keys=True))  # has no order of its own
+    return _sorted(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "saga": _sorted({**asdict(record), "model": model, "started_at": record.started_at.isoformat()}),
+            "events": [_sorted(_event_to_json(event)) for event in events],
+            "snapshots": [_sorted(_snapshot_to_json(snapshot)) for snapshot in snapshots],
+        }
+    )
+
+
+def _sorted(mapping: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(mapping.items()))
 
 
 def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
@@ -108,7 +119,7 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
         SagaModel.from_dict(record.model)
     except CodecError as error:
         raise type(error)(f"{where}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SagazError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, SagazError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, DefinitionError) else str(error)
         raise CorruptDataError(f"{where} is damaged ({why:.200})") from error
     if not events:

@@ -15,12 +15,16 @@ from sagaz_core.saga.step import Backoff, InDoubt, Operation, Step
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from typing_extensions import TypeVar as DefaultTypeVar
+
     from sagaz_core.engine.result import SagaResult
     from sagaz_core.interceptor import Interceptor
     from sagaz_core.saga.config import ReplayConfig, SagaConfig
     from sagaz_core.storage.base import SnapshotStorage
 
-ContextT = TypeVar("ContextT")
+    ContextT = DefaultTypeVar("ContextT", default=Any)
+else:
+    ContextT = TypeVar("ContextT")  # the default, which only type checkers need, came with Python 3.13
 
 
 class Saga(Generic[ContextT]):
@@ -30,7 +34,8 @@ class Saga(Generic[ContextT]):
     instance holds no state of a run: any number of runs may be under way at once.
 
     `migrations` maps a recorded version to a function that makes its initial context fit this definition; without one,
-    what was recorded on another definition is not replayed. `replay_config` and `snapshot_storage` turn capturing on; `interceptors` wrap every call.
+    what was recorded on another definition is not replayed. `replay_config` and
+    `snapshot_storage` turn capturing on; `interceptors` wrap every call.
     """
 
     saga_name: ClassVar[str] = ""

@@ -1,11 +1,11 @@
 """Runs a page of documentation: what it shows is what happens.
 
-    ```python with a first line `# file: NAME`    is written to that file
-    ```python                                      is executed, all blocks of a page in one namespace
-    ```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
-    ```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
-                                                   `...` stands for any lines, and for any end of a line
-    any of them below `<!-- not run -->`           is only shown
+```python with a first line `# file: NAME`    is written to that file
+```python                                      is executed, all blocks of a page in one namespace
+```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
+```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
+                                               `...` stands for any lines, and for any end of a line
+any of them below `<!-- not run -->`           is only shown
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BLOCK = re.compile(r"(?:^<!-- (?P<note>[^>]*?) -->\n)?^```(?P<kind>[a-z]+)\n(?P<body>.*?)^```$", re.M | re.S)
 

@@ -92,7 +92,9 @@ def test_a_sound_saga_is_clean_under_every_kind_of_fault() -> None:
     late = [str(o.plan) for o in exploration.failures]
     # A delayed request that comes after the refund needs a tombstone, which this bank does not keep.
     assert late == ["pay@late"]
-    assert exploration.plans == (6 + 7) + (10 + 7) + 6 + 1  # reserve, pay, ship: kinds of action and compensation; the end
+    assert (
+        exploration.plans == (6 + 7) + (10 + 7) + 6 + 1
+    )  # reserve, pay, ship: kinds of action and compensation; the end
 
 
 def test_a_lost_acknowledgement_leaves_an_orphan_and_says_what_to_declare() -> None:
@@ -141,7 +143,8 @@ def test_an_action_that_pays_twice_when_delivered_twice_is_not_idempotent() -> N
     bank = Bank(keyed=False)
     outcome = trial(Shop(bank), repeat("pay"), world=world_of(bank))
     assert outcome.verdict is Verdict.NOT_IDEMPOTENT
-    assert trial(Shop(bank := Bank()), repeat("pay"), world=world_of(bank)).verdict is Verdict.CLEAN
+    bank = Bank()
+    assert trial(Shop(bank), repeat("pay"), world=world_of(bank)).verdict is Verdict.CLEAN
 
 
 def test_an_action_that_refuses_a_second_delivery_is_not_idempotent() -> None:
@@ -313,6 +316,11 @@ def test_every_plan_of_a_saga_with_a_pivot_is_judged_by_going_forward() -> None:
     exploration = explore(Pivoted, {}, kinds="all")
     wrong = {str(o.plan): o.verdict.value for o in exploration.failures}
     # Their effects are in doubt and nobody compensates them: that is what in_doubt="ignore" means.
-    assert wrong == {"reserve@after": "ORPHAN", "reserve@cancel": "ORPHAN", "pay@after": "ORPHAN", "pay@cancel": "ORPHAN"}
+    assert wrong == {
+        "reserve@after": "ORPHAN",
+        "reserve@cancel": "ORPHAN",
+        "pay@after": "ORPHAN",
+        "pay@cancel": "ORPHAN",
+    }
     ship = next(o for o in exploration.outcomes if str(o.plan) == "ship@before")
     assert (ship.status.value, ship.stuck, ship.compensated) == ("failed", ["ship"], [])

@@ -107,7 +107,9 @@ def test_the_hash_seed_changes_nothing() -> None:
 def test_ids_are_named_in_the_order_in_which_they_come() -> None:
     names = Normaliser({"saga-4711": "<saga>"})
     one, two = uuid4(), uuid4()
-    assert names.value({"a": one, "b": str(two), "c": f"see {one}"}) == "{'a': <id 1>, 'b': '<id 2>', 'c': 'see <id 1>'}"
+    assert (
+        names.value({"a": one, "b": str(two), "c": f"see {one}"}) == "{'a': <id 1>, 'b': '<id 2>', 'c': 'see <id 1>'}"
+    )
     assert names.value(datetime(2026, 7, 15, 14, 30, tzinfo=UTC)) == "<time>"
     assert names.text("order of saga-4711 at 2026-07-15T14:30:00+00:00") == "order of <saga> at <time>"
     assert names.value(UUID(int=one.int)) == "<id 1>"
