@@ -184,10 +184,10 @@ def _order(case: Case) -> Iterator[Finding]:
             yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
         return
     undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
-    for entry in undos:
-        for dependant in sorted(case.model.descendants[entry.step], key=case.model.order.index):
-            if not any(other.step == dependant and other.began > entry.began for other in undos):
-                continue  # never undone, or not after this: if it is still there, that is an orphan
+    for index, entry in enumerate(undos):
+        later = {other.step for other in undos[index + 1 :]}
+        # One that is never undone, or not after this, is an orphan if it is still there, and not out of order.
+        for dependant in sorted(case.model.descendants[entry.step] & later, key=case.model.order.index):
             if _alive_at(case, dependant, entry.began):
                 yield Finding(
                     Verdict.OUT_OF_ORDER,

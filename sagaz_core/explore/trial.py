@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sagaz_core.engine.journal import Journal
     from sagaz_core.events import Event
     from sagaz_core.explore.world import Reading, World
-    from sagaz_core.interceptor import Interceptor
+    from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
 
 MAX_RESUMES = 20
@@ -92,11 +92,17 @@ class Trial:
         self.cancelled = False
         self.exception: BaseException | None = None
         self.options = RunOptions(
-            interceptors=(*subject.interceptors, self.injector, self.ledger),
+            interceptors=(*subject.interceptors, self),
             observers=(self.injector.observe,),
             on_journal=self._on_journal,
             clock=subject.clock,
         )
+
+    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
+        """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
+        if self.injector.concerns(call):
+            return await self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
+        return await self.ledger.intercept(call, proceed)
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state

@@ -43,6 +43,10 @@ class Injector:
         """The faults of the plan that never happened."""
         return [fault for fault in self.plan if not self.fired[fault]]
 
+    def concerns(self, call: StepCall) -> bool:
+        """Whether the plan has a fault for calls of this kind at this step."""
+        return (call.kind, call.step) in self._calls
+
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, as the plan has it."""
         for fault in self._calls.get((call.kind, call.step), ()):

@@ -9,8 +9,16 @@ from typing import Any
 
 from sagaz_core.engine.load import load_events, load_record
 from sagaz_core.engine.run import Served, served_from
-from sagaz_core.errors import UnknownStepError, nearest
-from sagaz_core.events import Event, SagaCompleted, SagaStarted, StepFailed, StepStarted, StepSucceeded
+from sagaz_core.errors import UnknownStepError, UsageError, nearest, quoted
+from sagaz_core.events import (
+    CompensationSucceeded,
+    Event,
+    SagaCompleted,
+    SagaStarted,
+    StepFailed,
+    StepStarted,
+    StepSucceeded,
+)
 from sagaz_core.model import SagaModel
 from sagaz_core.recording.file import read_file, recording_from_json, recording_to_json, write_file
 from sagaz_core.recording.redact import Redactor
@@ -70,15 +78,25 @@ class Recording:
     def redacted(self, keys: Iterable[str], secret: bytes | str) -> Recording:
         """Return it with the values of these keys replaced by pseudonyms of the same type, wherever they stand.
 
-        Equal values get equal pseudonyms under one `secret`, and nobody without it can test a guess.
+        Equal values get equal pseudonyms under one `secret`, and nobody without it can test a guess. Raises
+        `UsageError` for a key under which nothing stands: it may be misspelt, and what it means would be left to see.
         """
         redactor = Redactor(keys, secret)
         redactor.learn(self.events, self.snapshots)
+        for key in sorted(redactor.keys - redactor.found):
+            raise UsageError(
+                f"recording {self.saga_id!r} has nothing under the key {key!r} to redact"
+                f"{nearest(key, self._keys()) or f'; it has {quoted(sorted(self._keys()))}'}"
+            )
         return replace(
             self,
             events=tuple(redactor.event(event) for event in self.events),
             snapshots=tuple(redactor.snapshot(snapshot) for snapshot in self.snapshots),
         )
+
+    def _keys(self) -> set[str]:
+        changed = [event.delta.set for event in self.events if isinstance(event, (StepSucceeded, CompensationSucceeded))]
+        return set(self.context).union(*changed)
 
     # ---- what it says
 

@@ -50,6 +50,8 @@ def read_file(path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
         return json.loads(data.decode("utf-8"))
+    except CodecError:
+        raise
     except FileNotFoundError:
         raise UnknownSagaError(f"there is no recording {str(path)!r}: check the path") from None
     except IsADirectoryError:

@@ -37,12 +37,16 @@ _MIN_TEXT = 4  # shorter texts are everywhere: replacing them in messages would 
 
 
 class Redactor:
-    """Replaces the values of some keys, and the same texts wherever else they stand."""
+    """Replaces the values of some keys, and the same texts wherever else they stand.
+
+    `found` are the keys under which there was something.
+    """
 
     def __init__(self, keys: Iterable[str], secret: bytes | str) -> None:
         self.keys = frozenset(keys)
         self._secret = secret.encode() if isinstance(secret, str) else secret
         self._texts: dict[str, str] = {}
+        self.found: set[str] = set()
         if not self.keys:
             raise UsageError("no keys to redact: name them, such as --redact email,card_number")
         if not self._secret:
@@ -97,30 +101,45 @@ class Redactor:
     def _walk(self, value: Any, *, hide: bool) -> Any:
         kind = type(value)
         if isinstance(value, Mapping):
-            pairs = [(k, self._walk(v, hide=hide or k in self.keys)) for k, v in value.items()]
+            pairs = [(k, self._walk(v, hide=hide or self._hides(k))) for k, v in value.items()]
             return _rebuilt_mapping(value, pairs)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             named = zip(kind._fields, value, strict=True)
-            return kind(*(self._walk(v, hide=hide or name in self.keys) for name, v in named))
+            return kind(*(self._walk(v, hide=hide or self._hides(name)) for name, v in named))
         if kind in (list, tuple, set, frozenset):
             return kind(self._walk(item, hide=hide) for item in value)
         if isinstance(value, Opaque):
-            return dataclasses.replace(value, fields=self._walk(value.fields, hide=hide))
+            return self._opaque(value, hide)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._fields(value, [f.name for f in dataclasses.fields(value)], hide)
         if hasattr(kind, "model_fields") and hasattr(value, "model_copy"):
             names = list(kind.model_fields)
-            update = {n: self._walk(getattr(value, n), hide=hide or n in self.keys) for n in names}
+            update = {n: self._walk(getattr(value, n), hide=hide or self._hides(n)) for n in names}
             return value.model_copy(update=update)
         if hide:
             return self.pseudonym(value)
         return self._in_text(value) if kind is str else value
 
+    def _hides(self, key: Any) -> bool:
+        if key not in self.keys:
+            return False
+        self.found.add(key)
+        return True
+
+    def _opaque(self, value: Opaque, hide: bool) -> Opaque:
+        if value.kind in ("enum", "flag"):  # stays, as one of a known class does
+            return value
+        sections = {
+            name: section if name == "unset" else self._walk(section, hide=hide)  # "unset" are names of fields
+            for name, section in value.fields.items()
+        }
+        return dataclasses.replace(value, fields=sections)
+
     def _fields(self, value: Any, names: Iterable[str], hide: bool) -> Any:
         made = object.__new__(type(value))
         for name in names:
             if hasattr(value, name):
-                changed = self._walk(getattr(value, name), hide=hide or name in self.keys)
+                changed = self._walk(getattr(value, name), hide=hide or self._hides(name))
                 object.__setattr__(made, name, changed)
         return made
 
