@@ -10,10 +10,11 @@ from typing import Any
 from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
+from sagaz_core.engine.journal import Observer
 from sagaz_core.engine.load import load_record, load_state, load_state_before
 from sagaz_core.engine.result import SagaResult
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import UnknownSagaClassError, UsageError
+from sagaz_core.errors import PlanError, UnknownSagaClassError, UsageError
 from sagaz_core.events import CompensationSucceeded, StepStarted
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
@@ -22,7 +23,7 @@ from sagaz_core.model import SagaModel
 from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
 from sagaz_core.replay.start import Start, check_drift, start_at
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
-from sagaz_core.storage.codec import encode, importing_class
+from sagaz_core.storage.codec import Resolve, encode, importing_class, known_class
 
 SagaFactory = Callable[..., Any]
 
@@ -32,6 +33,8 @@ class SagaReplay:
 
     `saga_factory` gives the saga (a class, or a function without parameters or with the saga's name, sync or async);
     without one the class is found where the store says it was, or in the modules of `apps`. `initiated_by` is who asks.
+    `origin` is where the original is read from, if that is not the store that the replay is written to; nobody vouches
+    for it, so the classes of its values are only found among the modules that are imported.
     """
 
     def __init__(
@@ -43,28 +46,33 @@ class SagaReplay:
         initiated_by: str = "unknown",
         apps: Sequence[str] = (),
         interceptors: Sequence[Interceptor] = (),
+        observers: Sequence[Observer] = (),
         clock: Clock = utc_now,
         ids: IdSource = new_id,
+        origin: SnapshotStorage | None = None,
     ) -> None:
         self.saga_id = checked_id(saga_id)
         self._storage = snapshot_storage
+        self._origin = snapshot_storage if origin is None else origin
+        self._resolve: Resolve = importing_class if origin is None else known_class
         self._factory = saga_factory
         self._initiated_by = initiated_by
         self._apps = tuple(apps)
         self._interceptors = tuple(interceptors)
+        self._observers = tuple(observers)
         self._clock = clock
         self._new_id = ids
 
     async def list_available_checkpoints(self) -> list[str]:
         """Return the steps from which it can be replayed, in the order in which the original started them."""
-        await load_record(self._storage, self.saga_id)
+        await load_record(self._origin, self.saga_id)
         steps: dict[str, None] = {}
-        async for event in self._storage.read_events(self.saga_id):
+        async for event in self._origin.read_events(self.saga_id):
             if event.kind == StepStarted.__name__ and event.step is not None:
                 steps[event.step] = None
         cursor: str | None = None
         while True:  # a run without a journal has its snapshots only
-            page = await self._storage.list_snapshots(self.saga_id, cursor=cursor)
+            page = await self._origin.list_snapshots(self.saga_id, cursor=cursor)
             for snapshot in page.items:
                 if snapshot.phase == "before":
                     steps.setdefault(snapshot.step_name)
@@ -89,11 +97,12 @@ class SagaReplay:
         """Run the saga on from the state just before the step, and return what happened.
 
         `force_failure` is a plan, or true for one that fails the step before it runs. `dry_run` checks everything and
-        runs nothing. Raises `UnknownSagaError`, `UnknownStepError`, `UnknownSagaClassError`, `DriftError`, `PlanError`;
-        with `strict` `OverrideError`.
+        runs nothing. The saga runs for real, so a plan must leave it a process and a task to end in: crashes and
+        cancellations are for tests. Raises `UnknownSagaError`, `UnknownStepError`, `UnknownSagaClassError`,
+        `DriftError`, `PlanError`; with `strict` `OverrideError`.
         """
-        record = await load_record(self._storage, self.saga_id)
-        saga, adapter = await self._saga(record)
+        record = await load_record(self._origin, self.saga_id)
+        saga, adapter, source = await self._saga(record)
         model = await adapter.describe(saga)
         recorded = SagaModel.from_dict(record.model)
         model.step(step_name)
@@ -101,18 +110,22 @@ class SagaReplay:
         drift = check_drift(model, recorded, allowed=allow_drift or migration is not None)
         plan = _plan(step_name, force_failure)
         plan.check(model)
+        _check_live(plan, adapter)
         start = await self._start(saga, model, step_name, dict(context_override or {}), migration, strict=strict)
+        _check_runs(plan, start, step_name)
         start = replace(start, warnings=(*start.warnings, *drift))
         if dry_run:
             return self._dry_run(step_name, start, model)
-        return await self._run(saga, adapter, record, step_name, start, plan, dict(context_override or {}))
+        return await self._run(saga, adapter, source, step_name, start, plan, dict(context_override or {}))
 
-    async def _saga(self, record: SagaRecord) -> tuple[Any, Adapter]:
+    async def _saga(self, record: SagaRecord) -> tuple[Any, Adapter, str]:
+        """Return the saga, its adapter, and what the new record says of where it is (`""`: its adapter knows)."""
         made: Any
+        source = record.source
         if self._factory is not None:
             made = await make_saga(self._factory, record.saga_name)
         elif self._apps:
-            made = find_saga(record.saga_name, self._apps)
+            made, source = find_saga(record.saga_name, self._apps), ""
         elif record.source:
             made = load_saga(record.source)
         else:
@@ -121,7 +134,7 @@ class SagaReplay:
                 f"give a saga_factory, or name its module with --app"
             )
         adapter = adapter_for(made)
-        return adapter.create(made), adapter
+        return adapter.create(made), adapter, source
 
     async def _start(
         self,
@@ -133,7 +146,7 @@ class SagaReplay:
         *,
         strict: bool,
     ) -> Start:
-        checkpoint = await load_state_before(self._storage, self.saga_id, step, resolve=importing_class)
+        checkpoint = await load_state_before(self._origin, self.saga_id, step, resolve=self._resolve)
         undone = await self._undone_since(checkpoint.seq)
         typed = getattr(getattr(saga, "_context_model", None), "model", None)
         declared = frozenset(getattr(typed, "model_fields", ()))
@@ -144,10 +157,10 @@ class SagaReplay:
 
     async def _undone_since(self, seq: int) -> frozenset[str]:
         found = set()
-        async for event in self._storage.read_events(self.saga_id, after_seq=seq):
+        async for event in self._origin.read_events(self.saga_id, after_seq=seq):
             if event.kind == CompensationSucceeded.__name__ and event.step is not None:
                 found.add(event.step)
-        final = await load_state(self._storage, self.saga_id, resolve=importing_class)
+        final = await load_state(self._origin, self.saga_id, resolve=self._resolve)
         return frozenset(found | set(final.undone))
 
     def _dry_run(self, step: str, start: Start, model: SagaModel) -> ReplayResult:
@@ -168,7 +181,7 @@ class SagaReplay:
         self,
         saga: Any,
         adapter: Adapter,
-        record: SagaRecord,
+        source: str,
         step: str,
         start: Start,
         plan: FaultPlan,
@@ -191,10 +204,10 @@ class SagaReplay:
         options = RunOptions(
             storage=self._storage,
             interceptors=(*self._interceptors, injector) if plan else self._interceptors,
-            observers=(injector.observe,) if plan else (),
+            observers=self._observers,
             clock=self._clock,
             new_id=self._new_id,
-            source=record.source,
+            source=source,
             plan=str(plan),
         )
         try:
@@ -202,9 +215,12 @@ class SagaReplay:
         except BaseException as error:
             await self._log_end(entry, ReplayStatus.FAILED, f"{type(error).__name__}: {error}")
             raise
+        await injector.deliver_late()
         status = STATUS_OF.get(result.status, ReplayStatus.FAILED)
         await self._log_end(entry, status, str(result.error or ""))
-        return self._result(status, step, start, result, replay_id)
+        return replace(
+            self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
+        )
 
     async def _log_end(self, entry: ReplayRecord, status: ReplayStatus, error: str) -> None:
         await self._storage.log_replay(
@@ -253,6 +269,29 @@ def _plan(step: str, force_failure: bool | str | FaultPlan) -> FaultPlan:
     if not isinstance(force_failure, (str, FaultPlan)):
         raise UsageError(f"force_failure={force_failure!r}: give True, a plan, or its text such as 'charge@after'")
     return as_plan(force_failure)
+
+
+def _check_live(plan: FaultPlan, adapter: Adapter) -> None:
+    """Raise `PlanError` for a fault that a run for real cannot have, or not by this engine."""
+    for fault in plan:
+        if "crash" in fault.kind or fault.kind == "cancel":
+            raise PlanError(
+                f"{fault}: a replay runs for real, and nothing would take it up again after this; "
+                f"try it with pytest --sagaz-replay, or `sagaz record --plan`"
+            )
+        if fault.kind in adapter.cannot:
+            raise PlanError(f"{fault}: {adapter.cannot[fault.kind]}")
+
+
+def _check_runs(plan: FaultPlan, start: Start, step: str) -> None:
+    """Raise `PlanError` for a fault in the action of a step that is not run."""
+    served = {one.step for one in start.served}
+    for fault in plan:
+        if fault.step in served and not fault.described.undo:
+            raise PlanError(
+                f"{fault}: step {fault.step!r} is not run from {step!r} on, its recorded result is taken; "
+                f"replay from {fault.step!r}"
+            )
 
 
 def _migration(saga: Any, record: SagaRecord) -> Callable[[dict[str, Any]], Mapping[str, Any]] | None:

@@ -32,7 +32,8 @@ class ReplayResult:
     """What a replay did, or (`dry_run`) would do.
 
     `served` steps were taken from the record, `ran` were run; of those, `compensated` were undone and `stuck` could not
-    be. `reran` are steps that the original had undone, and which therefore ran again. `result` is the run's own.
+    be. `reran` are steps that the original had undone, and which therefore ran again. `missed` are the forced failures
+    that never happened. `result` is the run's own.
     """
 
     replay_status: ReplayStatus
@@ -46,6 +47,7 @@ class ReplayResult:
     stuck: tuple[str, ...] = ()
     context: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
     error: str = ""
     result: SagaResult | None = None
     replay_id: str = ""
