@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from heapq import heappop, heappush
 from typing import Any
 
 from sagaz_core.errors import DefinitionError, UnknownStepError, nearest, quoted
@@ -37,6 +38,12 @@ class StepModel:
     def undone_in_doubt(self) -> bool:
         """Whether its compensation runs when it failed in a way that leaves its effect unknown."""
         return self.has_compensation and self.in_doubt == "compensate"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        data = {name: getattr(self, name) for name in _STEP_FIELDS}
+        data["depends_on"] = list(self.depends_on)
+        return data
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,15 @@ class SagaModel:
         """The steps' names, each after those that it depends on; among equals in declaration order (Kahn)."""
         waiting = {step.name: len(set(step.depends_on)) for step in self.steps}
         order: list[str] = []
-        ready = [name for name, count in waiting.items() if not count]
-        while ready:
-            name = ready.pop(0)
+        ready = [index for index, step in enumerate(self.steps) if not waiting[step.name]]
+        places = {name: index for index, name in enumerate(waiting)}
+        while ready:  # a heap: in order as it is
+            name = self.steps[heappop(ready)].name
             order.append(name)
             for dependent in self.dependents[name]:
                 waiting[dependent] -= 1
                 if not waiting[dependent]:
-                    ready.append(dependent)
-            ready.sort(key=self.names.index)
+                    heappush(ready, places[dependent])
         if len(order) < len(self.steps):
             raise DefinitionError(
                 f"the steps of saga {self.name!r} depend on each other in a circle: {' -> '.join(self._cycle(order))}"
@@ -167,7 +174,8 @@ class SagaModel:
                     f"step {name!r} depended on {quoted(theirs.depends_on)}, now on {quoted(mine.depends_on)}"
                 )
             if mine.has_compensation != theirs.has_compensation:
-                lines.append(f"step {name!r} {'now has a' if mine.has_compensation else 'no longer has its'} compensation")
+                has = "now has a" if mine.has_compensation else "no longer has its"
+                lines.append(f"step {name!r} {has} compensation")
             if mine.pivot != theirs.pivot:
                 lines.append(f"step {name!r} is {'now' if mine.pivot else 'no longer'} a pivot")
         return tuple(lines) or ("the steps are declared in another order",)
@@ -178,7 +186,7 @@ class SagaModel:
             "name": self.name,
             "version": self.version,
             "on_compensation_failure": self.on_compensation_failure,
-            "steps": [{**asdict(step), "depends_on": list(step.depends_on)} for step in self.steps],
+            "steps": [step.to_dict() for step in self.steps],
         }
 
     @classmethod
@@ -196,13 +204,28 @@ class SagaModel:
             raise DefinitionError(f"not the description of a saga: {type(error).__name__} at {error}") from error
 
 
-_STEP_FIELDS = frozenset(f.name for f in fields(StepModel))
+_STEP_FIELDS = tuple(f.name for f in fields(StepModel))
 
 
 def _step_from_dict(data: Mapping[str, Any]) -> StepModel:
-    known = {key: value for key, value in data.items() if key in _STEP_FIELDS}
-    known["depends_on"] = tuple(map(str, known.get("depends_on", ())))
+    known = {key: data[key] for key in _STEP_FIELDS if key in data}
+    for key, value in known.items():
+        if not _fits(key, value):
+            raise DefinitionError(f"not the description of a saga: {key} of a step is {value!r:.40}")
+    known["depends_on"] = tuple(known.get("depends_on", ()))
     return StepModel(**known)
+
+
+def _fits(key: str, value: object) -> bool:
+    if key == "depends_on":
+        return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    if key in ("name", "in_doubt"):
+        return isinstance(value, str)
+    if key in ("retries", "compensation_retries"):
+        return type(value) is int and value >= 0
+    if key in ("timeout", "compensation_timeout"):
+        return value is None or (isinstance(value, (int, float)) and value > 0)
+    return isinstance(value, bool)
 
 
 def _check_step_name(saga: str, name: object) -> None:

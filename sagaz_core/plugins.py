@@ -27,8 +27,9 @@ class _BuiltIn:
     @hookimpl
     def sagaz_adapters(self) -> list[Adapter]:
         from sagaz_core.adapters.native import NativeAdapter
+        from sagaz_core.adapters.sagaz import SagazAdapter
 
-        return [NativeAdapter()]
+        return [NativeAdapter(), SagazAdapter()]
 
     @hookimpl
     def sagaz_storages(self) -> Mapping[str, Callable[[str], SnapshotStorage]]:

@@ -50,6 +50,16 @@ class SagaStatus(StrEnum):
         return self in _ENDED
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("saga_id", "saga_name", "version", "fingerprint", "status"), (str,)),
+    **dict.fromkeys(("initial", "context", "layers", "results", "undone"), (dict,)),
+    **dict.fromkeys(("attempts", "undo_attempts", "running"), (dict,)),
+    **dict.fromkeys(("started_at", "at"), (datetime, type(None))),
+    **dict.fromkeys(("undoing", "failed_step"), (str, type(None))),
+    **dict.fromkeys(("ambiguous", "stuck"), (list, tuple)),
+    "error": (list, tuple, type(None)),
+    "seq": (int,),
+}
 _ENDED = frozenset({SagaStatus.COMPLETED, SagaStatus.ROLLED_BACK, SagaStatus.FAILED})
 _MISSING = object()
 
@@ -140,14 +150,16 @@ class SagaState:
             setattr(other, name, value.copy() if type(value) is dict else value)
         return other
 
-    def to_data(self) -> dict[str, Any]:
-        """Return it as plain data for a codec; `from_data` is the inverse."""
+    def to_data(self, **encoded: Any) -> dict[str, Any]:
+        """Return it as plain data for a codec; `from_data` is the inverse. `encoded` parts are taken as given."""
         data = {name: getattr(self, name) for name in self.__slots__}
         data["status"] = self.status.value
         data["ambiguous"] = list(self.ambiguous)
         data["error"] = None if self.error is None else list(self.error)
         data["stuck"] = list(self.stuck)
-        data["layers"] = {step: [dict(layer.set), list(layer.deleted)] for step, layer in self.layers.items()}
+        if "layers" not in encoded:
+            data["layers"] = {step: [dict(layer.set), list(layer.deleted)] for step, layer in self.layers.items()}
+        data.update(encoded)
         return data
 
     @classmethod
@@ -155,19 +167,26 @@ class SagaState:
         """Build it from `to_data()` data. Raises `KeyError`, `TypeError` or `ValueError` for any other shape."""
         state = cls()
         for name in cls.__slots__:
-            setattr(state, name, data[name])
+            value = data[name]
+            if not isinstance(value, _TYPES[name]):
+                raise TypeError(f"{name} is of type {type(value).__name__!r}")
+            setattr(state, name, value)
         state.status = SagaStatus(data["status"])
         state.ambiguous = dict.fromkeys(data["ambiguous"])
-        state.error = None if data["error"] is None else ErrorInfo(*data["error"])
-        state.stuck = tuple(data["stuck"])
-        state.layers = {step: Delta(changed, tuple(deleted)) for step, (changed, deleted) in data["layers"].items()}
+        state.error = None if data["error"] is None else ErrorInfo(*map(_text, data["error"]))
+        state.stuck = tuple(map(_text, data["stuck"]))
+        state.layers = {
+            step: Delta(dict(changed), tuple(map(_text, deleted)))
+            for step, (changed, deleted) in data["layers"].items()
+        }
         return state
 
     def unalias(self, key: str, value: Any) -> None:
-        """Put back what a step changed in place: `value` is what the key had before, and what undoing will find.
+        """Put back what user code changed in place: `value` is what the key had before.
 
-        The one change that is no event: it repairs the events' own data, which user code reached by a reference.
+        The one change that is no event: it repairs the events' own data, which was reached by a reference.
         """
+        self.context = {**self.context, key: value}
         for layer in reversed(self.layers.values()):
             if key in layer.set:
                 cast(dict[str, Any], layer.set)[key] = value
@@ -203,6 +222,12 @@ class SagaState:
             if key in layer.deleted:
                 return _MISSING
         return self.initial.get(key, _MISSING)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__!r} where a text should be")
+    return value
 
 
 def _saga_started(state: SagaState, event: SagaStarted) -> None:
@@ -264,6 +289,8 @@ def _compensation_succeeded(state: SagaState, event: CompensationSucceeded) -> N
     state.ambiguous.pop(step, None)
     state._take_out(step)
     state.undone[step] = event.result
+    if state.stuck:  # it was given up before, and tried once more
+        state.stuck = tuple(name for name in state.stuck if name != step)
     if event.delta is not NO_DELTA:
         layer = f"undo:{step}"  # no step has a colon in its name
         state.layers[layer] = event.delta

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.load import load_record, load_state
 from sagaz_core.errors import UsageError
 from sagaz_core.events import (
     CompensationFailed,
-    CompensationSucceeded,
     ErrorInfo,
     Event,
     SagaFailed,
-    SagaStarted,
     StepFailed,
-    StepSucceeded,
 )
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import Page, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import known_class
 from sagaz_core.storage.records import Resolve, unpack_event
 from sagaz_core.times import aware
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +103,21 @@ class SagaTimeTravel:
         since, until = (None if t is None else aware(t) for t in (after, before))
         await load_record(self._storage, self.saga_id)
         start = _cursor(cursor)
-        state = SagaState() if start < 0 else await load_state(self._storage, self.saga_id, max_seq=start)
+        state = SagaState() if start < 0 else await self._state_at_seq(start)
         found: list[StateChange] = []
         async for stored in self._storage.read_events(self.saga_id, after_seq=state.seq):
             event = unpack_event(stored, self._resolve)
+            before = state.context
             state.apply(event)
             if (since is not None and event.at <= since) or (until is not None and event.at >= until):
                 continue
             if len(found) == limit:
                 return Page(found, str(found[-1].seq))
-            found.append(_change(event, state.status))
+            found.append(_change(event, state.status, before, state.context))
         return Page(found)
+
+    async def _state_at_seq(self, seq: int) -> SagaState:
+        return await load_state(self._storage, self.saga_id, max_seq=seq, resolve=self._resolve)
 
 
 def _cursor(text: str | None) -> int:
@@ -143,15 +146,12 @@ def _historical(state: SagaState, saga_id: str, saga_name: str, moment: datetime
     )
 
 
-def _change(event: Event, status: SagaStatus) -> StateChange:
-    keys: tuple[str, ...] = ()
+def _change(event: Event, status: SagaStatus, before: Mapping[str, Any], after: Mapping[str, Any]) -> StateChange:
+    keys = [key for key, value in after.items() if key not in before or before[key] is not value]
+    keys += [key for key in before if key not in after]
     detail = ""
-    if isinstance(event, (StepSucceeded, CompensationSucceeded)):
-        keys = (*event.delta.set, *event.delta.deleted)
-    elif isinstance(event, SagaStarted):
-        keys = tuple(event.context)
-    elif isinstance(event, (StepFailed, CompensationFailed)):
+    if isinstance(event, (StepFailed, CompensationFailed)):
         detail = str(event.error)
     elif isinstance(event, SagaFailed):
         detail = f"stuck: {', '.join(event.stuck)}"
-    return StateChange(event.seq, event.at, type(event).__name__, getattr(event, "step", None), status, keys, detail)
+    return StateChange(event.seq, event.at, type(event).__name__, getattr(event, "step", None), status, tuple(keys), detail)

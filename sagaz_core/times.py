@@ -10,7 +10,8 @@ from sagaz_core.errors import NaiveTimeError, UsageError
 def aware(moment: datetime | str) -> datetime:
     """Return the moment in UTC. Text is ISO 8601 with a zone, `Z` or an offset.
 
-    Raises `NaiveTimeError` for a time without a zone, `UsageError` for text that is no time or is out of the years 1 to 9999.
+    Raises `NaiveTimeError` for a time without a zone, `UsageError` for text that is no time, and for one that is not in
+    the years 1 to 9999.
     """
     if isinstance(moment, str):
         text = moment.strip()
@@ -25,4 +26,6 @@ def aware(moment: datetime | str) -> datetime:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise UsageError(f"{moment.isoformat()} is not a time that can be used: in UTC it is not in the years 1 to 9999") from None
+        raise UsageError(
+            f"{moment.isoformat()} is not a time that can be used: in UTC it is not in the years 1 to 9999"
+        ) from None

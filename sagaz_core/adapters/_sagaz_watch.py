@@ -273,7 +273,9 @@ class Watch:
         state = self._state
         data = {key: value for key, value in self._prepared.data().items() if not self._hidden(key)}
         result = state.results.get(name) if kind == "compensation" else None
-        call = StepCall(state.saga_id, name, kind, attempt, SagaContext(data, state.undone), result, self._task.cancel)
+        view = SagaContext(data)
+        view.compensation_results = state.undone
+        call = StepCall(state.saga_id, name, kind, attempt, view, result, self._task.cancel)
         return await run_intercepted(self._interceptors, call, function)
 
     def _delta(self, before: Mapping[str, Any], merged: Mapping[str, Any]) -> Delta:

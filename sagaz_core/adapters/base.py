@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagaz_core.engine.result import SagaResult
-from sagaz_core.engine.run import RunOptions, Served
-from sagaz_core.model import SagaModel
 
 if TYPE_CHECKING:
+    from sagaz_core.engine.run import RunOptions, Served
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.model import SagaModel
+    from collections.abc import Mapping, Sequence
     from sagaz_core.state import SagaState
 
 

@@ -6,14 +6,16 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from functools import cache
-from types import ModuleType
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-from sagaz_core.adapters.base import Adapter
 from sagaz_core.errors import DefinitionError, UnknownSagaClassError, UsageError, nearest
 from sagaz_core.plugins import plugin_manager
+
+if TYPE_CHECKING:
+    from sagaz_core.adapters.base import Adapter
+    from types import ModuleType
+    from collections.abc import Iterable, Iterator
 
 
 @cache
@@ -48,7 +50,9 @@ def import_module(name: str) -> ModuleType:
     except ImportError as error:
         missing = getattr(error, "name", None)
         if missing and (name == missing or name.startswith(missing + ".")):
-            raise UnknownSagaClassError(f"there is no module {name!r}: check the name, and the folder you are in") from error
+            raise UnknownSagaClassError(
+                f"there is no module {name!r}: check the name, and the folder you are in"
+            ) from error
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {error}") from error
     except Exception as error:  # a module may raise anything
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
@@ -114,7 +118,14 @@ def _is_engine_base(kind: type) -> bool:
 
 
 def name_of(saga: Any) -> str:
-    """Return the name that the saga's recordings carry."""
-    kind = saga if isinstance(saga, type) else type(saga)
-    own = getattr(saga, "name", None) if saga is not kind else None
-    return str(own or getattr(saga, "saga_name", None) or kind.__name__)
+    """Return the name that the saga's recordings carry. A class that does not say it is asked through an instance."""
+    name = getattr(saga, "saga_name", None)
+    if isinstance(name, str) and name:
+        return name
+    if not isinstance(saga, type):
+        return str(getattr(saga, "name", None) or type(saga).__name__)
+    try:
+        made = saga()
+    except Exception:  # a class that needs arguments, or whose code fails: its own name must do
+        return saga.__name__
+    return saga.__name__ if isinstance(made, type) else name_of(made)

@@ -6,10 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.calls import call_operation
-from sagaz_core.errors import StepRejected
+from sagaz_core.errors import DefinitionError, SagazError, StepRejected
 from sagaz_core.events import NO_DELTA, StepFailed, StepRetryScheduled, StepStarted, StepSucceeded, describe_error
 from sagaz_core.interceptor import StepCall
-from sagaz_core.saga.context import SagaContext, delta_of
+from sagaz_core.saga.context import SagaContext, context_for_undo, delta_of
 from sagaz_core.saga.definition import Recovery, is_rejection
 
 if TYPE_CHECKING:
@@ -17,79 +17,93 @@ if TYPE_CHECKING:
     from sagaz_core.saga.step import Step
 
 
+class NotStartedError(SagazError):
+    """A step's action was not called, because the saga turned back while that it would start was being recorded."""
+
+
 class Attempts:
     """Runs steps for an execution; what goes wrong is left in the execution's `failed`, `cancelled` or `abort`."""
 
-    __slots__ = ("_capture", "_emit", "_execution", "_state", "_steps", "_typed")
+    __slots__ = ("_capture", "_emit", "_execution", "_linear", "_state", "_steps", "_typed")
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._state = execution.state
         self._steps = execution.definition.steps
         self._typed = execution.definition.typed
+        self._linear = execution.model.linear
         self._emit = execution.journal.emit
         self._capture = execution.journal.capture
 
     async def run(self, name: str) -> None:
         """Run the step's attempts. Raises only what is no `Exception`: the end of the process."""
         step = self._steps[name]
-        execution, capture = self._execution, self._capture
-        first = self._state.attempts.get(name, 0) + 1
-        attempt = first
+        operation = step.action
+        plain = operation.is_async and operation.timeout is None and self._execution.interceptors is None
+        execution, state, typed = self._execution, self._state, self._typed
+        first = attempt = state.attempts.get(name, 0) + 1
         while True:
-            if capture is not None and not await self._captured("before", name, attempt):
-                return
-            if capture is None:
+            if self._capture is None:
                 self._emit(StepStarted, name, attempt)
-            given = self._state.context
+            elif not await self._started(name, attempt):
+                return
+            given, view = state.context, None
             try:
-                result, view = await self._call(step, attempt)
+                view = SagaContext(given) if typed is None else typed.view(given, {})
+                result = await (operation.function(view) if plain else self._call(step, attempt, view))
             except asyncio.CancelledError as error:
                 if execution.dead:
                     raise
-                if _being_cancelled():
-                    self._cancelled(name, attempt, error)
+                if execution.being_cancelled():
+                    self._cancelled(name, attempt, error, in_doubt=True)
                     return
                 failure: BaseException = error
             except Exception as error:  # the user's code: anything
                 failure = error
             else:
+                if execution.dead:
+                    return
                 self._succeeded(name, attempt, result, given, view)
-                if capture is not None:
-                    await self._captured("after", name, attempt)
+                if self._capture is not None:
+                    await self._stored(name)
                 return
-            if not await self._again(step, attempt, attempt - first, failure):
+            if execution.dead or not await self._again(step, attempt, attempt - first, failure):
                 return
             attempt += 1
 
-    async def _call(self, step: Step, attempt: int) -> tuple[Any, Any]:
-        state, execution = self._state, self._execution
-        view: Any
-        if self._typed is None:
-            view = SagaContext(state.context, state.undone)
-        else:
-            view = self._typed.view(state.context, state.undone)
-        operation = step.action
+    async def _call(self, step: Step, attempt: int, view: Any) -> Any:
+        execution = self._execution
         call = None
         if execution.interceptors is not None:
-            call = StepCall(state.saga_id, step.name, "action", attempt, view, None, execution.cancel)
-        elif operation.is_async and operation.timeout is None:
-            return await operation.function(view), view
-        return await call_operation(operation, (view,), call, execution.interceptors), view
+            call = StepCall(self._state.saga_id, step.name, "action", attempt, view, None, execution.cancel)
+        return await call_operation(step.action, (view,), call, execution.interceptors)
 
-    def _succeeded(self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any) -> None:
-        execution = self._execution
+    def stand_in(self, name: str, result: dict[str, Any] | None) -> None:
+        """Take the result, or nothing, for that of a step that failed after a pivot."""
+        given = self._state.context
+        view = given if self._typed is None else self._typed.view(given, {})
+        how = "skipped" if result is None else "recovered"
+        self._succeeded(name, self._state.attempts.get(name, 0), result, given, view, how)
+
+    def _succeeded(
+        self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any, how: str = "run"
+    ) -> None:
+        delta = NO_DELTA
+        error: Exception | None = None
         try:
-            if self._typed is not None:
-                self._typed.check(name, result)
-                view = self._typed.data(view)
-            delta = delta_of(given, view, result)
-            if self._capture is not None:
-                delta = self._capture.prepare(name, delta, result)
-            error: Exception | None = execution.conflict(name, delta)
-        except Exception as raised:  # a result or a value that cannot be kept
-            delta, error = NO_DELTA, raised
-        self._emit(StepSucceeded, name, attempt, result if error is None else None, delta)
+            if self._typed is None:
+                delta = delta_of(given, view, result)
+            else:
+                delta = self._typed.delta(name, given, view, result)
+        except DefinitionError as raised:
+            error = DefinitionError(f"step {name!r}: {raised}") if self._typed is None else raised
+        except Exception as raised:  # a mapping of the user's that cannot be read
+            error = raised
+        if self._capture is not None:
+            delta = self._capture.prepare(name, delta, result)
+        if error is None and not self._linear:
+            error = self._execution.conflict(name, delta)
+        self._emit(StepSucceeded, name, attempt, result, delta, how)
         if error is not None:
             self._abort(error)
 
@@ -99,8 +113,9 @@ class Attempts:
         operation = step.action
         rejected = is_rejection(step, failure, StepRejected)
         retry = not rejected and retried < operation.retries and not execution.turning_back
-        # With a pivot under way or behind, whether the saga turns back is only known when no step runs any more.
-        final = not retry and not execution.definition.has_pivot
+        if self._capture is not None:
+            self._capture.forget_changes_in_place()
+        final = not retry and not execution.may_pass_pivot(step.name)
         self._emit(StepFailed, step.name, attempt, describe_error(failure), not rejected, final)
         if retry:
             delay = operation.backoff.delay(retried + 1)
@@ -110,27 +125,27 @@ class Attempts:
             except asyncio.CancelledError as error:
                 if execution.dead:
                     raise
-                self._note_cancelled(error)
+                self._note_cancelled(step.name, error)
                 return False
             if not execution.turning_back:
                 return True
-        if execution.exception is None:
-            execution.exception = failure
-        execution.failed[step.name] = failure
+        execution.note_failed(step.name, failure)
         return False
 
-    def _cancelled(self, name: str, attempt: int, error: asyncio.CancelledError) -> None:
-        final = not self._execution.past_pivot
-        self._emit(StepFailed, name, attempt, describe_error(error), True, final)
-        self._note_cancelled(error)
+    def _cancelled(self, name: str, attempt: int, error: asyncio.CancelledError, *, in_doubt: bool) -> None:
+        if self._capture is not None:
+            self._capture.forget_changes_in_place()
+        final = not self._execution.may_pass_pivot(name)
+        self._emit(StepFailed, name, attempt, describe_error(error), in_doubt, final)
+        self._note_cancelled(name, error)
 
-    def _note_cancelled(self, error: asyncio.CancelledError) -> None:
-        # A sibling's task is cancelled because the saga turns back; only the saga's own task means the saga.
+    def _note_cancelled(self, name: str, error: asyncio.CancelledError) -> None:
         execution = self._execution
         if asyncio.current_task() is execution.task:
-            execution.cancelled = error
-            if execution.exception is None:
-                execution.exception = error
+            execution.note_cancelled(error)
+        elif not execution.turning_back:
+            # Not because the saga turns back: someone cancelled this step's own task, which makes it fail.
+            execution.note_failed(name, error)
 
     def _abort(self, error: Exception) -> None:
         execution = self._execution
@@ -138,50 +153,86 @@ class Attempts:
             execution.abort = error
             if execution.exception is None:
                 execution.exception = error
-            self._emit(StepFailed, None, 0, describe_error(error), False, not execution.past_pivot)
+            self._emit(StepFailed, None, 0, describe_error(error), False, not execution.may_pass_pivot(None))
 
-    async def _captured(self, phase: str, name: str, attempt: int) -> bool:
-        """Take the snapshot if it is due and make it durable; say whether the step may go on."""
-        capture = self._capture
-        if capture is None:
-            return True
+    # ---- with a store
+
+    async def _started(self, name: str, attempt: int) -> bool:
+        """Take the snapshot before the step if it is due, make its start durable, and say whether it may go on."""
+        execution, capture = self._execution, self._capture
+        assert capture is not None
         try:
-            if phase == "before":
-                capture.before(name)
-                self._emit(StepStarted, name, attempt)
-            else:
-                capture.after(name)
+            capture.before(name)
+            self._emit(StepStarted, name, attempt)
             await capture.flush()
         except asyncio.CancelledError as error:
-            if self._execution.dead:
+            if execution.dead:
                 raise
-            if phase == "before":
-                self._cancelled(name, attempt, error)
+            if execution.being_cancelled():
+                self._cancelled(name, attempt, error, in_doubt=False)
             else:
-                self._note_cancelled(error)
+                self._not_started(name, attempt, error)
+                self._abort(SagazError(f"the store {capture.storage.url} cancelled itself"))
             return False
         except Exception as error:  # the store's, which may be anyone's
-            if name in self._state.running:
-                # The action was never called: nothing of it is in doubt.
-                self._emit(StepFailed, name, attempt, describe_error(error), False, False)
+            self._not_started(name, attempt, error)
             self._abort(error)
             return False
+        if execution.turning_back:
+            self._not_started(name, attempt, NotStartedError("not started: the saga turned back"))
+            return False
         return True
+
+    def _not_started(self, name: str, attempt: int, error: BaseException) -> None:
+        # The action was never called: nothing of it is in doubt.
+        if name in self._state.running:
+            self._emit(StepFailed, name, attempt, describe_error(error), False, False)
+
+    async def _stored(self, name: str) -> None:
+        """Take the snapshot after the step if it is due, and make its end durable before anything else is done."""
+        execution, capture = self._execution, self._capture
+        assert capture is not None
+        try:
+            capture.after(name)
+            if not self._written_soon(name):
+                await capture.flush()
+        except asyncio.CancelledError as error:
+            if execution.dead:
+                raise
+            self._note_cancelled(name, error)
+        except Exception as error:  # the store's, which may be anyone's
+            self._abort(error)
+
+    def _written_soon(self, name: str) -> bool:
+        """Whether a step that follows starts at once, and writes what this one did together with its own start."""
+        execution, done = self._execution, self._state.results
+        if execution.turning_back or (self._capture is not None and self._capture.problem is not None):
+            return False
+        dependents = execution.model.dependents[name]
+        if self._linear:
+            return bool(dependents) or execution.interceptors is None
+        return any(all(d in done for d in execution.model.step(other).depends_on) for other in dependents)
 
     async def ask_recovery(self, step: Step, error: BaseException, attempt: int) -> Any:
         """Return what the step's forward recovery decides; one that fails gives up."""
         execution, state = self._execution, self._state
         assert step.recovery is not None
-        view: Any = SagaContext(state.context, state.undone)
-        arguments = (view, error) if step.recovery.takes_second else (view,)
-        call = StepCall(state.saga_id, step.name, "recovery", attempt, view, error, execution.cancel)
         try:
+            view: Any
+            if self._typed is None:
+                view = context_for_undo(state.context, state.undone)
+            else:
+                view = self._typed.view(state.context, state.undone)
+            arguments = (view, error) if step.recovery.takes_second else (view,)
+            call = StepCall(state.saga_id, step.name, "recovery", attempt, view, error, execution.cancel)
             return await call_operation(step.recovery, arguments, call, execution.interceptors)
+        except asyncio.CancelledError as stopped:
+            if execution.dead:
+                raise
+            if execution.being_cancelled():
+                execution.note_cancelled(stopped)
+            else:
+                execution.failed[step.name] = stopped
         except Exception as failure:  # the user's code: anything
             execution.failed[step.name] = failure
-            return Recovery.GIVE_UP
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+        return Recovery.GIVE_UP

@@ -7,14 +7,14 @@ from there. That is how a crashed saga is resumed, how a replay starts at a chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
-from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.rollback import Rollback
-from sagaz_core.errors import ContextConflictError
+from sagaz_core.errors import ContextConflictError, DefinitionError
 from sagaz_core.events import (
+    NO_DELTA,
     Delta,
     SagaCompleted,
     SagaFailed,
@@ -29,13 +29,14 @@ from sagaz_core.model import END
 from sagaz_core.saga.definition import Definition, Recovery
 from sagaz_core.state import SagaStatus
 
+if TYPE_CHECKING:
+    from sagaz_core.engine.journal import Journal
+
 
 class Execution:
     """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone."""
 
-    def __init__(
-        self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()
-    ) -> None:
+    def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
         self.definition = definition
         self.model = definition.model
         self.journal = journal
@@ -47,7 +48,12 @@ class Execution:
         self.cancelled: asyncio.CancelledError | None = None
         self.dead = False
         self.task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
         self._attempts = Attempts(self)
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._ended: list[asyncio.Task[None]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._siblings_stopped = False
 
     async def run(self) -> None:
         """Run on to an end. Raises `CancelledError` when the task was cancelled, and `abort`, both after undoing.
@@ -58,14 +64,19 @@ class Execution:
         if self.state.status.ended:
             return
         self.task = asyncio.current_task()
-        forward = self.state.status is SagaStatus.EXECUTING
-        if forward and await self._forward():
+        self._cancelling = self.task.cancelling() if self.task is not None else 0
+        if self.state.status is SagaStatus.EXECUTING and await self._forward():
+            self.exception = None  # what a recovery after a pivot has overcome
             self.journal.emit(SagaCompleted)
         elif not self.past_pivot:
+            self._turn_back()
             await Rollback(self).run()
         elif self.cancelled is None and self.abort is None:
+            if self.journal.capture is not None:
+                self.journal.capture.failed()
             self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
-        await self._capture_end()
+        if self.journal.capture is not None:
+            await self._capture_end()
         if self.cancelled is not None:
             raise self.cancelled
         if self.abort is not None:
@@ -76,6 +87,13 @@ class Execution:
         self.journal.emit(SagaResumed)
         await self.run()
 
+    def cancel(self) -> None:
+        """Cancel the task that runs the saga."""
+        if self.task is not None:
+            self.task.cancel()
+
+    # ---- what is known of the run
+
     @property
     def turning_back(self) -> bool:
         """Whether no further step may start."""
@@ -84,20 +102,57 @@ class Execution:
     @property
     def past_pivot(self) -> bool:
         """Whether the point of no return is behind."""
-        if not self.definition.has_pivot:
-            return False
-        return any(step.pivot and step.name in self.state.results for step in self.model.steps)
+        return any(pivot in self.state.results for pivot in self.definition.pivots)
+
+    def may_pass_pivot(self, failing: str | None) -> bool:
+        """Whether the failure of this step does not turn the saga back, or not yet: a pivot is done, or still runs."""
+        running = self.state.running
+        return self.past_pivot or any(pivot in running and pivot != failing for pivot in self.definition.pivots)
+
+    def being_cancelled(self) -> bool:
+        """Whether the current task is cancelled, in contrast to a `CancelledError` that user code made up.
+
+        A saga may be run by a task that was cancelled before (to clean up, say): that is not counted.
+        """
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > (self._cancelling if task is self.task else 0)
+
+    def note_failed(self, name: str, error: BaseException) -> None:
+        """Take in that a step has failed for good."""
+        self.failed[name] = error
+        if self.exception is None:
+            self.exception = error
+
+    def note_cancelled(self, error: asyncio.CancelledError) -> None:
+        """Take in that the saga's own task is cancelled."""
+        if self.cancelled is None:
+            self.cancelled = error
+        if self.exception is None:
+            self.exception = error
+
+    def conflict(self, step: str, delta: Delta) -> ContextConflictError | None:
+        """Return the error of a step that wrote a key which a step not ordered with it wrote too."""
+        if delta is NO_DELTA:
+            return None
+        mine, ancestors = {*delta.set, *delta.deleted}, self.model.ancestors
+        for other, layer in self.state.layers.items():
+            if other == step or other in ancestors[step] or step in ancestors.get(other, (step,)):
+                continue
+            for key in (*layer.set, *layer.deleted):
+                if key in mine:
+                    return ContextConflictError(key, (other, step))
+        return None
+
+    # ---- forward
 
     async def _forward(self) -> bool:
         waits, ready = self._frontier()
-        tasks: dict[asyncio.Task[None], str] = {}
-        dependents = self.model.dependents
+        dependents, tasks = self.model.dependents, self._tasks
         while ready or tasks:
             if tasks or len(ready) > 1:
                 for name in ready:
-                    task = asyncio.create_task(self._attempts.run(name), name=f"{self.model.name}:{name}")
-                    tasks[task] = name
-                finished = await self._first_of(tasks)
+                    self._begin(name)
+                finished = await self._next_ended()
             else:
                 finished = ready
                 await self._attempts.run(ready[0])
@@ -112,61 +167,123 @@ class Execution:
                 if not await self._recover():
                     return False
                 waits, ready = self._frontier()
-        return await self._end()
+        return self.interceptors is None or await self._end(self.interceptors)
 
     def _frontier(self) -> tuple[dict[str, int], list[str]]:
         """Return how many dependencies each step still waits for, and the steps that can start."""
         waits, done = self.definition.waits_for.copy(), self.state.results
-        if done:
-            for name in done:
-                for dependent in self.model.dependents[name]:
-                    waits[dependent] -= 1
+        if not done:
+            return waits, self.definition.first.copy()
+        for name in done:
+            for dependent in self.model.dependents[name]:
+                waits[dependent] -= 1
         return waits, [name for name in self.model.order if not waits[name] and name not in done]
 
-    async def _first_of(self, tasks: dict[asyncio.Task[None], str]) -> list[str]:
-        """Wait until a step has ended, and return those that have, in the order in which they started."""
-        if self.turning_back and (self.definition.on_sibling_failure == "cancel" or self.cancelled or self.abort):
-            for task in tasks:
-                task.cancel()
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError as error:
-            self.cancelled = error
-            return []
-        ended = [task for task in tasks if task.done()]
-        deaths = [error for task in ended if (error := None if task.cancelled() else task.exception()) is not None]
-        if deaths:
-            await self._die(tasks)
-            raise deaths[0]
-        return [tasks.pop(task) for task in ended]
+    def _begin(self, name: str) -> None:
+        task = asyncio.create_task(self._attempts.run(name), name=name)
+        self._tasks[task] = name
+        task.add_done_callback(self._note_ended)
 
-    async def _die(self, tasks: Mapping[asyncio.Task[None], str]) -> None:
+    def _note_ended(self, task: asyncio.Task[None]) -> None:
+        self._ended.append(task)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _next_ended(self) -> list[str]:
+        """Wait until a step has ended, and return those that have."""
+        if self.turning_back:
+            self._stop_siblings()
+        if not self._ended:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError as error:
+                if self.dead:
+                    raise
+                self.note_cancelled(error)
+                return []
+            finally:
+                self._waiter = None
+        ended, self._ended = self._ended, []
+        names = [self._tasks.pop(task) for task in ended]
+        for task in ended:
+            death = None if task.cancelled() else task.exception()
+            if death is not None:
+                await self._die()
+                raise death
+        return names
+
+    def _stop_siblings(self) -> None:
+        if self._siblings_stopped:
+            return  # told once: a step that cleans up is not told again and again
+        if self.definition.on_sibling_failure == "cancel" or self.cancelled is not None or self.abort is not None:
+            self._siblings_stopped = True
+            for task in self._tasks:
+                task.cancel()
+
+    async def _die(self) -> None:
         # What is not an Exception (a simulated crash) ends the process: nothing more happens, nothing is recorded.
         self.dead = True
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for task in self._tasks:
             if not task.cancelled():
                 task.exception()
 
-    async def _end(self) -> bool:
-        if self.interceptors is None:
-            return True
+    async def _end(self, interceptors: Sequence[Interceptor]) -> bool:
         call = StepCall(self.state.saga_id, END, "end", 1, self.state.context, None, self.cancel)
         try:
-            await run_intercepted(self.interceptors, call, _nothing)
+            await run_intercepted(interceptors, call, _nothing)
+        except asyncio.CancelledError as error:
+            if self.being_cancelled():
+                self.note_cancelled(error)
+                return False
+            failure: BaseException = error
         except Exception as error:  # an interceptor's, so anything
-            self.exception = error
-            self.failed[END] = error
-            self.journal.emit(StepFailed, END, 1, describe_error(error))
-            return False
-        return True
+            failure = error
+        else:
+            return True
+        self.note_failed(END, failure)
+        self.journal.emit(StepFailed, END, 1, describe_error(failure))
+        return False
 
-    def cancel(self) -> None:
-        """Cancel the task that runs the saga."""
-        if self.task is not None:
-            self.task.cancel()
+    # ---- back
+
+    def _turn_back(self) -> None:
+        """Say that the saga turns back, where that was not known when a step failed, or no step did."""
+        if self.state.status is not SagaStatus.EXECUTING:
+            return
+        step = next(iter(self.failed), None)
+        attempt = self.state.attempts.get(step, 0) if step is not None else 0
+        error = self.exception or asyncio.CancelledError()
+        self.journal.emit(StepFailed, step, attempt, describe_error(error), False, True)
+
+    async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work to its end, even if the saga's task is cancelled meanwhile."""
+        task = asyncio.create_task(work, name=f"{self.model.name}:shielded")
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                if task.cancelled():  # the loop is being closed
+                    raise
+                self.note_cancelled(error)
+        task.result()
+
+    async def _capture_end(self) -> None:
+        capture = self.journal.capture
+        assert capture is not None
+        try:
+            try:
+                await capture.ended()
+            except asyncio.CancelledError as error:
+                self.note_cancelled(error)
+                await self.shielded(capture.flush(last=True))
+        except Exception as error:  # the store's, which may be anyone's
+            if self.abort is None:
+                self.abort = error
 
     # ---- after a pivot there is only forward
 
@@ -181,7 +298,8 @@ class Execution:
                     return False
                 if name not in self.failed:
                     break
-        return not self.failed
+        self._siblings_stopped = False
+        return not self.turning_back
 
     async def _recover_once(self, name: str, retry: int) -> bool:
         """Do what the forward recovery decides, and say whether it may be asked again."""
@@ -193,48 +311,30 @@ class Execution:
             delay = step.action.backoff.delay(retry)
             self.journal.emit(StepRetryScheduled, name, self.state.attempts.get(name, 0) + 1, delay)
             if await self._slept(delay):
-                error = self.failed.pop(name)
+                others, self.failed = self.failed, {}  # so that its own retries count: nothing else is under way
+                error = others.pop(name)
                 await self._attempts.run(name)
                 if name not in self.state.results:
                     self.failed.setdefault(name, error)
+                self.failed = {**self.failed, **others}
             return True
         if decision is Recovery.SKIP or isinstance(decision, Mapping):
-            result = dict(decision) if isinstance(decision, Mapping) else None
-            how = "skipped" if result is None else "recovered"
-            delta = Delta(result) if result else Delta()
             self.failed.pop(name)
-            self.journal.emit(StepSucceeded, name, self.state.attempts.get(name, 0), result, delta, how)
+            self._attempts.stand_in(name, None if decision is Recovery.SKIP else dict(decision))
+        elif decision is not Recovery.GIVE_UP:
+            self.failed[name] = DefinitionError(
+                f"the forward recovery of step {name!r} returned {decision!r:.80}: "
+                f"return Recovery.RETRY, SKIP or GIVE_UP, or a mapping that stands for the step's result"
+            )
         return False
 
     async def _slept(self, delay: float) -> bool:
         try:
             await asyncio.sleep(delay)
         except asyncio.CancelledError as error:
-            self.cancelled = error
+            self.note_cancelled(error)
             return False
         return True
-
-    def conflict(self, step: str, delta: Delta) -> ContextConflictError | None:
-        """Return the error of a step that wrote a key which a step not ordered with it wrote too."""
-        if self.model.linear or not delta.set:
-            return None
-        for other, layer in self.state.layers.items():
-            if other == step or other in self.model.ancestors[step] or step in self.model.ancestors.get(other, (step,)):
-                continue
-            for key in layer.set:
-                if key in delta.set:
-                    return ContextConflictError(key, (other, step))
-        return None
-
-    async def _capture_end(self) -> None:
-        capture = self.journal.capture
-        if capture is None:
-            return
-        try:
-            await capture.ended()
-        except Exception as error:  # the store's, which may be anyone's
-            if self.abort is None:
-                self.abort = error
 
 
 async def _nothing() -> None:

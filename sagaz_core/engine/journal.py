@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.events import Event
-from sagaz_core.state import SagaState
-
 if TYPE_CHECKING:
-    from sagaz_core.engine.capture import Capture
+    from datetime import datetime
 
-Observer = Callable[[Event], object]
+    from sagaz_core.engine.capture import Capture
+    from sagaz_core.events import Event
+    from sagaz_core.state import SagaState
+
+    Observer = Callable[[Event], object]
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
     """The events of one run and the state that they make.
 
-    Times never go back within a saga: a clock that was set back gives the time of the event before.
+    Times never go back within a saga: a clock that was set back gives the time of the event before. An observer that
+    raises an `Exception` is logged: whoever looks on must not stop what he looks at.
     """
 
     __slots__ = ("capture", "clock", "events", "observers", "state")
@@ -48,5 +52,12 @@ class Journal:
         self.events.append(event)
         if self.capture is not None:
             self.capture.record(event)
+        if self.observers:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         for observer in self.observers:
-            observer(event)
+            try:
+                observer(event)
+            except Exception:  # anyone's
+                logger.exception("an observer of saga %s failed at %s", self.state.saga_id, type(event).__name__)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sagaz_core.errors import UnknownSagaError, UnknownStepError, nearest, quoted
-from sagaz_core.events import Event, StepStarted
-from sagaz_core.state import SagaState
+from sagaz_core.errors import CorruptDataError, UnknownSagaError, UnknownStepError, nearest, quoted
+from sagaz_core.events import Event, SagaResumed, StepStarted, StepSucceeded
+from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import SagaRecord, SnapshotStorage
-from sagaz_core.storage.codec import known_class
+from sagaz_core.storage.codec import importing_class, known_class
 from sagaz_core.storage.records import Resolve, unpack_event, unpack_state
 
 
@@ -39,7 +39,23 @@ async def load_state(
     async for stored in storage.read_events(saga_id, after_seq=state.seq, until=until):
         if max_seq is not None and stored.seq > max_seq:
             break
+        if stored.seq != state.seq + 1:
+            raise CorruptDataError(f"saga {saga_id!r} in the store {storage.url} lacks its event {state.seq + 1}")
         state.apply(unpack_event(stored, resolve))
+    return state
+
+
+async def load_state_to_resume(storage: SnapshotStorage, saga_id: str) -> SagaState:
+    """Return the saga's last state, to run on from. Its classes may be imported: the store is the saga's own."""
+    state = await load_state(storage, saga_id, resolve=importing_class)
+    if state.status is SagaStatus.PENDING:
+        raise UnknownStepError(
+            f"saga {saga_id!r} cannot be resumed: nothing of it was captured; run it anew under another id"
+        )
+    snapshot = await storage.latest_snapshot(saga_id)
+    if snapshot is not None and snapshot.seq == state.seq and snapshot.phase == "before" and not state.status.ended:
+        # Captured without a journal: that the step started then is not written, but it did, and may have had its effect.
+        state.apply(StepStarted(state.seq + 1, snapshot.created_at, snapshot.step_name, 1))
     return state
 
 
@@ -51,21 +67,26 @@ async def load_events(storage: SnapshotStorage, saga_id: str, *, resolve: Resolv
 async def load_state_before(
     storage: SnapshotStorage, saga_id: str, step: str, *, resolve: Resolve = known_class
 ) -> SagaState:
-    """Return the state just before the step started (for the last time, if a crashed run was resumed).
+    """Return the state just before the step was begun (its first attempt; the first since a crashed run was resumed).
 
     Raises `UnknownStepError` when the saga never got to the step, or nothing of it was captured.
     """
     snapshot = await storage.latest_snapshot(saga_id, step=step, phase="before")
     if snapshot is not None:
         return unpack_state(snapshot, resolve)
-    seq = None
+    begun, resumed = None, -1
     async for stored in storage.read_events(saga_id):
-        if stored.kind == StepStarted.__name__ and stored.step == step:
-            seq = stored.seq
-            break
-    if seq is None:
-        raise UnknownStepError(
-            f"saga {saga_id!r} has no checkpoint before step {step!r}: it never got there, or it was captured without "
-            f"a journal; `sagaz replay list-changes {saga_id}` shows what it did"
-        )
-    return await load_state(storage, saga_id, max_seq=seq - 1, resolve=resolve)
+        if stored.kind == SagaResumed.__name__:
+            resumed = stored.seq
+        elif stored.step == step and stored.kind in _BEGINS and (begun is None or begun < resumed):
+            begun = stored.seq
+    if begun is not None:
+        return await load_state(storage, saga_id, max_seq=begun - 1, resolve=resolve)
+    raise UnknownStepError(
+        f"saga {saga_id!r} has no checkpoint before step {step!r}: it never got there, or it was captured without "
+        f"a journal; `sagaz replay list-changes {saga_id}` shows what it did"
+    )
+
+
+# A step that was served from a record has no start.
+_BEGINS = (StepStarted.__name__, StepSucceeded.__name__)

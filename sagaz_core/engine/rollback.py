@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.events import (
+    NO_DELTA,
     CompensationFailed,
     CompensationStarted,
     CompensationSucceeded,
@@ -20,9 +21,11 @@ from sagaz_core.events import (
     describe_error,
 )
 from sagaz_core.interceptor import StepCall
-from sagaz_core.saga.context import SagaContext, delta_of
+from sagaz_core.saga.context import context_for_undo, delta_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sagaz_core.engine.execution import Execution
     from sagaz_core.saga.step import Operation
 
@@ -32,39 +35,29 @@ class Rollback:
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self._journal = execution.journal
+        self._emit = execution.journal.emit
+        self._capture = execution.journal.capture
         self._state = execution.state
         self._model = execution.model
         self._policy = execution.model.on_compensation_failure
 
     async def run(self) -> None:
         """Undo all that can be undone, to the end, even if the task is cancelled meanwhile."""
-        execution = self._execution
-        if execution.journal.capture is not None:
-            await self._captured("failed", None)
-        steps = steps_to_undo(execution)
-        if steps:
-            work = asyncio.create_task(self._undo_all(steps), name=f"{self._model.name}:rollback")
-            while not work.done():
-                try:
-                    await asyncio.shield(work)
-                except asyncio.CancelledError as error:
-                    if work.cancelled():
-                        raise
-                    execution.cancelled = execution.cancelled or error
-            work.result()
+        steps = steps_to_undo(self._execution)
+        if steps or self._capture is not None:
+            await self._execution.shielded(self._undo_all(steps))
         left = tuple(step for step in steps if step not in self._state.undone)
         if left:
-            self._journal.emit(SagaFailed, left, None)
+            self._emit(SagaFailed, left, None)
         else:
-            self._journal.emit(SagaRolledBack)
+            self._emit(SagaRolledBack)
 
     async def _undo_all(self, steps: list[str]) -> None:
+        if self._capture is not None:
+            await self._captured(self._capture.failed)
         failed: list[str] = []
         for step in steps:
-            if self._policy == "skip_dependents" and any(
-                step in self._model.ancestors[other] for other in failed
-            ):
+            if self._policy == "skip_dependents" and any(step in self._model.ancestors[other] for other in failed):
                 failed.append(step)
             elif not await self._undo(step):
                 failed.append(step)
@@ -75,68 +68,78 @@ class Rollback:
                 await self._undo(step)
 
     async def _undo(self, name: str) -> bool:
-        step = self._execution.definition.steps[name]
-        operation = step.compensation
+        operation = self._execution.definition.steps[name].compensation
         assert operation is not None
-        emit = self._journal.emit
-        first = self._state.undo_attempts.get(name, 0) + 1
-        attempt = first
+        capture = self._capture
+        first = attempt = self._state.undo_attempts.get(name, 0) + 1
         while True:
-            emit(CompensationStarted, name, attempt)
-            if self._journal.capture is not None:
-                await self._captured(None, None)
+            self._emit(CompensationStarted, name, attempt)
+            if capture is not None:
+                await self._captured(None)
+            given, view = self._state.context, None
             try:
-                result, view = await self._call(name, operation, attempt)
+                view = self._view()
+                result = await self._call(name, operation, attempt, view)
             except asyncio.CancelledError as error:
-                if self._execution.dead or _being_cancelled():
+                if self._execution.dead or self._execution.being_cancelled():
                     raise
                 failure: BaseException = error
             except Exception as error:  # the user's code: anything
                 failure = error
             else:
-                emit(CompensationSucceeded, name, attempt, result, delta_of(self._state.context, view, None))
-                if self._journal.capture is not None:
-                    await self._captured("undone", name)
+                self._undone(name, attempt, result, given, view)
+                if capture is not None:
+                    await self._captured(lambda: capture.undone(name))
                 return True
+            if capture is not None:
+                capture.forget_changes_in_place()
             final = attempt - first >= operation.retries
-            emit(CompensationFailed, name, attempt, describe_error(failure), final)
+            self._emit(CompensationFailed, name, attempt, describe_error(failure), final)
             if final:
                 return False
             attempt += 1
             delay = operation.backoff.delay(attempt - first)
-            emit(StepRetryScheduled, name, attempt, delay, True)
+            self._emit(StepRetryScheduled, name, attempt, delay, True)
             await asyncio.sleep(delay)
 
-    async def _call(self, name: str, operation: Operation, attempt: int) -> tuple[Any, Any]:
+    def _view(self) -> Any:
+        typed, state = self._execution.definition.typed, self._state
+        return context_for_undo(state.context, state.undone) if typed is None else typed.view(state.context, state.undone)
+
+    async def _call(self, name: str, operation: Operation, attempt: int, view: Any) -> Any:
         execution, state = self._execution, self._state
-        typed = execution.definition.typed
-        view: Any
-        if typed is None:
-            view = SagaContext(state.context, state.undone)
-        else:
-            view = typed.view(state.context, state.undone)
         result = state.results.get(name)
         arguments = (view, result) if operation.takes_second else (view,)
         call = None
         if execution.interceptors is not None:
             call = StepCall(state.saga_id, name, "compensation", attempt, view, result, execution.cancel)
-        returned = await call_operation(operation, arguments, call, execution.interceptors)
-        return returned, view if typed is None else typed.data(view)
+        return await call_operation(operation, arguments, call, execution.interceptors)
 
-    async def _captured(self, phase: str | None, step: str | None) -> None:
-        # Undoing is worth more than its record: a store that fails now is an error of the run, but not the end of it.
-        execution, capture = self._execution, self._journal.capture
-        if capture is None:
-            return
+    def _undone(self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any) -> None:
+        typed = self._execution.definition.typed
+        delta = NO_DELTA
         try:
-            if phase == "undone" and step is not None:
-                capture.undone(step)
-            elif phase == "failed":
-                capture.failed()
+            delta = delta_of(given, view, None) if typed is None else typed.delta(name, given, view, None)
+        except Exception as error:  # what it wrote does not fit the model; what it undid is undone all the same
+            self._note(error)
+        if self._capture is not None:
+            delta = self._capture.prepare_undo(name, delta, result)
+        self._emit(CompensationSucceeded, name, attempt, result, delta)
+
+    async def _captured(self, take: Callable[[], object] | None) -> None:
+        # Undoing is worth more than its record: a store that fails now is an error of the run, but not the end of it.
+        capture = self._capture
+        assert capture is not None
+        try:
+            if take is not None:
+                take()
             await capture.flush()
         except Exception as error:  # the store's, which may be anyone's
-            if execution.abort is None:
-                execution.abort = error
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        if self._execution.abort is None:
+            self._execution.abort = error
 
 
 def steps_to_undo(execution: Execution) -> list[str]:
@@ -149,10 +152,3 @@ def steps_to_undo(execution: Execution) -> list[str]:
     ]
     done = [name for name in state.results if model.step(name).has_compensation]
     return [*reversed(doubtful), *reversed(done)]
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-

@@ -166,10 +166,13 @@ def _world_differs(case: Case) -> Iterator[Finding]:
 def _claim(case: Case) -> Iterator[Finding]:
     evidence, state = case.evidence, case.state
     if evidence.claimed is SagaStatus.ROLLED_BACK and state.status is SagaStatus.FAILED:
+        stuck = ", ".join(state.stuck)
         yield Finding(
             Verdict.LIE,
             state.stuck[0] if state.stuck else None,
-            f"the engine says rolled back, but these compensations failed: {', '.join(state.stuck)}",
+            f"the engine says rolled back, but the saga is past its pivot and {stuck} could not be done"
+            if case.past_pivot
+            else f"the engine says rolled back, but these compensations failed: {stuck}",
             "do not trust this status: look at each compensation's own result",
         )
     elif evidence.claimed is SagaStatus.COMPLETED:
@@ -180,8 +183,11 @@ def _claim(case: Case) -> Iterator[Finding]:
 
 def _order(case: Case) -> Iterator[Finding]:
     if case.past_pivot:
+        pivots = [step.name for step in case.model.steps if step.pivot and step.name in case.state.results]
+        kept = set(pivots).union(*(case.model.ancestors[pivot] for pivot in pivots))
         for name in case.undone:
-            yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
+            if name in kept:
+                yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
         return
     undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
     for index, entry in enumerate(undos):

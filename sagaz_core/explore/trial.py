@@ -11,6 +11,7 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import PlanError, SagazError
+from sagaz_core.events import SagaStarted
 from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.ledger import Ledger
 from sagaz_core.explore.outcome import Outcome
@@ -89,11 +90,12 @@ class Trial:
         self.ledger = Ledger(step.step for step in subject.served)
         self.events: list[Event] = []
         self.state = SagaState()
+        self.began = b""
         self.cancelled = False
         self.exception: BaseException | None = None
         self.options = RunOptions(
             interceptors=(*subject.interceptors, self),
-            observers=(self.injector.observe,),
+            observers=(self._observe, self.injector.observe),
             on_journal=self._on_journal,
             clock=subject.clock,
         )
@@ -103,6 +105,11 @@ class Trial:
         if self.injector.concerns(call):
             return await self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
         return await self.ledger.intercept(call, proceed)
+
+    def _observe(self, event: Event) -> None:
+        # What the saga began with: for a typed one that is more than it was given. Encoded before any step changes it.
+        if isinstance(event, SagaStarted):
+            self.began = encode(dict(event.context), "context")
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state
@@ -141,15 +148,15 @@ class Trial:
             world_changes=None if subject.served else changes,
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
-            left_in_context=self._left_in_context(initial),
+            left_in_context=self._left_in_context(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
 
-    def _left_in_context(self, initial: bytes) -> dict[str, str]:
+    def _left_in_context(self) -> dict[str, str]:
         context = self.state.context
-        if self.state.status is not SagaStatus.ROLLED_BACK or encode(dict(context), "context") == initial:
+        if self.state.status is not SagaStatus.ROLLED_BACK or encode(dict(context), "context") == self.began:
             return {}
-        began: dict[str, Any] = decode(initial, resolve=importing_class)
+        began: dict[str, Any] = decode(self.began, resolve=importing_class)
         found = {}
         for key in [*began, *(key for key in context if key not in began)]:
             if key not in context:

@@ -59,7 +59,7 @@ class Injector:
         """Die when what the plan names has been recorded."""
         if self._recorded:
             fault = self._recorded.get((type(event), getattr(event, "step", "")))
-            if fault is not None and not self.fired[fault]:
+            if fault is not None and not self.fired[fault] and fault.attempt in (None, getattr(event, "attempt", None)):
                 self.fired[fault] += 1
                 raise SimulatedCrash(str(fault))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.load import load_events, load_record
 from sagaz_core.engine.run import Served, served_from
@@ -27,6 +26,9 @@ from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotSto
 from sagaz_core.storage.codec import known_class
 from sagaz_core.storage.records import Resolve, pack_event
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -44,6 +46,10 @@ class Recording:
         identity = checked_id(saga_id)
         record = await load_record(storage, identity)
         events = await load_events(storage, identity, resolve=resolve)
+        if not events:
+            raise UsageError(
+                f"saga {identity!r} was captured without a journal: it has snapshots only, and a recording needs events"
+            )
         snapshots: list[SagaSnapshot] = []
         cursor: str | None = None
         while True:
@@ -88,14 +94,18 @@ class Recording:
                 f"recording {self.saga_id!r} has nothing under the key {key!r} to redact"
                 f"{nearest(key, self._keys()) or f'; it has {quoted(sorted(self._keys()))}'}"
             )
+        redactor.known()
         return replace(
             self,
+            record=redactor.record(self.record),
             events=tuple(redactor.event(event) for event in self.events),
             snapshots=tuple(redactor.snapshot(snapshot) for snapshot in self.snapshots),
         )
 
     def _keys(self) -> set[str]:
-        changed = [event.delta.set for event in self.events if isinstance(event, (StepSucceeded, CompensationSucceeded))]
+        changed = [
+            event.delta.set for event in self.events if isinstance(event, (StepSucceeded, CompensationSucceeded))
+        ]
         return set(self.context).union(*changed)
 
     # ---- what it says
@@ -160,9 +170,9 @@ class Recording:
         return state
 
     def state_before(self, step: str) -> SagaState:
-        """Return the state just before the step first started. Raises `UnknownStepError` when it never did."""
+        """Return the state just before the step first started, or was served. Raises `UnknownStepError` when neither."""
         for index, event in enumerate(self.events):
-            if isinstance(event, StepStarted) and event.step == step:
+            if isinstance(event, (StepStarted, StepSucceeded)) and event.step == step:
                 return self.state_at(index - 1)
         hint = nearest(step, self.model.names) if step not in self.model else ": it never got there"
         raise UnknownStepError(f"recording {self.saga_id!r} has no checkpoint before {step!r}{hint}")

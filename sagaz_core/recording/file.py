@@ -10,11 +10,8 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import (
     CodecError,
@@ -25,14 +22,19 @@ from sagaz_core.errors import (
     StorageError,
     UnknownSagaError,
 )
-from sagaz_core.events import EVENT_TYPES, Event
+from sagaz_core.events import EVENT_TYPES, Event, SagaStarted
 from sagaz_core.model import SagaModel
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, checked_id
 from sagaz_core.storage.codec import decode, encode, opaque_class
 from sagaz_core.storage.jsonform import from_json, to_json
-from sagaz_core.storage.records import Resolve, event_fields, event_from_fields, state_from_data
+from sagaz_core.storage.records import Resolve, compressed, event_fields, event_from_fields, state_bytes, state_from_data
 from sagaz_core.times import aware
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
 
 FORMAT = "sagaz-recording"
 VERSION = 1
@@ -119,8 +121,11 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
         for event in events:
             state.apply(event)
         SagaModel.from_dict(record.model)
+        if events and (not isinstance(events[0], SagaStarted) or state.saga_id != record.saga_id):
+            raise ValueError("its events do not begin with the start of its saga")
     except CodecError as error:
-        raise type(error)(f"{where}: {error}") from error
+        error.args = (f"{where}: {error}", *error.args[1:])
+        raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, SagazError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, DefinitionError) else str(error)
         raise CorruptDataError(f"{where} is damaged ({why:.200})") from error
@@ -150,9 +155,13 @@ def _event_to_json(event: Event) -> dict[str, Any]:
 def _event_from_json(data: Mapping[str, Any], resolve: Resolve) -> Event:
     kind = EVENT_TYPES[data["kind"]]
     values = [from_json(data[name], resolve=resolve) for name in kind._fields[2:]]
-    if not isinstance(data["seq"], int) or not isinstance(data["at"], str):
-        raise TypeError("an event's seq or at has another type")
-    return event_from_fields(data["kind"], data["seq"], aware(data["at"]), values)
+    return event_from_fields(data["kind"], _whole(data["seq"]), aware(data["at"]), values)
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not -1 <= value < 2**63:
+        raise TypeError(f"{value!r:.40} is no number of an event")
+    return value
 
 
 def _snapshot_to_json(snapshot: SagaSnapshot) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _snapshot_to_json(snapshot: SagaSnapshot) -> dict[str, Any]:
         "seq": snapshot.seq,
         "created_at": snapshot.created_at.isoformat(),
         "retention_until": snapshot.retention_until.isoformat() if snapshot.retention_until else None,
-        "state": to_json(decode(snapshot.data, resolve=opaque_class), "state"),
+        "state": to_json(decode(state_bytes(snapshot), resolve=opaque_class), "state"),
     }
 
 
@@ -179,10 +188,10 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
         saga_name=record.saga_name,
         step_name=str(data["step_name"]),
         step_index=len(state.results),
-        seq=int(data["seq"]),
+        seq=_whole(data["seq"]),
         phase=str(data["phase"]),
         status=state.status.value,
         created_at=created,
-        data=encode(plain, "state"),
+        data=compressed(encode(plain, "state")),
         retention_until=aware(until) if until else None,
     )

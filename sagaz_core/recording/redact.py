@@ -6,16 +6,18 @@ that a replay still finds its way, and without the key no guess can be tested.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sagaz_core.errors import UsageError
@@ -30,8 +32,11 @@ from sagaz_core.events import (
     StepFailed,
     StepSucceeded,
 )
-from sagaz_core.storage.base import SagaSnapshot
 from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
+from sagaz_core.storage.records import compressed, state_bytes
+
+if TYPE_CHECKING:
+    from sagaz_core.storage.base import SagaRecord, SagaSnapshot
 
 _MIN_TEXT = 4  # shorter texts are everywhere: replacing them in messages would only make noise
 
@@ -46,6 +51,8 @@ class Redactor:
         self.keys = frozenset(keys)
         self._secret = secret.encode() if isinstance(secret, str) else secret
         self._texts: dict[str, str] = {}
+        self._numbers: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
         self.found: set[str] = set()
         if not self.keys:
             raise UsageError("no keys to redact: name them, such as --redact email,card_number")
@@ -62,7 +69,7 @@ class Redactor:
     def event(self, event: Event) -> Event:
         """Return the event redacted."""
         if isinstance(event, SagaStarted):
-            return event._replace(context=self.tree(dict(event.context)))
+            return event._replace(saga_id=self._in_text(event.saga_id), context=self.tree(dict(event.context)))
         if isinstance(event, (StepSucceeded, CompensationSucceeded)):
             delta = Delta(self.tree(dict(event.delta.set)), event.delta.deleted) if event.delta.set else event.delta
             return event._replace(result=self.tree(event.result), delta=delta)
@@ -74,14 +81,22 @@ class Redactor:
 
     def snapshot(self, snapshot: SagaSnapshot) -> SagaSnapshot:
         """Return the snapshot redacted."""
-        state = decode(snapshot.data, resolve=opaque_class)
+        state = decode(state_bytes(snapshot), resolve=opaque_class)
         for part in ("context", "initial"):
             state[part] = self.tree(state[part])
         for part in ("results", "undone", "layers"):
             state[part] = {step: self.tree(value) for step, value in state[part].items()}
         if state["error"] is not None:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
-        return replace(snapshot, data=encode(state, "state"))
+        state["saga_id"] = self._in_text(state["saga_id"])
+        data = compressed(encode(state, "state"))
+        return replace(
+            snapshot, saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data
+        )
+
+    def record(self, record: SagaRecord) -> SagaRecord:
+        """Return who the saga is, redacted: its id may be made of what is hidden."""
+        return replace(record, saga_id=self._in_text(record.saga_id))
 
     def _error(self, error: ErrorInfo) -> ErrorInfo:
         return ErrorInfo(error.type, self._in_text(error.message))
@@ -89,10 +104,15 @@ class Redactor:
     def _in_text(self, text: str) -> str:
         if text in self._texts:
             return self._texts[text]
-        for found in sorted(self._texts, key=len, reverse=True):
-            if len(found) >= _MIN_TEXT and found in text:
-                text = text.replace(found, self._texts[found])
-        return text
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(lambda match: self._texts[match[0]], text)
+
+    def known(self) -> None:
+        """Make ready to find, in other texts, what was learned. A number counts only where it stands by itself."""
+        long = sorted((text for text in self._texts if len(text) >= _MIN_TEXT), key=len, reverse=True)
+        found = [rf"(?<![\w.]){re.escape(t)}(?![\w])" if t in self._numbers else re.escape(t) for t in long]
+        self._pattern = re.compile("|".join(found)) if found else None
 
     def tree(self, value: Any) -> Any:
         """Return the value with what stands under the keys replaced."""
@@ -101,7 +121,7 @@ class Redactor:
     def _walk(self, value: Any, *, hide: bool) -> Any:
         kind = type(value)
         if isinstance(value, Mapping):
-            pairs = [(k, self._walk(v, hide=hide or self._hides(k))) for k, v in value.items()]
+            pairs = [(self._key(k), self._walk(v, hide=hide or self._hides(k))) for k, v in value.items()]
             return _rebuilt_mapping(value, pairs)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             named = zip(kind._fields, value, strict=True)
@@ -114,11 +134,28 @@ class Redactor:
             return self._fields(value, [f.name for f in dataclasses.fields(value)], hide)
         if hasattr(kind, "model_fields") and hasattr(value, "model_copy"):
             names = list(kind.model_fields)
+            names += getattr(value, "__pydantic_extra__", None) or ()
             update = {n: self._walk(getattr(value, n), hide=hide or self._hides(n)) for n in names}
             return value.model_copy(update=update)
         if hide:
             return self.pseudonym(value)
-        return self._in_text(value) if kind is str else value
+        if kind is str:
+            return self._in_text(value)
+        if kind is bytes or isinstance(value, PurePath):
+            return self._in_other(value)
+        return value
+
+    def _in_other(self, value: Any) -> Any:
+        """Return bytes or a path with the texts in them replaced."""
+        if isinstance(value, PurePath):
+            return type(value)(self._in_text(str(value)))
+        try:
+            return self._in_text(value.decode()).encode()
+        except UnicodeDecodeError:
+            return value
+
+    def _key(self, key: Any) -> Any:
+        return self._in_text(key) if type(key) is str and key not in self.keys else key
 
     def _hides(self, key: Any) -> bool:
         if key not in self.keys:
@@ -144,15 +181,26 @@ class Redactor:
         return made
 
     def pseudonym(self, value: Any) -> Any:
-        """Return what stands for a single value; `None`, booleans and enum members stay, they say nothing of a person."""
+        """Return what stands for a value; `None`, booleans and enum members stay, they say nothing of a person."""
         if value is None or isinstance(value, (bool, Enum)):
             return value
         digest = hmac.new(self._secret, encode(value), hashlib.sha256).digest()
         number = int.from_bytes(digest[:8], "big")
         made = _of_type(value, digest, number)
-        if isinstance(value, str):
-            self._texts[value] = made
+        self._learn(value, made)
         return made
+
+    def _learn(self, value: Any, made: Any) -> None:
+        if isinstance(value, (str, PurePath, UUID)):
+            self._texts[str(value)] = str(made)
+        elif isinstance(value, (int, float, Decimal)):
+            for text in (str(value), f"{value:,}"):
+                if len(text) >= _MIN_TEXT and text not in self._texts:
+                    self._texts[text] = str(made)
+                    self._numbers.add(text)
+        elif isinstance(value, (bytes, bytearray)):
+            with contextlib.suppress(UnicodeDecodeError):
+                self._texts[bytes(value).decode()] = f"redacted-{bytes(made).hex()[:12]}"
 
 
 def _of_type(value: Any, digest: bytes, number: int) -> Any:
@@ -179,12 +227,15 @@ def _of_type(value: Any, digest: bytes, number: int) -> Any:
         return type(value)(digest)
     if isinstance(value, PurePath):
         return type(value)(f"redacted-{digest.hex()[:12]}")
-    raise UsageError(f"a value of type {type(value).__name__!r} cannot be redacted: redact the key above it, or leave it out")
+    raise UsageError(
+        f"a value of type {type(value).__name__!r} cannot be redacted: redact the key above it, or leave it out"
+    )
 
 
 def _rebuilt_mapping(value: Mapping[Any, Any], pairs: list[tuple[Any, Any]]) -> Any:
     if type(value) is dict:
         return dict(pairs)
     made: Any = value.copy() if hasattr(value, "copy") else dict(value)
+    made.clear()
     made.update(pairs)
     return made

@@ -5,25 +5,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
-from sagaz_core.engine.journal import Observer
 from sagaz_core.engine.load import load_record, load_state, load_state_before
-from sagaz_core.engine.result import SagaResult
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import PlanError, UnknownSagaClassError, UsageError
-from sagaz_core.events import CompensationSucceeded, StepStarted
+from sagaz_core.errors import PlanError, UnknownSagaClassError, UnknownStepError, UsageError
+from sagaz_core.events import CompensationSucceeded, StepStarted, StepSucceeded
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
-from sagaz_core.interceptor import Interceptor
 from sagaz_core.model import SagaModel
 from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
-from sagaz_core.replay.start import Start, check_drift, start_at
+from sagaz_core.replay.start import KeepOverride, Start, check_drift, start_at
+from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
-from sagaz_core.storage.codec import Resolve, encode, importing_class, known_class
+from sagaz_core.storage.codec import Resolve, encode, importing_class, known_class, opaque_class
+
+if TYPE_CHECKING:
+    from sagaz_core.adapters.base import Adapter
+    from sagaz_core.engine.journal import Observer
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.interceptor import Interceptor
 
 SagaFactory = Callable[..., Any]
 
@@ -64,11 +67,15 @@ class SagaReplay:
         self._new_id = ids
 
     async def list_available_checkpoints(self) -> list[str]:
-        """Return the steps from which it can be replayed, in the order in which the original started them."""
-        await load_record(self._origin, self.saga_id)
+        """Return the steps from which it can be replayed, in the order in which the original started them.
+
+        Of a saga whose process died, last come the steps that could have started next.
+        """
+        record = await load_record(self._origin, self.saga_id)
         steps: dict[str, None] = {}
         async for event in self._origin.read_events(self.saga_id):
-            if event.kind == StepStarted.__name__ and event.step is not None:
+            # One that was served from a record, in a replay, has no start.
+            if event.kind in (StepStarted.__name__, StepSucceeded.__name__) and event.step is not None:
                 steps[event.step] = None
         cursor: str | None = None
         while True:  # a run without a journal has its snapshots only
@@ -78,7 +85,10 @@ class SagaReplay:
                     steps.setdefault(snapshot.step_name)
             cursor = page.cursor
             if cursor is None:
-                return list(steps)
+                break
+        state = await load_state(self._origin, self.saga_id, resolve=opaque_class)
+        model = SagaModel.from_dict(record.model)
+        return [*steps, *(name for name in model.order if name not in steps and _is_next(name, state, model))]
 
     async def get_replay_history(self) -> Sequence[ReplayRecord]:
         """Return the replays of this saga, oldest first; one whose status is `started` has not ended, or died."""
@@ -146,7 +156,7 @@ class SagaReplay:
         *,
         strict: bool,
     ) -> Start:
-        checkpoint = await load_state_before(self._origin, self.saga_id, step, resolve=self._resolve)
+        checkpoint = await self._checkpoint(step, model)
         undone = await self._undone_since(checkpoint.seq)
         typed = getattr(getattr(saga, "_context_model", None), "model", None)
         declared = frozenset(getattr(typed, "model_fields", ()))
@@ -154,6 +164,16 @@ class SagaReplay:
         if migration is None:
             return start
         return replace(start, context=dict(migration(start.context)))
+
+    async def _checkpoint(self, step: str, model: SagaModel) -> SagaState:
+        try:
+            return await load_state_before(self._origin, self.saga_id, step, resolve=self._resolve)
+        except UnknownStepError:
+            # A process that died between two steps left the state before the second one, if it did not get to say so.
+            state = await load_state(self._origin, self.saga_id, resolve=self._resolve)
+            if not _is_next(step, state, model):
+                raise
+            return state
 
     async def _undone_since(self, seq: int) -> frozenset[str]:
         found = set()
@@ -203,7 +223,11 @@ class SagaReplay:
         injector = Injector(plan)
         options = RunOptions(
             storage=self._storage,
-            interceptors=(*self._interceptors, injector) if plan else self._interceptors,
+            interceptors=(
+                *((KeepOverride(override, start.reran),) if override and start.reran else ()),
+                *self._interceptors,
+                *((injector,) if plan else ()),
+            ),
             observers=self._observers,
             clock=self._clock,
             new_id=self._new_id,
@@ -216,7 +240,8 @@ class SagaReplay:
             await self._log_end(entry, ReplayStatus.FAILED, f"{type(error).__name__}: {error}")
             raise
         await injector.deliver_late()
-        status = STATUS_OF.get(result.status, ReplayStatus.FAILED)
+        # What an engine claims is one thing (result.status), a step that is left undone another.
+        status = ReplayStatus.FAILED if result.stuck else STATUS_OF.get(result.status, ReplayStatus.FAILED)
         await self._log_end(entry, status, str(result.error or ""))
         return replace(
             self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
@@ -249,8 +274,15 @@ class SagaReplay:
         )
 
 
+def _is_next(step: str, state: SagaState, model: SagaModel) -> bool:
+    """Whether the saga stopped with this step neither started nor waiting for another."""
+    if state.status is not SagaStatus.EXECUTING or step in state.attempts or step in state.results:
+        return False
+    return model.ancestors[step] <= state.results.keys()
+
+
 async def make_saga(factory: SagaFactory, saga_name: str) -> Any:
-    """Return what the factory gives: a class is given back, a function is called, with the saga's name if it takes one."""
+    """Return what the factory gives: a class as it is, of a function what it returns; it may take the saga's name."""
     if isinstance(factory, type):
         return factory
     try:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.run import Served, served_from
 from sagaz_core.errors import DriftError, OverrideError, nearest, quoted
 from sagaz_core.events import NO_DELTA, Delta
-from sagaz_core.model import SagaModel
-from sagaz_core.state import SagaState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sagaz_core.interceptor import Proceed, StepCall
+    from sagaz_core.model import SagaModel
+    from sagaz_core.state import SagaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,8 @@ def start_at(
 ) -> Start:
     """Return the start for a replay from this state.
 
-    A step that was undone since is done no more: it, and what was built on it, runs again. An override of a key that the
-    context does not have (nor its model declares) is a warning, and with `strict` an `OverrideError`.
+    A step that was undone since is done no more: it, and what was built on it, runs again. An override of a key that
+    the context does not have (nor its model declares) is a warning, and with `strict` an `OverrideError`.
     """
     warnings = check_override(override, {*checkpoint.context, *declared}, strict=strict)
     served, reran = [], []
@@ -47,6 +52,26 @@ def start_at(
         else:
             served.append(_without(step, override))
     return Start({**checkpoint.initial, **override}, tuple(served), tuple(reran), warnings)
+
+
+class KeepOverride:
+    """An interceptor that keeps the override above what steps write that are run again to get to the checkpoint."""
+
+    def __init__(self, override: Mapping[str, Any], reran: Iterable[str]) -> None:
+        self._override = override
+        self._reran = frozenset(reran)
+
+    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
+        """Make the call, and take the overridden keys out of what it returns and writes."""
+        result = await proceed()
+        if call.kind != "action" or call.step not in self._reran:
+            return result
+        for key, value in self._override.items():
+            if isinstance(call.context, dict):
+                call.context[key] = value
+        if isinstance(result, Mapping) and not self._override.keys().isdisjoint(result):
+            return {key: self._override.get(key, value) for key, value in result.items()}
+        return result
 
 
 def _without(step: Served, override: Mapping[str, Any]) -> Served:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from sagaz_core.errors import DefinitionError
 from sagaz_core.saga.context import TypedContext
-from sagaz_core.saga.declare import DEFAULT_BACKOFF, DEFAULT_UNDO_RETRIES, Declarations, _names, declarations_of
+from sagaz_core.saga.declare import (
+    DEFAULT_BACKOFF,
+    DEFAULT_UNDO_RETRIES,
+    Declarations,
+    declarations_of,
+    dependency_names,
+)
 from sagaz_core.saga.definition import Definition
-from sagaz_core.saga.step import Backoff, InDoubt, Operation, Step
+from sagaz_core.saga.step import Backoff, InDoubt, Operation, Step, rejections
 
 if TYPE_CHECKING:
+    import asyncio
     from uuid import UUID
 
     from typing_extensions import TypeVar as DefaultTypeVar
@@ -62,6 +71,12 @@ class Saga(Generic[ContextT]):
         self._definition: Definition | None = None
         self._built = type(self).build is Saga.build
 
+    @cached_property
+    def _building(self) -> asyncio.Lock:
+        import asyncio  # declaring must not load it
+
+        return asyncio.Lock()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._declared = declarations_of(cls)
@@ -100,10 +115,10 @@ class Saga(Generic[ContextT]):
             Operation(action, timeout, retries, backoff),
             undo,
             Operation(recovery) if recovery is not None else None,
-            None if depends_on is None else _names(depends_on, name),
+            None if depends_on is None else dependency_names(depends_on, name),
             pivot,
             in_doubt,
-            tuple(rejects),
+            rejections(rejects, name),
         )
         self._definition = None
         return self
@@ -114,29 +129,34 @@ class Saga(Generic[ContextT]):
         Steps that `build` adds are in it only after `build` ran (see `prepare`).
         """
         if self._definition is None:
-            config = self.config
-            self._definition = Definition(
-                self.name,
-                {**self._declared.bound_to(self), **self._added},
-                version=self.version,
-                typed=self._context_model,
-                **(
-                    {
-                        "on_compensation_failure": config.on_compensation_failure,
-                        "on_sibling_failure": config.on_sibling_failure,
-                        "forward_retries": config.forward_retries,
-                    }
-                    if config
-                    else {}
-                ),
-            )
+            steps = {**self._declared.bound_to(self), **self._added}
+            made = Definition(self.name, steps, version=self.version, typed=self._typed())
+            if self.config is not None:
+                made.model = replace(made.model, on_compensation_failure=self.config.on_compensation_failure)
+                made.on_sibling_failure = self.config.on_sibling_failure
+                made.forward_retries = self.config.forward_retries
+            self._definition = made
         return self._definition
+
+    def _typed(self) -> TypedContext | None:
+        if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of
+            model = _context_model(getattr(self, "__orig_class__", None))
+            return None if model is None else TypedContext(model)
+        return self._context_model
 
     async def prepare(self) -> Definition:
         """Let `build` add its steps if it has not yet, and return the definition."""
-        if not self._built:
-            self._built = True
-            await self.build()
+        if self._built:
+            return self.definition()
+        async with self._building:  # of runs that begin together, one builds and the others wait for it
+            if not self._built:
+                added = self._added.copy()
+                try:
+                    await self.build()
+                except BaseException:
+                    self._added, self._definition = added, None
+                    raise
+                self._built = True
         return self.definition()
 
     async def run(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
@@ -153,16 +173,32 @@ class Saga(Generic[ContextT]):
         """Do what `run` does."""
         return await self.run(context, saga_id=saga_id)
 
+    async def resume(self, saga_id: str | UUID, *, allow_drift: bool = False) -> SagaResult:
+        """Run a captured saga on whose process died, or that was cancelled past its pivot, and return how it ended.
+
+        What had ended is only told. Steps that were running are run again. Make sure that no other process runs it
+        still. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and `UsageError`
+        without a `snapshot_storage`; else as `run`.
+        """
+        from sagaz_core.engine.run import resume_stored  # as in run()
+
+        return await resume_stored(self, saga_id, allow_drift=allow_drift)
+
     @staticmethod
-    async def take_snapshot(label: str) -> None:
-        """Capture the state now, from inside an action or compensation (strategy `manual`, or any other)."""
+    def take_snapshot(label: str) -> Awaitable[None]:
+        """Capture the state now, from inside an action or compensation, under any strategy.
+
+        `await` it to have it stored at once; without (in a sync step) it is stored with the next events. In a thread it
+        is stored when the call returns. Raises `UsageError` outside of a captured run.
+        """
         from sagaz_core.engine.capture import take_snapshot  # as in run()
 
-        await take_snapshot(label)
+        return take_snapshot(label)
 
 
-def _context_model(cls: type) -> type[Any] | None:
-    for base in getattr(cls, "__orig_bases__", ()):
+def _context_model(cls: Any) -> type[Any] | None:
+    bases = vars(cls).get("__orig_bases__", ()) if isinstance(cls, type) else (cls,)
+    for base in bases:
         for argument in get_args(base):
             if isinstance(argument, type) and hasattr(argument, "model_fields"):
                 return argument

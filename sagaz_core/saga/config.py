@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sagaz_core.errors import UsageError
+from sagaz_core.saga.context import first_line
 
 OnCompensationFailure = Literal["fail_fast", "continue_on_error", "retry_then_continue", "skip_dependents"]
 
@@ -29,25 +30,25 @@ class _Settings(BaseModel):
         try:
             super().__init__(**data)
         except ValueError as error:
-            raise UsageError(f"{type(self).__name__}: {_first_line(error)}") from None
+            raise UsageError(f"{type(self).__name__}: {first_line(error)}") from None
 
 
 class ReplayConfig(_Settings):
     """What is captured of a run, and for how long it is kept.
 
     `journal=False` keeps snapshots only: time travel then knows nothing between them. `capture_timeout` is in seconds;
-    a store that takes longer fails the run, or with `on_capture_error="warn"` is logged. `retention_days=None` keeps
-    for ever.
+    a store that fails or takes longer fails the run, or with `on_capture_error="warn"` is logged, and so is a value
+    that cannot be stored. `retention_days=None` keeps for ever. Snapshots above a few KB are compressed.
     """
 
     enable_snapshots: bool = True
     snapshot_strategy: SnapshotStrategy = SnapshotStrategy.BEFORE_EACH_STEP
-    retention_days: float | None = Field(default=None, gt=0)
+    retention_days: float | None = Field(default=None, gt=0, le=1_000_000)
     compression: Literal["zstd"] | None = "zstd"
     journal: bool = True
     max_snapshots_per_saga: int | None = Field(default=None, gt=0)
     on_capture_error: Literal["raise", "warn"] = "raise"
-    capture_timeout: float = Field(default=30.0, gt=0)
+    capture_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     encrypt_fields: tuple[str, ...] = ()
     encryption_key_id: str | None = None
 
@@ -63,12 +64,3 @@ class SagaConfig(_Settings):
     on_sibling_failure: Literal["wait", "cancel"] = "wait"
     forward_retries: int = Field(default=5, ge=0)
     replay_config: ReplayConfig | None = None
-
-
-def _first_line(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error).splitlines()[0]
-    first = errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}, got {first['input']!r}"

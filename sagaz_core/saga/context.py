@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sagaz_core.errors import DefinitionError
+from sagaz_core.errors import DefinitionError, UsageError
 from sagaz_core.events import NO_DELTA, Delta
 
 _MISSING = object()
@@ -16,25 +16,36 @@ _NO_RESULTS: Mapping[str, Any] = MappingProxyType({})
 class SagaContext(dict[str, Any]):
     """The saga's data, a mapping. Each call gets its own: what it sets is kept when the call succeeds.
 
+    Return or set new values; what is changed inside a value (a list, say) is only noticed where the run is captured.
     `compensation_results` has what the compensations that ran before this one returned, by step.
     """
 
-    __slots__ = ("compensation_results",)
+    compensation_results: Mapping[str, Any] = _NO_RESULTS  # of the class: making a context costs no more than a dict
 
-    compensation_results: Mapping[str, Any]
 
-    def __init__(self, data: Mapping[str, Any] = MappingProxyType({}), results: Mapping[str, Any] = _NO_RESULTS) -> None:
-        dict.__init__(self, data)
-        self.compensation_results = results
+def context_for_undo(data: Mapping[str, Any], results: Mapping[str, Any]) -> SagaContext:
+    """Return the context for a compensation, which may look at what those before it returned."""
+    made = SagaContext(data)
+    made.compensation_results = MappingProxyType(results)
+    return made
 
 
 def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -> Delta:
-    """Return what a call changed: keys that it set or deleted in its own context, and its result if it is a mapping."""
+    """Return what a call changed: keys that it set or deleted in its own context, and its result if it is a mapping.
+
+    Raises `DefinitionError` for a result with a key that is not a string.
+    """
     changed = {key: value for key, value in after.items() if before.get(key, _MISSING) is not value}
     deleted: tuple[str, ...] = ()
     if len(after) - len(changed) < len(before):
         deleted = tuple(key for key in before if key not in after)
     if result is not None and isinstance(result, Mapping):
+        for key in result:
+            if not isinstance(key, str):
+                raise DefinitionError(
+                    f"its result has the key {key!r:.80}, but a mapping goes into the context, whose keys are strings: "
+                    f"return it under a key"
+                )
         changed.update(result)
         if deleted:
             deleted = tuple(key for key in deleted if key not in changed)
@@ -45,19 +56,30 @@ class TypedContext:
     """Gives a pydantic model in place of the mapping, for `Saga[Model]`.
 
     A step may set the model's fields or return a mapping of them; a key that the model does not have is a
-    `DefinitionError`, because it would be lost.
+    `DefinitionError`, because it would be lost, and so is a value that the model does not take.
     """
 
     def __init__(self, model: type[Any]) -> None:
         self.model = model
         self.extra = model.model_config.get("extra") == "allow"
-        self._view = type(model.__name__, (_WithResults, model), {"__module__": model.__module__})
+        # Data is kept under the fields' own names, whatever aliases they are read by.
+        namespace = {"__module__": model.__module__, "model_config": {"populate_by_name": True}}
+        self._view: Any = type(model.__name__, (_WithResults, model), namespace)
         self._view.__qualname__ = model.__qualname__
+
+    def initial(self, saga: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the whole initial context, checked. Raises `UsageError`."""
+        try:
+            return self.data(self.view(data, _NO_RESULTS))
+        except ValueError as error:
+            raise UsageError(
+                f"the context of saga {saga!r} does not fit {self.model.__name__}: {first_line(error)}"
+            ) from error
 
     def view(self, data: Mapping[str, Any], results: Mapping[str, Any]) -> Any:
         """Return the model over a copy of the data. Raises pydantic's `ValidationError` for data that does not fit."""
         made = self._view.model_validate(dict(data))
-        made.__dict__["_sagaz_results"] = results
+        made.__dict__["_sagaz_results"] = MappingProxyType(results)
         return made
 
     def data(self, view: Any) -> dict[str, Any]:
@@ -65,16 +87,50 @@ class TypedContext:
         found = {key: value for key, value in view.__dict__.items() if key != "_sagaz_results"}
         return {**found, **(view.__pydantic_extra__ or {})}
 
-    def check(self, step: str, result: Any) -> None:
-        """Raise `DefinitionError` when a step's result has a key that the model does not declare."""
-        if self.extra or not isinstance(result, Mapping):
-            return
+    def delta(self, step: str, before: Mapping[str, Any], view: Any, result: Any) -> Delta:
+        """Return what a call changed: fields of its view, and its result if it is a mapping. Raises `DefinitionError`.
+
+        Fields are compared by value: the model made its own lists and dicts of what it was given.
+        """
+        after = self.data(view)
+        if isinstance(result, Mapping):
+            self._check_keys(step, result)
+            after.update(result)
+        changed = {key: value for key, value in after.items() if key not in before or _differs(before[key], value)}
+        if not changed:
+            return NO_DELTA
+        try:
+            checked = self.data(self.view({**before, **after}, _NO_RESULTS))
+        except ValueError as error:
+            raise DefinitionError(
+                f"step {step!r} left a context that does not fit {self.model.__name__}: {first_line(error)}"
+            ) from error
+        return Delta({key: checked[key] for key in changed if key in checked})
+
+    def _check_keys(self, step: str, result: Mapping[Any, Any]) -> None:
         for key in result:
-            if key not in self.model.model_fields:
+            if key not in self.model.model_fields and not (self.extra and isinstance(key, str)):
                 raise DefinitionError(
-                    f"step {step!r} returned the key {key!r}, which {self.model.__name__} does not declare: "
+                    f"step {step!r} returned the key {key!r:.80}, which {self.model.__name__} does not declare: "
                     f"add the field, or return only declared ones"
                 )
+
+
+def first_line(error: ValueError) -> str:
+    """Return the first thing that pydantic (or a validator) has to say, on one line."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    first = errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}{': ' if where else ''}{first['msg']}, got {first['input']!r:.80}"
+
+
+def _differs(one: Any, other: Any) -> bool:
+    try:
+        return one is not other and (type(one) is not type(other) or bool(one != other))
+    except Exception:  # the user's __eq__, or one that gives no truth (an array)
+        return True
 
 
 class _WithResults:

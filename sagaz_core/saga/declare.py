@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sagaz_core.errors import DefinitionError, nearest, quoted
-from sagaz_core.saga.step import Backoff, Function, InDoubt, Operation, Step
+from sagaz_core.saga.step import Backoff, Function, InDoubt, Operation, Step, rejections
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__sagaz_declared__"
@@ -19,6 +19,7 @@ DEFAULT_BACKOFF = Backoff()
 @dataclass(frozen=True, slots=True)
 class _Action:
     step: Step
+    in_doubt: InDoubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,14 @@ def action(
     `timeout` is in seconds. `rejects` are exceptions that mean: refused, without any effect (so is `StepRejected`);
     they are not retried. `in_doubt="compensate"` runs the step's own compensation after any other failure.
     """
-    depends = None if depends_on is None else _names(depends_on, name)
+    depends = None if depends_on is None else dependency_names(depends_on, name)
+    refused = rejections(rejects, name)
 
     def mark(function: F) -> F:
         # in_doubt needs a compensation, which is not known yet: it is put in when the class is complete.
         operation = Operation(function, timeout, retries, backoff)
-        step = Step(name, operation, depends_on=depends, pivot=pivot, rejects=tuple(rejects))
-        _put_mark(function, _Action(step))
-        function.__sagaz_in_doubt__ = in_doubt  # type: ignore[attr-defined]
+        step = Step(name, operation, depends_on=depends, pivot=pivot, rejects=refused)
+        _put_mark(function, _Action(step, in_doubt))
         return function
 
     return mark
@@ -90,12 +91,23 @@ def forward_recovery(step: str, *, timeout: float | None = None) -> Callable[[F]
 
 
 def _put_mark(function: Any, mark: object) -> None:
-    if getattr(function, _MARK, None) is not None:
-        raise DefinitionError(f"{function.__qualname__!r} is declared twice: one method is one action or compensation")
-    setattr(function, _MARK, mark)
+    if _mark_of(function) is not None:
+        raise DefinitionError(f"{getattr(function, '__qualname__', function)!r} is declared twice: one method is one action or compensation")
+    try:
+        setattr(function, _MARK, mark)
+    except AttributeError:  # a bound method, a builtin
+        raise DefinitionError(
+            f"{function!r} cannot be marked: wrap it in a function, or give it to add_step()"
+        ) from None
 
 
-def _names(names: Iterable[str], step: str) -> tuple[str, ...]:
+def _mark_of(function: object) -> object:
+    # Not getattr(): a class may hold objects that answer to every name.
+    return getattr(function, "__dict__", {}).get(_MARK)
+
+
+def dependency_names(names: Iterable[str], step: str) -> tuple[str, ...]:
+    """Return the names as a tuple. Raises `DefinitionError` for a single text."""
     if isinstance(names, str):
         raise DefinitionError(f"depends_on of step {step!r} is the text {names!r}: give a list, [{names!r}]")
     return tuple(names)
@@ -135,13 +147,13 @@ def declarations_of(cls: type) -> Declarations:
     recoveries: dict[str, Operation] = {}
     doubts: dict[str, InDoubt] = {}
     for attribute, function in _marked(cls).items():
-        mark = getattr(function, _MARK)
+        mark: Any = _mark_of(function)
         if isinstance(mark, _Action):
             if mark.step.name in found.steps:
                 raise DefinitionError(f"{cls.__name__} has two actions for step {mark.step.name!r}: rename one")
             found.steps[mark.step.name] = mark.step
             found.attributes[id(mark.step.action)] = attribute
-            doubts[mark.step.name] = function.__sagaz_in_doubt__
+            doubts[mark.step.name] = mark.in_doubt
         else:
             table = undos if isinstance(mark, _Undo) else recoveries
             if mark.step in table:
@@ -166,7 +178,9 @@ def _marked(cls: type) -> dict[str, Function]:
     functions: dict[str, Function] = {}
     for base in reversed(cls.__mro__):
         for attribute, value in vars(base).items():
-            value = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
-            if getattr(value, _MARK, None) is not None:
-                functions[attribute] = value
+            # A decorator below @staticmethod marks the function, one above it the staticmethod.
+            for function in (value, getattr(value, "__func__", None)):
+                if isinstance(_mark_of(function), (_Action, _Undo, _Recovery)):
+                    functions[attribute] = cast(Function, function)
+                    break
     return functions

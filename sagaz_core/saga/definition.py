@@ -25,7 +25,7 @@ class Recovery(Enum):
 class Definition:
     """What the engine runs. It holds nothing of a run, so that any number of runs can share it."""
 
-    __slots__ = ("forward_retries", "has_pivot", "model", "on_sibling_failure", "steps", "typed", "waits_for")
+    __slots__ = ("first", "forward_retries", "model", "on_sibling_failure", "pivots", "steps", "typed", "waits_for")
 
     def __init__(
         self,
@@ -50,8 +50,9 @@ class Definition:
         self.typed = typed
         self.on_sibling_failure = on_sibling_failure
         self.forward_retries = forward_retries
-        self.has_pivot = any(step.pivot for step in steps.values())
+        self.pivots = tuple(step.name for step in steps.values() if step.pivot)
         self.waits_for = {step.name: len(set(step.depends_on)) for step in self.model.steps}
+        self.first = [name for name in self.model.order if not self.waits_for[name]]
 
 
 def is_rejection(step: Step, error: BaseException, rejected: type[BaseException]) -> bool:
@@ -68,7 +69,6 @@ def mapping_or_empty(context: Any) -> dict[str, Any]:
             if not isinstance(key, str):
                 raise DefinitionError(f"the context key {key!r} is not a string: name the top-level keys with strings")
         return dict(context)
-    fields = getattr(type(context), "model_fields", None)
-    if fields is None:
+    if getattr(type(context), "model_fields", None) is None:
         raise DefinitionError(f"a context of type {type(context).__name__!r}: give a mapping or a pydantic model")
     return {**context.__dict__, **(getattr(context, "__pydantic_extra__", None) or {})}

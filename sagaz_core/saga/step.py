@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 from sagaz_core.errors import DefinitionError
 from sagaz_core.model import StepModel
@@ -52,10 +52,6 @@ class Operation:
         object.__setattr__(self, "is_async", _is_async(self.function))
         object.__setattr__(self, "takes_second", _positional(self.function) >= 2)
 
-    def bound_to(self, owner: object) -> Operation:
-        """Return it with its function as a method of `owner`."""
-        return replace(self, function=self.function.__get__(owner))
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -96,9 +92,18 @@ class Step:
         )
 
 
+def rejections(kinds: Iterable[type[BaseException]], step: str) -> tuple[type[BaseException], ...]:
+    """Return the exception classes as a tuple. Raises `DefinitionError` for anything else."""
+    found: Any = (kinds,) if isinstance(kinds, type) else tuple(kinds)
+    for kind in found:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise DefinitionError(f"rejects of step {step!r} has {kind!r}: give exception classes")
+    return cast("tuple[type[BaseException], ...]", found)
+
+
 def _is_async(function: Function) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
+    while isinstance(function, (functools.partial, staticmethod)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - the method itself is asked about
 
 

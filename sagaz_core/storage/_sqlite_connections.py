@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_getpid = os.getpid
 _RETRY_DELAY = 0.005
 _SMALLEST = 512
+_UNFIT = (UnicodeEncodeError, OverflowError)
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE = {
     sqlite3.SQLITE_READONLY: "it, or the folder it is in, cannot be written to",
@@ -57,6 +59,20 @@ class Connections:
         # A connection that is dropped without close() is a ResourceWarning from Python 3.13 on.
         weakref.finalize(self, self._idle.close)
 
+    def rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Return all rows that the statement gives; none when there is no database (then none is made)."""
+        connection = self._take(create=False)
+        if connection is None:
+            return []
+        try:
+            found = connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(connection, error) from error
+        except _UNFIT as error:
+            raise self._unfit(connection, error) from error
+        self._idle.put(connection)
+        return found
+
     def read(self, work: Callable[[sqlite3.Connection], Result], otherwise: Result) -> Result:
         """Return what `work` returns, or `otherwise` when there is no database (then none is made)."""
         connection = self._take(create=False)
@@ -81,20 +97,28 @@ class Connections:
         try:
             result = work(connection)
         except sqlite3.Error as error:
-            connection.close()
-            raise self._translated(error) from error
-        except (UnicodeEncodeError, OverflowError) as error:
-            self._idle.put(connection)
-            raise UsageError(f"SQLite cannot store this text or number: {error}") from error
+            raise self._failed(connection, error) from error
+        except _UNFIT as error:
+            raise self._unfit(connection, error) from error
         except BaseException:
             self._idle.put(connection)
             raise
         self._idle.put(connection)
         return result
 
+    def _failed(self, connection: _Connection, error: sqlite3.Error) -> StorageError:
+        connection.close()
+        return self._translated(error)
+
+    def _unfit(self, connection: _Connection, error: Exception) -> UsageError:
+        self._idle.put(connection)
+        return UsageError(f"SQLite cannot store this text or number: {error}")
+
     def _take(self, create: bool) -> _Connection | None:
         connection = self._idle.take()
-        if connection is not None and create and connection.place != _place(self.path):
+        if connection is not None and not create:
+            return connection
+        if connection is not None and connection.place != _place(self.path):
             # The file was deleted or replaced: what is written to the old one would be lost.
             connection.close()
             self._idle.close()
@@ -222,10 +246,11 @@ class _Idle:
 
     def __init__(self) -> None:
         self._connections: list[_Connection] = []
-        self._pid = os.getpid()
+        self._pid = _getpid()
 
     def take(self) -> _Connection | None:
-        self._leave_inherited()
+        if self._pid != _getpid():
+            self._leave_inherited()
         try:
             return self._connections.pop()
         except IndexError:
@@ -235,15 +260,15 @@ class _Idle:
         self._connections.append(connection)
 
     def close(self) -> None:
-        self._leave_inherited()
+        if self._pid != _getpid():
+            self._leave_inherited()
         while self._connections:
             self._connections.pop().close()
 
     def _leave_inherited(self) -> None:
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            _inherited.extend(self._connections)
-            self._connections.clear()
+        self._pid = _getpid()
+        _inherited.extend(self._connections)
+        self._connections.clear()
 
 
 _living: weakref.WeakSet[_Idle] = weakref.WeakSet()

@@ -1,8 +1,13 @@
 """The SQLite store's tables and every statement that it runs on them.
 
-`saga` in a table is the row of `sagas` that holds the saga's id: so indices hold a small number for a long text.
-`floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
-to the last row whose time is not after T" a range of an index, also when the clock went back.
+A write costs what it touches: each B-tree is a page more to log. So the tables are few and narrow:
+- `saga` is the row of `sagas` that has the saga's id: a small number for a long text.
+- The key of an event is `saga * 2**32 + seq`: a saga's events lie together, and need no index.
+- Each snapshot has four *places*, rows of one table in which a saga's lie together: of its step and phase, of its step,
+  of its phase, and of all. An empty blob, which no name is, stands for any. Triggers keep them.
+- `floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
+  to the last row whose time is not after T" a range of an index, also when the clock went back.
+
 Each statement is served by an index and reads no row that it does not return; a test asks SQLite for each one's plan.
 """
 
@@ -30,19 +35,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX sagas_recorded ON sagas (saga_id) WHERE saga_name IS NOT NULL",
         """
         CREATE TABLE saga_events (
-            saga INTEGER NOT NULL,
-            seq INTEGER NOT NULL,
+            id INTEGER PRIMARY KEY,  -- saga * 2**32 + seq
             at INTEGER NOT NULL,
             floor INTEGER NOT NULL,
             kind TEXT NOT NULL,
             step TEXT,
-            data BLOB NOT NULL,
-            PRIMARY KEY (saga, seq)
+            data BLOB NOT NULL
         )
         """,
         """
         CREATE TABLE saga_snapshots (
-            snapshot_id TEXT NOT NULL PRIMARY KEY,
+            id INTEGER PRIMARY KEY,
+            snapshot_id TEXT NOT NULL UNIQUE,
             saga INTEGER NOT NULL,
             saga_name TEXT NOT NULL,
             step_name TEXT NOT NULL,
@@ -56,12 +60,36 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             data BLOB NOT NULL
         )
         """,
-        "CREATE INDEX snapshots_by_seq ON saga_snapshots (saga, seq, snapshot_id)",
-        "CREATE INDEX snapshots_by_step ON saga_snapshots (saga, step_name, seq, snapshot_id)",
-        "CREATE INDEX snapshots_by_phase ON saga_snapshots (saga, phase, seq, snapshot_id)",
-        "CREATE INDEX snapshots_by_step_phase ON saga_snapshots (saga, step_name, phase, seq, snapshot_id)",
-        "CREATE INDEX snapshots_by_time ON saga_snapshots (saga, floor, seq)",
+        "CREATE INDEX snapshots_by_time ON saga_snapshots (saga, floor, seq, snapshot_id)",
         "CREATE INDEX snapshots_retained ON saga_snapshots (retention_until) WHERE retention_until IS NOT NULL",
+        """
+        CREATE TABLE saga_places (
+            saga INTEGER NOT NULL,
+            step_name NOT NULL,
+            phase NOT NULL,
+            seq INTEGER NOT NULL,
+            snapshot_id TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            snapshot INTEGER NOT NULL,
+            PRIMARY KEY (saga, step_name, phase, seq, snapshot_id)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TRIGGER snapshot_added AFTER INSERT ON saga_snapshots BEGIN
+            INSERT INTO saga_places VALUES
+                (new.saga, new.step_name, new.phase, new.seq, new.snapshot_id, new.created_at, new.id),
+                (new.saga, new.step_name, x'', new.seq, new.snapshot_id, new.created_at, new.id),
+                (new.saga, x'', new.phase, new.seq, new.snapshot_id, new.created_at, new.id),
+                (new.saga, x'', x'', new.seq, new.snapshot_id, new.created_at, new.id);
+        END
+        """,
+        """
+        CREATE TRIGGER snapshot_deleted AFTER DELETE ON saga_snapshots BEGIN
+            DELETE FROM saga_places
+            WHERE saga = old.saga AND step_name IN (old.step_name, x'') AND phase IN (old.phase, x'')
+                AND seq = old.seq AND snapshot_id = old.snapshot_id;
+        END
+        """,
         """
         CREATE TABLE saga_replay_log (
             replay_id TEXT NOT NULL PRIMARY KEY,
@@ -82,22 +110,27 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
+ANY = b""
+"""Stands for any step or phase in `saga_places`."""
+
 _RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
 _SNAPSHOT = """
-    s.snapshot_id, g.saga_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
+    s.snapshot_id, ?1, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
     s.retention_until
 """
-_SAGA = "(SELECT id FROM sagas WHERE saga_id = :saga_id)"
+_SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
+_ALL_PLACES = "step_name = x'' AND phase = x''"
 
 # ---- writing
 
-FIND_PLACE = """
+FIND_PLACE = f"""
     SELECT
         g.id,
-        (SELECT seq FROM saga_events WHERE saga = g.id ORDER BY seq DESC LIMIT 1),
-        (SELECT at FROM saga_events WHERE saga = g.id ORDER BY seq DESC LIMIT 1),
-        (SELECT seq FROM saga_snapshots WHERE saga = g.id ORDER BY seq DESC, snapshot_id DESC LIMIT 1),
-        (SELECT created_at FROM saga_snapshots WHERE saga = g.id ORDER BY seq DESC, snapshot_id DESC LIMIT 1)
+        (SELECT id FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
+        (SELECT at FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
+        (SELECT seq FROM saga_places WHERE saga = g.id AND {_ALL_PLACES} ORDER BY seq DESC, snapshot_id DESC LIMIT 1),
+        (SELECT created_at FROM saga_places WHERE saga = g.id AND {_ALL_PLACES}
+            ORDER BY seq DESC, snapshot_id DESC LIMIT 1)
     FROM sagas g WHERE g.saga_id = ?
 """
 ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -106,8 +139,8 @@ SET_RECORD = f"""
     UPDATE sagas SET ({_RECORD}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE saga_id = ?1 AND saga_name IS NULL
 """
 ADD_EVENT = """
-    INSERT INTO saga_events (saga, seq, at, floor, kind, step, data) VALUES (?1, ?2, ?3, ?3, ?4, ?5, ?6)
-    ON CONFLICT (saga, seq) DO NOTHING
+    INSERT INTO saga_events (id, at, floor, kind, step, data) VALUES (?1, ?2, ?2, ?3, ?4, ?5)
+    ON CONFLICT (id) DO NOTHING
 """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
@@ -117,13 +150,16 @@ ADD_SNAPSHOT = """
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11)
     ON CONFLICT (snapshot_id) DO NOTHING
 """
-GET_EVENT = "SELECT at, kind, step, data FROM saga_events WHERE saga = ? AND seq = ?"
-EVENT_FLOORS = "SELECT rowid, seq, at, floor FROM saga_events WHERE saga = ? ORDER BY seq DESC"
-SET_EVENT_FLOOR = "UPDATE saga_events SET floor = ? WHERE rowid = ?"
-SNAPSHOT_FLOORS = """
-    SELECT rowid, seq, created_at, floor FROM saga_snapshots WHERE saga = ? ORDER BY seq DESC, snapshot_id DESC
+GET_EVENT = "SELECT at, kind, step, data FROM saga_events WHERE id = ?"
+EVENT_FLOORS = """
+    SELECT id, id, at, floor FROM saga_events WHERE id >= ?1 << 32 AND id < (?1 + 1) << 32 ORDER BY id DESC
 """
-SET_SNAPSHOT_FLOOR = "UPDATE saga_snapshots SET floor = ? WHERE rowid = ?"
+SET_EVENT_FLOOR = "UPDATE saga_events SET floor = ? WHERE id = ?"
+SNAPSHOT_FLOORS = """
+    SELECT s.id, s.seq, s.created_at, s.floor FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = ? AND p.step_name = x'' AND p.phase = x'' ORDER BY p.seq DESC, p.snapshot_id DESC
+"""
+SET_SNAPSHOT_FLOOR = "UPDATE saga_snapshots SET floor = ? WHERE id = ?"
 PUT_REPLAY = """
     INSERT INTO saga_replay_log (
         replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
@@ -144,14 +180,29 @@ LIST_SAGAS = f"""
     SELECT {_RECORD} FROM sagas INDEXED BY sagas_recorded
     WHERE saga_id >= ? AND saga_id < ? AND saga_name IS NOT NULL ORDER BY saga_id LIMIT ?
 """
-GET_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM saga_snapshots s JOIN sagas g ON g.id = s.saga WHERE s.snapshot_id = ?"
-LIST_SNAPSHOTS = f"""
-    SELECT {_SNAPSHOT} FROM sagas g JOIN saga_snapshots s ON s.saga = g.id
-    WHERE g.saga_id = ? AND (s.seq, s.snapshot_id) > (?, ?) ORDER BY s.seq, s.snapshot_id LIMIT ?
+GET_SNAPSHOT = f"""
+    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots s JOIN sagas g ON g.id = s.saga
+    WHERE s.snapshot_id = ?
 """
-COUNT_SNAPSHOTS = f"SELECT count(*) FROM saga_snapshots WHERE saga = {_SAGA}"
+LIST_SNAPSHOTS = f"""
+    SELECT {_SNAPSHOT} FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND (p.seq, p.snapshot_id) > (?2, ?3)
+    ORDER BY p.seq, p.snapshot_id LIMIT ?4
+"""
+COUNT_SNAPSHOTS = f"SELECT count(*) FROM saga_places WHERE saga = {_SAGA} AND {_ALL_PLACES}"
 READ_EVENTS = f"""
-    SELECT seq, at, kind, step, data, floor FROM saga_events WHERE saga = {_SAGA} AND seq > :after ORDER BY seq
+    SELECT id, at, kind, step, data, floor FROM saga_events
+    WHERE id > ({_SAGA} << 32) + ?2 AND id < ({_SAGA} + 1) << 32 ORDER BY id
+"""
+_IN_PLACE = f"SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND step_name = ?2 AND phase = ?3 AND seq <= "
+_HIGHEST = "ORDER BY seq DESC, snapshot_id DESC LIMIT 1"
+LATEST_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE s.id = ({_IN_PLACE} ?4 {_HIGHEST})"
+# By the floor the highest `seq` in question is known. Of the rows below it, those with a later time (there are none
+# unless the clock went back) are passed over.
+LATEST_SNAPSHOT_UNTIL = f"""
+    SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE s.id = ({_IN_PLACE} min(?4, (
+        SELECT seq FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?5 ORDER BY floor DESC, seq DESC LIMIT 1
+    )) AND created_at <= ?5 {_HIGHEST})
 """
 LIST_REPLAYS = """
     SELECT replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
@@ -159,42 +210,23 @@ LIST_REPLAYS = """
     FROM saga_replay_log WHERE original_saga_id = ? ORDER BY created_at, replay_id
 """
 
-
-def _latest(step: bool, phase: bool, until: bool) -> str:
-    filters = " AND step_name = :step" * step + " AND phase = :phase" * phase
-    highest = ":max_seq"
-    if until:
-        # By the floor the highest `seq` in question is known. Of the rows below it, those with a later time (there are
-        # none unless the clock went back) are passed over.
-        highest = """min(:max_seq, coalesce((
-            SELECT seq FROM saga_snapshots WHERE saga = g.id AND floor <= :until ORDER BY floor DESC, seq DESC LIMIT 1
-        ), -1))"""
-        filters += " AND created_at <= :until"
-    return f"""
-        SELECT {_SNAPSHOT} FROM sagas g JOIN saga_snapshots s ON s.rowid = (
-            SELECT rowid FROM saga_snapshots WHERE saga = g.id{filters} AND seq <= {highest}
-            ORDER BY seq DESC, snapshot_id DESC LIMIT 1
-        )
-        WHERE g.saga_id = :saga_id
-    """
-
-
-LATEST = {
-    (step, phase, until): _latest(step, phase, until)
-    for step in (False, True)
-    for phase in (False, True)
-    for until in (False, True)
-}
-"""The statements for the latest snapshot, by which of step, phase and time are asked for."""
+LATEST_SNAPSHOT_OF_ALL_UNTIL = f"""
+    SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE saga = {_SAGA} AND floor <= ?2 AND created_at <= ?2
+    ORDER BY floor DESC, seq DESC, snapshot_id DESC LIMIT 1
+"""
 
 # ---- deleting
 
-DELETE_SNAPSHOTS_BELOW = f"DELETE FROM saga_snapshots WHERE saga = {_SAGA} AND seq < :below"
+DELETE_SNAPSHOTS_BELOW = f"""
+    DELETE FROM saga_snapshots WHERE id IN (
+        SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND {_ALL_PLACES} AND seq < ?2
+    )
+"""
 DELETE_SNAPSHOTS = f"DELETE FROM saga_snapshots WHERE saga = {_SAGA}"
-DELETE_EVENTS = f"DELETE FROM saga_events WHERE saga = {_SAGA}"
-DELETE_SAGA = "DELETE FROM sagas WHERE saga_id = :saga_id"
+DELETE_EVENTS = f"DELETE FROM saga_events WHERE id >= {_SAGA} << 32 AND id < ({_SAGA} + 1) << 32"
+DELETE_SAGA = "DELETE FROM sagas WHERE saga_id = ?1"
 DELETE_EXPIRED = """
-    DELETE FROM saga_snapshots WHERE rowid IN (
-        SELECT rowid FROM saga_snapshots WHERE retention_until < ? ORDER BY retention_until LIMIT 500
+    DELETE FROM saga_snapshots WHERE id IN (
+        SELECT id FROM saga_snapshots WHERE retention_until < ? ORDER BY retention_until LIMIT 500
     )
 """

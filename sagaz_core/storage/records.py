@@ -20,7 +20,7 @@ from sagaz_core.events import (
 )
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaSnapshot, StoredEvent
-from sagaz_core.storage.codec import decode, encode, known_class
+from sagaz_core.storage.codec import MAX_BYTES, decode, encode, known_class
 
 Resolve = Callable[[str, str], type]
 
@@ -42,7 +42,8 @@ def event_fields(event: Event) -> list[Any]:
 def event_from_fields(kind: str, seq: int, at: Any, fields: list[Any]) -> Event:
     """Do the inverse of `event_fields`. Raises `CorruptDataError` for any other shape."""
     try:
-        made = EVENT_TYPES[kind](seq, at, *fields)  # type: ignore[arg-type]
+        made = EVENT_TYPES[kind](seq, at, *fields)
+        _check_fields(made)
         if isinstance(made, (StepSucceeded, CompensationSucceeded)):
             return made._replace(delta=_delta(made.delta))
         if isinstance(made, (StepFailed, CompensationFailed)):
@@ -55,8 +56,30 @@ def event_from_fields(kind: str, seq: int, at: Any, fields: list[Any]) -> Event:
         raise CorruptDataError(f"event {seq} ({kind}) has fields that no such event has: {error}") from error
 
 
+def _check_fields(event: Event) -> None:
+    for name, value in zip(event._fields[2:], event[2:], strict=True):
+        expected = _FIELD_TYPES.get(name)
+        if name == "step" and type(event) is StepFailed:
+            expected = (str, type(None))
+        if expected is not None and not isinstance(value, expected):
+            raise TypeError(f"{name} is of type {type(value).__name__!r}")
+
+
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("saga_id", "saga_name", "version", "fingerprint", "step", "how"), str),
+    **dict.fromkeys(("in_doubt", "final", "undo"), bool),
+    "attempt": int,
+    "delay": (int, float),
+    "context": dict,
+    "stuck": (list, tuple),
+}
+
+
 def _delta(data: Any) -> Delta:
-    return NO_DELTA if data is None else Delta(dict(data[0]), tuple(data[1]))
+    if data is None:
+        return NO_DELTA
+    changed, deleted = data
+    return Delta(dict(changed), tuple(deleted))
 
 
 def pack_event(saga_id: str, event: Event, fields: list[Any] | None = None) -> StoredEvent:
@@ -75,9 +98,38 @@ def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     return event_from_fields(stored.kind, stored.seq, stored.at, fields)
 
 
+_COMPRESSED = b"\x01"  # encoded data begins with another byte
+_WORTH_COMPRESSING = 4096
+
+
+def compressed(data: bytes) -> bytes:
+    """Return a state's bytes for a snapshot: larger ones as a mark and a Zstandard frame, small ones as they are."""
+    if len(data) < _WORTH_COMPRESSING:
+        return data
+    import zstandard  # small states do without
+
+    return _COMPRESSED + zstandard.ZstdCompressor(level=3).compress(data)
+
+
+def state_bytes(snapshot: SagaSnapshot) -> bytes:
+    """Return the encoded state that the snapshot holds. Raises `CorruptDataError`, also for what would be too large."""
+    data = snapshot.data
+    if data[:1] != _COMPRESSED:
+        return data
+    import zstandard
+
+    try:
+        size = zstandard.frame_content_size(data[1:])
+        if not 0 <= size <= MAX_BYTES:
+            raise CorruptDataError(f"snapshot {snapshot.snapshot_id!r} is damaged: a state of {size:,} bytes")
+        return zstandard.ZstdDecompressor().decompress(data[1:], max_output_size=MAX_BYTES)
+    except zstandard.ZstdError as error:
+        raise CorruptDataError(f"snapshot {snapshot.snapshot_id!r} is damaged: {error}") from error
+
+
 def unpack_state(snapshot: SagaSnapshot, resolve: Resolve = known_class) -> SagaState:
     """Return the state that the snapshot holds, made anew."""
-    return state_from_data(decode(snapshot.data, resolve=resolve), snapshot.snapshot_id)
+    return state_from_data(decode(state_bytes(snapshot), resolve=resolve), snapshot.snapshot_id)
 
 
 def state_from_data(data: Any, snapshot_id: str) -> SagaState:

@@ -42,6 +42,7 @@ _MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _ABOVE_ALL_IDS = "\U0010ffff" * 256
 _NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
+_MAX_EVENT_SEQ = 2**32 - 1
 _EVENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 4_000_000
 
@@ -70,19 +71,19 @@ class SqliteSnapshotStorage:
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
-        rows = self._rows(sql.GET_SAGA, (saga_id,))
+        rows = self._connections.rows(sql.GET_SAGA, (saga_id,))
         return _saga(rows[0]) if rows else None
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
-        rows = self._rows(sql.LIST_SAGAS, (start, _above_prefix(prefix), limit + 1))
+        rows = self._connections.rows(sql.LIST_SAGAS, (start, _above_prefix(prefix), limit + 1))
         return Page([_saga(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
-        rows = self._rows(sql.GET_SNAPSHOT, (snapshot_id,))
+        rows = self._connections.rows(sql.GET_SNAPSHOT, (snapshot_id,))
         return _snapshot(rows[0]) if rows else None
 
     async def latest_snapshot(
@@ -95,20 +96,20 @@ class SqliteSnapshotStorage:
         max_seq: int | None = None,
     ) -> SagaSnapshot | None:
         """See `SnapshotStorage.latest_snapshot`."""
-        asked = {
-            "saga_id": saga_id,
-            "step": step,
-            "phase": phase,
-            "until": None if until is None else _micros(until),
-            "max_seq": MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ),
-        }
-        rows = self._rows(sql.LATEST[step is not None, phase is not None, until is not None], asked)
+        highest = MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ)
+        place = (saga_id, sql.ANY if step is None else step, sql.ANY if phase is None else phase, highest)
+        if until is None:
+            rows = self._connections.rows(sql.LATEST_SNAPSHOT, place)
+        elif step is None and phase is None and max_seq is None:
+            rows = self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, _micros(until)))
+        else:
+            rows = self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, (*place, _micros(until)))
         return _snapshot(rows[0]) if rows else None
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
-        rows = self._rows(sql.LIST_SNAPSHOTS, (saga_id, *read_snapshot_cursor(cursor), limit + 1))
+        rows = self._connections.rows(sql.LIST_SNAPSHOTS, (saga_id, *read_snapshot_cursor(cursor), limit + 1))
         items = [_snapshot(row) for row in rows[:limit]]
         return Page(items, snapshot_cursor(items[-1]) if len(rows) > limit else None)
 
@@ -117,27 +118,27 @@ class SqliteSnapshotStorage:
     ) -> AsyncIterator[StoredEvent]:
         """See `SnapshotStorage.read_events`."""
         last = _MAX if until is None else _micros(until)
-        asked = {"saga_id": saga_id, "after": after_seq}
-        more = True
+        read, more = min(max(after_seq, -1), _MAX_EVENT_SEQ), True
         while more:
-            rows, more = self._connections.read(lambda c: _some_events(c, asked, last), _NO_EVENTS)
-            for seq, at, kind, step, data, _ in rows:
-                yield StoredEvent(saga_id, seq, _moment(at), kind, step, data)
-                asked["after"] = seq
+            asked = (saga_id, read)
+            rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc]
+            for event_id, at, kind, step, data, _ in rows:
+                read = event_id & _MAX_EVENT_SEQ
+                yield StoredEvent(saga_id, read, _moment(at), kind, step, data)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        rows = self._rows(sql.COUNT_SNAPSHOTS, {"saga_id": saga_id})
+        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id,))
         return int(rows[0][0]) if rows else 0
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
-        asked = {"saga_id": saga_id, "below": below_seq}
+        asked = (saga_id, below_seq)
         return self._connections.change(lambda c: c.execute(sql.DELETE_SNAPSHOTS_BELOW, asked).rowcount, 0)
 
     async def delete_saga(self, saga_id: str) -> bool:
         """See `SnapshotStorage.delete_saga`."""
-        return self._connections.change(lambda c: _delete_saga(c, {"saga_id": saga_id}), False)
+        return self._connections.change(lambda c: _delete_saga(c, (saga_id,)), False)
 
     async def delete_expired(self, now: datetime) -> int:
         """See `SnapshotStorage.delete_expired`. Done in parts, so that nobody waits long for the lock."""
@@ -159,14 +160,11 @@ class SqliteSnapshotStorage:
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""
-        return [_replay(row) for row in self._rows(sql.LIST_REPLAYS, (saga_id,))]
+        return [_replay(row) for row in self._connections.rows(sql.LIST_REPLAYS, (saga_id,))]
 
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
         self._connections.close()
-
-    def _rows(self, statement: str, asked: Any) -> list[tuple[Any, ...]]:
-        return self._connections.read(lambda c: c.execute(statement, asked).fetchall(), [])
 
 
 def _write(connection: sqlite3.Connection, batch: Batch) -> None:
@@ -200,14 +198,20 @@ def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
 def _add_events(
     connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int | None
 ) -> None:
-    rows = [(saga, e.seq, _micros(e.at), e.kind, e.step, e.data) for e in events]
+    rows = [(saga << 32 | _event_seq(e), _micros(e.at), e.kind, e.step, e.data) for e in events]
     added = connection.executemany(sql.ADD_EVENT, rows).rowcount
     if added < len(rows):
         for row, event in zip(rows, events, strict=True):
-            if connection.execute(sql.GET_EVENT, row[:2]).fetchone() != row[2:]:
+            if connection.execute(sql.GET_EVENT, row[:1]).fetchone() != row[1:]:
                 raise another_event(event)
-    if added and not _go_on(last, last_at, ((row[1], row[2]) for row in rows)):
-        _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[1] for row in rows))
+    if added and not _go_on(last, last_at, ((row[0], row[1]) for row in rows)):
+        _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[0] for row in rows))
+
+
+def _event_seq(event: StoredEvent) -> int:
+    if 0 <= event.seq <= _MAX_EVENT_SEQ:
+        return event.seq
+    raise UsageError(f"event {event.seq} of saga {event.saga_id!r} cannot be stored: seq is in 0 to {_MAX_EVENT_SEQ}")
 
 
 def _add_snapshots(
@@ -243,18 +247,18 @@ def _set_floors(connection: sqlite3.Connection, floors: str, set_floor: str, sag
     """Put right the floors of the rows from `lowest` on, and of those below it that they change."""
     floor, wrong = _MAX, []
     rows = connection.execute(floors, (saga,))
-    for rowid, seq, at, stored in rows:
+    for row_id, place, at, stored in rows:
         floor = min(floor, at)
         if stored != floor:
-            wrong.append((floor, rowid))
-        elif seq < lowest:
+            wrong.append((floor, row_id))
+        elif place < lowest:
             break
     rows.close()
     connection.executemany(set_floor, wrong)
 
 
 def _some_events(
-    connection: sqlite3.Connection, asked: dict[str, Any], last: int
+    connection: sqlite3.Connection, asked: tuple[str, int], last: int
 ) -> tuple[list[tuple[Any, ...]], bool]:
     """Return the next events, as many as are good to hold at once, and whether there are more."""
     found: list[tuple[Any, ...]] = []
@@ -273,7 +277,7 @@ def _some_events(
     return found, False
 
 
-def _delete_saga(connection: sqlite3.Connection, asked: dict[str, str]) -> bool:
+def _delete_saga(connection: sqlite3.Connection, asked: tuple[str]) -> bool:
     connection.execute(sql.DELETE_SNAPSHOTS, asked)
     connection.execute(sql.DELETE_EVENTS, asked)
     return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0
@@ -297,7 +301,7 @@ def _micros_or_none(moment: datetime | None) -> int | None:
 
 
 def _moment(micros: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=micros)
+    return _EPOCH + timedelta(0, 0, micros)
 
 
 def _moment_or_none(micros: int | None) -> datetime | None:
@@ -318,8 +322,11 @@ def _saga(row: tuple[Any, ...]) -> SagaRecord:
 
 
 def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
-    created_at, data, retention_until = row[8:]
-    return SagaSnapshot(*row[:8], _moment(created_at), data, _moment_or_none(retention_until))  # type: ignore[call-arg] # a row
+    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until = row
+    at = _moment(created_at)
+    return SagaSnapshot(
+        snapshot_id, saga_id, saga_name, step, index, seq, phase, status, at, data, _moment_or_none(until)
+    )
 
 
 def _replay(row: tuple[Any, ...]) -> ReplayRecord:

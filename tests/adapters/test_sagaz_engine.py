@@ -235,6 +235,22 @@ def test_an_imperative_saga_builds_its_steps_in_a_copy() -> None:
     assert ran.state.results == {"one": "018f0000-0000-7000-8000-000000000001"}, "its method saw the run's own saga"
 
 
+def test_an_imperative_saga_may_be_set_up_by_another_method_but_not_by_a_step_of_that_name() -> None:
+    class SetUp(ImperativeSaga):
+        async def setup(self) -> None:
+            await self.add_step("one", _constant)
+
+    class Step(ImperativeSaga):
+        async def setup(self, ctx: Any) -> None: ...
+
+    assert model_of(SetUp).names == ("one",)
+    assert model_of(Step).names == ()
+    ran = Ran(Step, plan="end@before")
+    assert ran.state.status is SagaStatus.COMPLETED
+    assert ran.injector is not None
+    assert ran.injector.missed, "a saga without steps has no end to fail at"
+
+
 def test_names_that_a_plan_cannot_hold_are_replaced_in_the_model_only() -> None:
     saga = Saga(name="named")
     saga.add_step("take stock", _sleepy, _sleepy)
@@ -677,6 +693,47 @@ def test_a_sibling_is_cancelled_when_the_imperative_saga_says_so() -> None:
     assert ran.state.status is SagaStatus.ROLLED_BACK
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_ends_after_the_engine_has_ended_is_no_event_of_the_saga(fails: bool) -> None:
+    """With FAIL_FAST it waits a second for a sibling that it has cancelled, and then goes on without it."""
+    ended: list[str] = []
+
+    async def stubborn(ctx: Any) -> str:
+        await asyncio.sleep(1)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(10)
+        await asyncio.sleep(10)
+        ended.append("its effect")
+        if fails:
+            raise ValueError
+        return "late"
+
+    saga = imperative(
+        {"name": "root", "action": _constant, "compensation": _undo, "dependencies": set()},
+        {"name": "slow", "action": stubborn, "compensation": _undo, "dependencies": {"root"}},
+        {"name": "bad", "action": _sleepy, "dependencies": {"root"}},
+        failure_strategy=ParallelFailureStrategy.FAIL_FAST,
+    )
+
+    async def main() -> tuple[list[str], Journal]:
+        options = RunOptions(on_journal=journals.append, interceptors=(Injector(FaultPlan.parse("bad@after")),))
+        result = await ADAPTER.run(saga, {}, options=options)
+        assert ended == []
+        assert result.status is SagaStatus.ROLLED_BACK
+        await asyncio.sleep(20)
+        return [type(event).__name__ for event in result.events], journals[0]
+
+    journals: list[Journal] = []
+    with VirtualRunner() as runner:
+        if fails:
+            runner.loop.set_exception_handler(lambda loop, context: None)  # nobody takes its error
+        events, journal = runner.run(main())
+    assert ended == ["its effect"]
+    assert events[-1] == "SagaRolledBack"
+    assert len(journal.events) == len(events)
+    assert "slow" in journal.state.running, "nobody knows what became of it"
+
+
 def test_it_cannot_resume() -> None:
     assert set(ADAPTER.cannot) == {"crash", "crash-recorded", "undo-crash", "undo-crash-recorded"}
     with VirtualRunner() as runner, pytest.raises(UsageError, match=r"cannot be resumed.*replay it from a checkpoint"):
@@ -698,6 +755,19 @@ def test_served_steps_are_not_run_and_their_compensations_get_what_was_recorded(
     assert [e.how for e in ran.journal.events if isinstance(e, StepSucceeded)] == ["served", "served"]
     assert ran.state.context == {"amount": 5}
     assert ran.time == 0
+
+
+def test_a_served_step_deletes_what_it_deleted() -> None:
+    seen: list[dict[str, Any]] = []
+    saga = Saga(name="serving")
+
+    async def look(ctx: dict[str, Any]) -> None:
+        seen.append({key: value for key, value in ctx.items() if not key.startswith("__")})
+
+    saga.add_step("take", _sleepy)
+    saga.add_step("look", look, depends_on=["take"])
+    Ran(saga, {"coupon": "C"}, saga_id="S", served=[Served("take", None, Delta({"taken": "C"}, ("coupon",)))])
+    assert seen == [{"saga_id": "S", "taken": "C"}]
 
 
 def test_a_served_imperative_step_gives_its_result_to_its_compensation() -> None:

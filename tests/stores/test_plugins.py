@@ -80,7 +80,9 @@ def test_a_hook_that_is_misspelled_is_named(install, run):
 
 
 def test_our_own_parts_are_registered(plugins):
-    assert [adapter.name for group in plugins.manager.hook.sagaz_adapters() for adapter in group] == ["native"]
+    assert [[adapter.name for adapter in group] for group in plugins.manager.hook.sagaz_adapters()] == [
+        ["native", "sagaz"]
+    ]
     assert [sorted(schemes) for schemes in plugins.manager.hook.sagaz_storages()] == [["memory", "sqlite"]]
     assert plugins.manager.hook.sagaz_key_providers() == []
     assert plugins.manager.hook.sagaz_monitors() == []

@@ -15,7 +15,7 @@ VERB = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNOREC
 def all_statements():
     for name, value in vars(_sqlite_statements).items():
         for key, text in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(text, str) and VERB.match(text):
+            if isinstance(text, str) and VERB.match(text) and not name.startswith("_"):
                 yield f"{name}{key}", text
 
 
@@ -53,12 +53,12 @@ def test_a_statement_is_served_by_an_index(connection, name):
 
 def test_a_statement_that_is_served_by_no_index_would_be_found(connection):
     assert plan(connection, "SELECT * FROM saga_events WHERE kind = ?")[0].startswith("SCAN")
-    assert "USE TEMP B-TREE FOR ORDER BY" in plan(connection, "SELECT * FROM saga_events WHERE saga = :s ORDER BY kind")
+    assert "USE TEMP B-TREE FOR ORDER BY" in plan(connection, "SELECT * FROM saga_events WHERE id < ? ORDER BY kind")
 
 
 def test_a_snapshot_by_step_phase_and_seq_is_one_range_of_one_index(connection):
-    lines = plan(connection, _sqlite_statements.LATEST[True, True, False])
-    assert "(saga=? AND step_name=? AND phase=? AND seq<?)" in lines[-1]
+    lines = plan(connection, _sqlite_statements.LATEST_SNAPSHOT)
+    assert "SEARCH saga_places USING PRIMARY KEY (saga=? AND step_name=? AND phase=? AND seq<?)" in lines
 
 
 def test_every_statement_is_in_the_table():

@@ -1,0 +1,140 @@
+"""One saga, one start and one plan, ready to run: what the fixture `saga_case` gives, and what each of our items is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sagaz_core.adapters.base import Adapter
+from sagaz_core.errors import UsageError
+from sagaz_core.explore.outcome import Outcome, UnsoundError
+from sagaz_core.explore.recorded import Faithful, RecordedSubject, run_faithful
+from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.explore.world import World
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.model import SagaModel
+from sagaz_core.replay.start import check_drift
+
+if TYPE_CHECKING:
+    from pytest_sagaz.runner import Runner
+    from pytest_sagaz.sagas import Make
+    from sagaz_core.recording.base import Recording
+
+
+class UnfaithfulError(UnsoundError):
+    """The current code does something else than was recorded."""
+
+
+@dataclass
+class Case:
+    """A saga to run under `plan`: from its start with `context`, or from where its `recording` has it at `step`.
+
+    `run()` returns the outcome; `arun()` is the same inside a running loop. Under a plan that the engine cannot have,
+    the test is skipped. `freeze` runs a replay at the recorded time.
+    """
+
+    runner: Runner
+    make: Make
+    context: Mapping[str, Any] = field(default_factory=dict)
+    plan: FaultPlan = NO_FAULTS
+    recording: Recording | None = None
+    step: str | None = None
+    override: Mapping[str, Any] = field(default_factory=dict)
+    freeze: bool = True
+    world: World | None = None
+    allow_drift: bool = False
+    compare: bool = False
+    reproduce: str = ""
+    saga_id: str | None = None
+
+    def run(self) -> Outcome:
+        """Run it once, on a virtual clock, and return how it ended. Each call is a run of its own."""
+        __tracebackhide__ = True
+        return self._noted(self.runner.run(self._outcome, instead="saga_case.arun", start=self._start()))
+
+    async def arun(self) -> Outcome:
+        """Do what `run` does, inside a running loop and in its time."""
+        __tracebackhide__ = True
+        return self._noted(await self.runner.arun(self._outcome, start=self._start()))
+
+    @property
+    def subject(self) -> Subject:
+        """What is run, before the plan decides which steps are served from the recording."""
+        recording = self.recording
+        context = self.context if recording is None else {**recording.context, **self.override}
+        return Subject(
+            self.make,
+            context,
+            world=self.world,
+            saga_id=self.saga_id if recording is None else recording.saga_id,
+            reproduce=self.reproduce,
+            clock=self.runner.clock(),
+        )
+
+    def run_faithful(self) -> Faithful:
+        """Run the current code from the recorded start, and compare."""
+        __tracebackhide__ = True
+        return self.runner.run(self._faithful, instead="saga_case.arun", start=self._start())
+
+    def _start(self) -> datetime | None:
+        return self.recording.record.started_at if self.recording is not None and self.freeze else None
+
+    def _noted(self, outcome: Outcome | NotRunnableError) -> Outcome:
+        __tracebackhide__ = True
+        if isinstance(outcome, NotRunnableError):
+            pytest.skip(f"not run: {outcome}")
+        self.runner.outcomes.append(outcome)
+        return outcome
+
+    async def _outcome(self) -> Outcome | NotRunnableError:
+        try:
+            subject, reference = self.subject, None
+            if self.recording is not None:
+                subject = await self._recorded(subject, self.recording)
+            elif self.compare and self.plan and not any(fault.described.fatal for fault in self.plan):
+                reference = await reference_reading(subject)
+            return await run_trial(subject, self.plan, reference=reference)
+        except NotRunnableError as error:
+            return error
+
+    async def _recorded(self, subject: Subject, recording: Recording) -> Subject:
+        adapter, model = await self._described(subject, recording)
+        migrate = _migration(subject, adapter, recording, model)
+        check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
+        if self.step is not None:
+            model.step(self.step)
+        if self.step is not None or self.plan:
+            recorded = RecordedSubject(recording, subject, self.override, from_step=self.step)
+            subject = recorded.at(self.plan, model)
+        if migrate is not None:
+            subject = replace(subject, context=dict(migrate(dict(subject.context))))
+        return subject
+
+    async def _faithful(self) -> Faithful:
+        assert self.recording is not None
+        subject, recording = self.subject, self.recording
+        await self._described(subject, recording)
+        if self.step is not None:
+            subject = replace(subject, served=recording.served_before(self.step))
+        return await run_faithful(RecordedSubject(recording, subject, self.override))
+
+    async def _described(self, subject: Subject, recording: Recording) -> tuple[Adapter, SagaModel]:
+        adapter, model = await describe(subject)
+        if model.name != recording.saga_name:
+            raise UsageError(
+                f"saga {model.name!r} was given for the recording {recording.saga_id!r} of saga "
+                f"{recording.saga_name!r}: let saga_factory make that one"
+            )
+        return adapter, model
+
+
+def _migration(subject: Subject, adapter: Adapter, recording: Recording, model: SagaModel) -> Any:
+    """Return what the saga declares for data of the recorded version, if its definition is another one now."""
+    if model.fingerprint == recording.record.fingerprint:
+        return None
+    declared = getattr(adapter.create(subject.make()), "migrations", None) or {}
+    return declared.get(recording.record.version)

@@ -1,0 +1,127 @@
+"""The hooks. Each asks first whether a saga is in use, and loads nothing unless one is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sagaz.fixtures import (
+    recording,
+    saga_case,
+    saga_clock,
+    saga_factory,
+    saga_golden,
+    saga_store,
+    saga_world,
+    sagaz,
+)
+from pytest_sagaz.options import MARKERS, add_markers, add_options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = [
+    "recording",
+    "saga_case",
+    "saga_clock",
+    "saga_factory",
+    "saga_golden",
+    "saga_store",
+    "saga_world",
+    "sagaz",
+]
+
+_ONLY_WITH_REPLAY = ("sagaz_from", "sagaz_plan", "sagaz_override")
+_CHECKED = ("sagaz_kinds", "sagaz_depth")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    add_markers(config)
+    option = config.option
+    if option.sagaz_replay:
+        from pytest_sagaz.replays import prepare
+        from pytest_sagaz.settings import usage_errors
+
+        with usage_errors():
+            prepare(config, option.sagaz_replay)
+        return
+    for name in _ONLY_WITH_REPLAY:
+        if getattr(option, name) is not None:
+            raise pytest.UsageError(f"--{name.replace('_', '-')} needs --sagaz-replay=ID: it says how that is replayed")
+    if any(getattr(option, name) is not None for name in _CHECKED):
+        from pytest_sagaz.settings import settings_of, usage_errors
+
+        with usage_errors():
+            settings_of(config).check()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    if not config.option.sagaz_replay or config.option.verbose <= 0:
+        return None
+    from pytest_sagaz.settings import settings_of
+
+    return settings_of(config).header()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    if not collector.config.option.sagaz_replay:
+        return (yield)
+    from pytest_sagaz.collection import added_to, children_of
+
+    children = children_of(collector)
+    if children is not None:
+        collector.collect = lambda: children  # type: ignore[method-assign] # its own would look at every file
+    report = yield
+    if report.passed:
+        report.result = [*report.result, *added_to(collector, report.result)]
+    return report
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "recording" in metafunc.fixturenames or "saga_case" in metafunc.fixturenames:
+        from pytest_sagaz.given import parametrize
+
+        parametrize(metafunc)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked = [item for item in items if any(mark.name in MARKERS for mark in item.iter_markers())]
+    if marked:
+        from pytest_sagaz.given import check_markers
+
+        check_markers(config, marked)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    output = getattr(node, "workeroutput", None) or {}
+    if "sagaz_goldens" in output:
+        from pytest_sagaz.goldens import add_worker_log
+
+        add_worker_log(node.config, output["sagaz_goldens"])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.option.verbose < 0:
+        return
+    reports = [
+        report
+        for some in terminalreporter.stats.values()
+        for report in some
+        if isinstance(report, pytest.TestReport)
+        and any(name in ("sagaz_id", "sagaz_saga") for name, _ in report.user_properties)
+    ]
+    if reports:
+        from pytest_sagaz.reports import summary
+
+        terminalreporter.section("sagaz")
+        for line in summary(reports):
+            terminalreporter.line(line)

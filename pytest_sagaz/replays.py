@@ -1,0 +1,217 @@
+"""What `--sagaz-replay` asks for: the recordings, the plans of each, and what of that was selected. All of it is checked
+before anything is collected, and in an xdist controller before any worker starts."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sagaz.known import Known, known_hazards
+from pytest_sagaz.recordings import Found, find_all
+from pytest_sagaz.sagas import class_of, has_own_factory, model_or_none
+from pytest_sagaz.settings import Settings, parse_plan, settings_of, warn
+from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageError, nearest
+from sagaz_core.events import CompensationSucceeded, StepSucceeded
+from sagaz_core.explore.recorded import recorded_plans
+from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.replay.start import check_override
+from sagaz_core.settings import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from sagaz_core.model import SagaModel
+    from sagaz_core.recording.base import Recording
+
+FAITHFUL = "faithful"
+
+
+@dataclass
+class Target:
+    """One recording to try. `plans` are by the names of their items; None is the faithful replay."""
+
+    found: Found
+    saga: Any
+    model: SagaModel
+    plans: dict[str, FaultPlan | None]
+    known: dict[FaultPlan, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the items' ids begin with."""
+        return escaped(self.found.saga_id)
+
+
+@dataclass
+class Replays:
+    """All that `--sagaz-replay` asks for. `only`: nothing else is to be collected. `anchor`: the folder whose conftest
+    files the items see."""
+
+    settings: Settings
+    targets: list[Target]
+    anchor: Path
+    only: bool
+
+
+REPLAYS = pytest.StashKey[Replays]()
+
+
+def prepare(config: pytest.Config, specs: list[str]) -> None:
+    """Find and check everything, and leave it in the stash. Raises `SagazError` for what is wrong."""
+    settings = settings_of(config)
+    settings.check()
+    found = find_all(specs, settings)
+    hazards = known_hazards(config)
+    targets = [_target(one, settings, hazards) for one in found]
+    selected = _take_node_ids(config, targets)
+    typed = {str(arg) for arg in config.invocation_params.args}
+    paths = [arg for arg in config.args if arg in typed] if _are_arguments(config) else []
+    if not paths:
+        config.args[:] = [str(config.rootpath)]
+    if selected:
+        targets = [target for target in targets if target.plans]
+    config.stash[REPLAYS] = Replays(settings, targets, _anchor(config), only=not paths)
+    warn(config, _odd_overrides(targets, settings))
+
+
+def _are_arguments(config: pytest.Config) -> bool:
+    return config.args_source is pytest.Config.ArgsSource.ARGS
+
+
+def _anchor(config: pytest.Config) -> Path:
+    """Return the one folder of `testpaths`, where a test of the recordings would be, or where pytest was started."""
+    here = config.invocation_params.dir
+    if here == config.rootpath:
+        folders = [path for pattern in config.getini("testpaths") for path in glob.glob(pattern, root_dir=here)]
+        if len(folders) == 1 and (here / folders[0]).is_dir():
+            return Path(os.path.abspath(here / folders[0]))
+    return here
+
+
+def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
+    recording = found.recording
+    try:
+        saga = class_of(found, settings)
+    except UnknownSagaClassError:
+        if not has_own_factory(settings.config):
+            raise
+        saga = None
+    model = model_or_none(saga) or recording.model
+    step = settings.from_step
+    if step is not None:
+        _check_step(step, recording, model)
+    plans: dict[str, FaultPlan | None] = {}
+    if settings.plans:
+        for plan in settings.plans:
+            plan.check(model)
+            plans[str(plan) or FAITHFUL] = plan or None
+    else:
+        plans[FAITHFUL] = None
+        plans.update((str(plan), plan) for plan in recorded_plans(recording, model, settings.kinds.value, from_step=step))
+    known = {hazard.plan: hazard.reason for hazard in hazards if hazard.saga == recording.saga_name}
+    for plan in known:
+        plan.check(model)
+    return Target(found, saga, model, plans, known)
+
+
+def _check_step(step: str, recording: Recording, model: SagaModel) -> None:
+    model.step(step)
+    if step not in recording.reached:
+        raise UnknownStepError(
+            f"--sagaz-from {step}: recording {recording.saga_id!r} never got to that step"
+            f"{nearest(step, recording.reached)}; it started {', '.join(recording.reached) or 'none'}"
+        )
+
+
+def _odd_overrides(targets: list[Target], settings: Settings) -> list[str]:
+    messages: dict[str, None] = {}
+    for target in targets if settings.override else ():
+        known = context_keys(target.found.recording)
+        messages |= dict.fromkeys(check_override(settings.override, known, strict=settings.strict))
+    return list(messages)
+
+
+def context_keys(recording: Recording) -> set[str]:
+    """Return every key that the recorded context ever had."""
+    keys = set(recording.context)
+    for event in recording.events:
+        if isinstance(event, (StepSucceeded, CompensationSucceeded)):
+            keys |= set(event.delta.set)
+    return keys
+
+
+def _take_node_ids(config: pytest.Config, targets: list[Target]) -> bool:
+    """Take the ids of our items out of the arguments, where pytest looks for files, and keep only what they name."""
+    if not _are_arguments(config):
+        return False
+    by_name = {target.name: target for target in targets}
+    wanted: dict[str, list[str]] = {}
+    for argument in list(config.args):
+        path, _, rest = argument.partition("::")
+        name = path if path in by_name else _from_root(path, config)
+        if name in by_name and not os.path.isfile(path):
+            config.args.remove(argument)
+            wanted.setdefault(name, []).append(rest)
+    for target in targets if wanted else ():
+        _keep(target, wanted.get(target.name, []))
+    return bool(wanted)
+
+
+def _from_root(path: str, config: pytest.Config) -> str:
+    try:
+        return os.path.relpath(config.invocation_params.dir / path, config.rootpath).replace(os.sep, "/")
+    except ValueError:  # on another drive, or no path at all
+        return path
+
+
+def _keep(target: Target, names: list[str]) -> None:
+    if "" in names:
+        return
+    kept: dict[str, FaultPlan | None] = {}
+    for name in names:
+        if name in target.plans:
+            kept[name] = target.plans[name]
+            continue
+        text = unescaped(name)
+        if "@" not in text:
+            raise UsageError(f"{target.name}::{name} is no item{nearest(name, target.plans)}")
+        plan = parse_plan(text)
+        plan.check(target.model)
+        kept[str(plan)] = plan
+    target.plans = kept
+
+
+def reproduce(target: Target, settings: Settings) -> str:
+    """Return the command that runs one plan of the target again, with `{plan}` in it."""
+    found = target.found
+    spec = os.path.relpath(found.path, settings.folder) if found.path else found.saga_id
+    parts = ["pytest", f"--sagaz-replay={spec}", "--sagaz-plan={plan}"]
+    if found.path is None and settings.store.value != DEFAULT_STORE and settings.store.origin == "--sagaz-store":
+        parts.append(f"--sagaz-store={settings.store.value}")
+    if settings.from_step:
+        parts.append(f"--sagaz-from={settings.from_step}")
+    parts += [f"--sagaz-override={text}" for text in settings.config.getoption("sagaz_override", None) or ()]
+    parts += [f"--app={module}" for group in settings.apps if group.origin == "--app" for module in group.value]
+    parts += ["--sagaz-allow-drift"] if settings.allow_drift else []
+    parts += ["--sagaz-allow-live"] if settings.live else []
+    return " ".join(part if "{plan}" in part else shlex.quote(part) for part in parts)
+
+
+_ODD = re.compile(r"[^\w.,=~@+#/: -]|::+|^/|^\.+(?=/|$)|(?<=/)(?:/|\.+(?=/|$))|^ | $|^-")
+
+
+def escaped(text: str) -> str:
+    """Return the text as a part of a node id: what would end a part, or means something to a path, is %-encoded."""
+    return _ODD.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+
+
+def unescaped(text: str) -> str:
+    """Do the inverse."""
+    from urllib.parse import unquote
+
+    return unquote(text)

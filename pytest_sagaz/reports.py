@@ -1,0 +1,247 @@
+"""What a test says when it fails, and the section at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sagaz_core
+from pytest_sagaz.cases import UnfaithfulError
+from pytest_sagaz.markers import forced_plan
+from pytest_sagaz.runner import runner_or_none
+from pytest_sagaz.settings import settings_of
+from sagaz_core.errors import SagazError
+from sagaz_core.explore.explain import table
+from sagaz_core.explore.outcome import Outcome, UnsoundError
+from sagaz_core.explore.trial import NotRunnableError
+from sagaz_core.faults.plan import FaultPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from pytest_sagaz.cases import Case
+    from sagaz_core.explore.recorded import Faithful
+
+DRIFT = "sagaz drift"
+_AROUND = "sagaz-around-tests"
+_OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (__file__, sagaz_core.__file__))
+
+
+# ---- our own items
+
+
+def prove(case: Case) -> None:
+    """Run the case of one of our items and raise what is wrong with it."""
+    __tracebackhide__ = True
+    if not case.plan:
+        _prove_faithful(case)
+        return
+    outcome = case.run()
+    case.runner.item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
+    if outcome.findings:
+        _show_users_error(case.runner.item, outcome)
+    outcome.assert_sound()
+
+
+def _prove_faithful(case: Case) -> None:
+    __tracebackhide__ = True
+    item = case.runner.item
+    try:
+        faithful = case.run_faithful()
+    except NotRunnableError as error:
+        pytest.skip(f"not run: {error}")
+    drift = table(("what", "recorded", "now"), [(where, _short(a), _short(b)) for where, a, b in faithful.drift])
+    if faithful.drift:
+        item.add_report_section("call", DRIFT, "\n".join(drift))
+    strict = settings_of(item.config).strict and bool(faithful.drift)
+    verdict = "DIFFERENT" if faithful.differences else "DRIFT" if strict else "FAITHFUL"
+    item.user_properties.append(("sagaz_verdict", verdict))
+    if faithful.differences:
+        _show_users_error(item, faithful.outcome)
+        raise UnfaithfulError(f"DIFFERENT: {_first(faithful.differences)}", _differences(faithful))
+    if strict:
+        where = f"{faithful.drift[0][0]} was {_short(faithful.drift[0][1])}, is {_short(faithful.drift[0][2])}"
+        raise UnfaithfulError(f"DRIFT: {_first((where, *faithful.drift[1:]))}", "\n".join(drift))
+
+
+def _first(lines: Sequence[object]) -> str:
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return f"{lines[0]}{more}"
+
+
+def _differences(faithful: Faithful) -> str:
+    outcome = faithful.outcome
+    lines = [f"saga {outcome.saga_name!r} does not do what was recorded:", ""]
+    lines += [f"  {difference}" for difference in faithful.differences]
+    return "\n".join([*lines, "", "what it does now:", *(f"  {row}" for row in outcome.trace)])
+
+
+def _show_users_error(item: pytest.Item, outcome: Outcome) -> None:
+    """Keep the traceback of an error that nobody forced: the saga's own code has a bug, or refused."""
+    error = outcome.exception
+    if not isinstance(error, Exception) or isinstance(error, SagazError):
+        return
+    if any(error is fault.exception or type(error) is fault.exception for fault in outcome.plan):
+        return
+    excinfo = pytest.ExceptionInfo.from_exception(error)
+    excinfo.traceback = users_part(excinfo.traceback) or excinfo.traceback
+    item.add_report_section("call", "sagaz: what a step raised", str(excinfo.getrepr(style="short")))
+
+
+def own_failure(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    """Return what is shown instead of a traceback, for errors that ours say everything about; else None."""
+    error = excinfo.value
+    if isinstance(error, UnsoundError):
+        return _plain(item, f"{type(error).__name__}: {error}", error.report)
+    if isinstance(error, SagazError):
+        line = f"{type(error).__name__}: {error}"
+        return _plain(item, line, line)
+    return None
+
+
+def _plain(item: pytest.Item, line: str, text: str) -> Any:
+    # pytest has no public way to make a failure of a text and a line of its own for the summary.
+    from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
+
+    crash = ReprFileLocation(item.nodeid, 0, line)
+    body = text if text == line else f"{line}\n\n{text}"
+    lines = [f"{row}\n" for row in body.split("\n")]
+    return ReprExceptionInfo(ReprTraceback([ReprEntryNative(lines)], None, "native"), crash)
+
+
+def users_part(traceback: Any) -> Any:
+    """Return the traceback without our frames, or None if no other is left."""
+    kept = traceback.filter(lambda entry: not str(entry.path).startswith(_OURS))
+    users = [entry for entry in kept if "site-packages" not in str(entry.path).replace("_pytest", "site-packages")]
+    return kept if users else None
+
+
+# ---- around each test that has to do with a saga
+
+
+def take_part(config: pytest.Config) -> None:
+    """Let our hooks see the tests from now on."""
+    if not config.pluginmanager.hasplugin(_AROUND):
+        config.pluginmanager.register(AroundTests(), _AROUND)
+
+
+class AroundTests:
+    """Fails a test whose forced failure never happened, and adds to a failure what is known of it."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        try:
+            result = yield
+        finally:
+            _note_outcome(item)
+        check_not_vacuous(item)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        if isinstance(error, UnsoundError) and not _is_ours(item) and not report.passed:
+            report.sections.append(("sagaz", error.report))
+        return report
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    from pytest_sagaz.collection import SagaItem
+
+    return isinstance(item, SagaItem)
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    return getattr(item, "funcargs", {}).get("saga_case")
+
+
+def _note_outcome(item: pytest.Item) -> None:
+    runner, case = runner_or_none(item), _case_of(item)
+    if runner is None or case is None or _is_ours(item) or not runner.outcomes:
+        return
+    outcome = runner.outcomes[-1]
+    recorded = case.recording
+    item.user_properties.append(("sagaz_id", recorded.saga_id) if recorded else ("sagaz_saga", outcome.saga_name))
+    item.user_properties.append(("sagaz_plan", str(outcome.plan) or "none"))
+    item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
+
+
+def check_not_vacuous(item: pytest.Item) -> None:
+    """Fail a test that passed although the failure that it asks for never happened."""
+    __tracebackhide__ = True
+    runner, case = runner_or_none(item), _case_of(item)
+    plan = case.plan if case is not None else forced_plan(item)
+    if _is_ours(item) or not plan:
+        return
+    outcomes = runner.outcomes if runner is not None else []
+    under_it = [outcome for outcome in outcomes if outcome.plan == plan]
+    if any(not outcome.evidence.missed for outcome in under_it):
+        return
+    if under_it:
+        found = under_it[0].findings[0]
+        pytest.fail(f"VACUOUS under {plan}: {found.sentence}\n\n{under_it[0].explain()}", pytrace=False)
+    if case is not None or outcomes or _is_marked_itself(item):
+        pytest.fail(f"VACUOUS: {_why_no_run(plan, case, outcomes)}", pytrace=False)
+
+
+def _is_marked_itself(item: pytest.Item) -> bool:
+    return any(mark.name == "force_failure" for mark in item.own_markers)
+
+
+def _why_no_run(plan: FaultPlan, case: Case | None, outcomes: list[Outcome]) -> str:
+    if case is not None:
+        return f"the test did not run its saga under {plan}: call saga_case.run()"
+    if outcomes:
+        return f"no saga of the test ran under {plan}, which its markers ask for: leave `plan` out, or the marker"
+    return f"the test ran no saga under {plan}: run it with the fixture sagaz, sagaz.run(saga, context)"
+
+
+# ---- the end of a run
+
+
+def summary(reports: Sequence[pytest.TestReport]) -> list[str]:
+    """Return the lines for the end of the run: how many plans of each saga were tried, and how many are sound."""
+    groups: dict[str, list[tuple[pytest.TestReport, dict[str, Any]]]] = {}
+    for report in reports:
+        facts = dict(getattr(report, "user_properties", ()))
+        name = facts.get("sagaz_id") or facts.get("sagaz_saga")
+        if name is not None and (report.when == "call" or not report.passed):
+            groups.setdefault(str(name), []).append((report, facts))
+    lines = []
+    for name, group in groups.items():
+        lines.append(f"{name}: {_counts(group)}")
+        for report, _ in group:
+            for title, text in report.sections:
+                if DRIFT in title and report.passed:
+                    lines += ["  drift, which passes without --sagaz-strict:", *(f"  {row}" for row in text.split("\n"))]
+    return lines
+
+
+def _counts(group: list[tuple[pytest.TestReport, dict[str, Any]]]) -> str:
+    parts = []
+    for _, facts in group:
+        if facts.get("sagaz_plan") == "faithful" and "sagaz_verdict" in facts:
+            parts.append(str(facts["sagaz_verdict"]).lower())
+    plans = [(report, facts) for report, facts in group if facts.get("sagaz_plan") != "faithful"]
+    ran = [(report, facts) for report, facts in plans if "sagaz_verdict" in facts]
+    sound = [facts for _, facts in ran if facts["sagaz_verdict"] == "CLEAN"]
+    if plans:
+        parts.append(f"{len(plans)} plan{'s' if len(plans) != 1 else ''}, {len(sound)} sound")
+    known = sum(1 for report, _ in plans if hasattr(report, "wasxfail"))
+    not_run = len([1 for report, facts in plans if report.skipped and "sagaz_verdict" not in facts])
+    broken = len(plans) - len(ran) - not_run
+    wrong = len(ran) - len(sound) - known
+    for count, what in ((wrong, "not"), (known, "known not to be"), (not_run, "not run"), (broken, "failed to run")):
+        if count > 0:
+            parts.append(f"{count} {what}")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,138 @@
+"""Running sagas in a test: on a virtual clock, with the wall clock frozen where a replay asks for it, off the network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from sagaz_core.clock import Clock, utc_now
+from sagaz_core.errors import NetworkBlockedError, RunningLoopError
+from sagaz_core.network import NetworkBlock, no_network
+from sagaz_core.virtual_time import VirtualRunner, frozen_at
+
+if TYPE_CHECKING:
+    from sagaz_core.explore.outcome import Outcome
+
+T = TypeVar("T")
+
+_LOOP = pytest.StashKey[VirtualRunner]()
+_RUNNER = pytest.StashKey["Runner"]()
+
+
+class Runner:
+    """Runs the sagas of one test, and remembers how they ended."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self.item = item
+        self.config = item.config
+        self.live = bool(item.config.getoption("sagaz_allow_live", None))
+        self.outcomes: list[Outcome] = []
+        self._virtual: VirtualRunner | None = None
+
+    @property
+    def virtual(self) -> VirtualRunner:
+        """The virtual clock's loop: one for the whole run, set back to the present for each test."""
+        if self._virtual is None:
+            stash = self.config.stash
+            if _LOOP not in stash:
+                stash[_LOOP] = VirtualRunner()
+                self.config.add_cleanup(stash[_LOOP].close)
+            self._virtual = stash[_LOOP]
+            self._virtual.reset()
+        return self._virtual
+
+    def clock(self) -> Clock:
+        """Return the clock of runs: the virtual one, outside of a loop of the test's own."""
+        if self.live or _inside_a_loop():
+            return utc_now
+        virtual = self.virtual
+        return lambda: virtual.loop.now()
+
+    def run(
+        self, coroutine: Callable[[], Coroutine[Any, Any, T]], *, instead: str, start: datetime | None = None
+    ) -> T:
+        """Run it to its end. `start` freezes the wall clock there, and moves it with the loop.
+
+        Raises `RunningLoopError`, which names what to use `instead`, inside a running loop, and `NetworkBlockedError`
+        when the network was tried, even if that error was swallowed.
+        """
+        self.outside_a_loop(instead)
+        if self.live:
+            return asyncio.run(coroutine())
+        virtual = self.virtual
+        if start is not None:
+            virtual.reset(start)
+        with self._shielded(start):
+            return virtual.run(coroutine())
+
+    def outside_a_loop(self, instead: str) -> None:
+        """Raise `RunningLoopError`, which names what to use instead, inside a running loop."""
+        if _inside_a_loop():
+            raise RunningLoopError(f"this was called inside a running event loop: write `await {instead}(...)` there")
+
+    async def arun(self, coroutine: Callable[[], Coroutine[Any, Any, T]], start: datetime | None = None) -> T:
+        """Do the same on the loop that runs, in its time."""
+        if self.live:
+            return await coroutine()
+        with self._shielded(start):
+            return await coroutine()
+
+    @contextlib.contextmanager
+    def _shielded(self, start: datetime | None) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if start is not None:
+                stack.enter_context(frozen_at(start))
+            block: NetworkBlock = stack.enter_context(no_network())
+            yield
+        if block.attempts:
+            first, more = block.attempts[0], len(block.attempts) - 1
+            raise NetworkBlockedError(
+                f"the saga tried to {first.call} to {first.address}{f' (and {more} times more)' if more else ''}: "
+                f"give it fakes by overriding the fixture saga_factory, or let it with --sagaz-allow-live"
+            )
+
+
+def runner_of(item: pytest.Item) -> Runner:
+    """Return the test's runner, made when it is first asked for. It makes our hooks around each test take part."""
+    if _RUNNER not in item.stash:
+        from pytest_sagaz import reports
+
+        reports.take_part(item.config)
+        item.stash[_RUNNER] = Runner(item)
+    return item.stash[_RUNNER]
+
+
+def runner_or_none(item: pytest.Item) -> Runner | None:
+    """Return the test's runner, if any saga was run by it."""
+    return item.stash.get(_RUNNER, None)
+
+
+def _inside_a_loop() -> bool:
+    return asyncio._get_running_loop() is not None
+
+
+class SagaClock:
+    """The virtual clock of a test: the time in the sagas that `sagaz.run` and `saga_case.run` run."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def now(self) -> datetime:
+        """Return the virtual time, aware and in UTC."""
+        return self._runner.virtual.loop.now()
+
+    def advance(self, by: timedelta | float) -> None:
+        """Let so much time go by (seconds, or a timedelta), at once. Frozen clocks move with it."""
+        seconds = by.total_seconds() if isinstance(by, timedelta) else float(by)
+        if seconds < 0:
+            raise ValueError(f"advance({by!r}): time does not go back")
+        self._runner.virtual.run(asyncio.sleep(seconds))
+
+    def start_at(self, moment: datetime) -> None:
+        """Set the virtual time, which must be aware, as `sagaz.run` is to begin at."""
+        self._runner.virtual.reset(moment)

@@ -1,0 +1,214 @@
+"""`Sagaz`: what the fixture `sagaz` gives, to run sagas, replay them and explore them in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sagaz.cases import Case
+from pytest_sagaz.markers import forced_plan
+from pytest_sagaz.recordings import Found, find
+from pytest_sagaz.runner import runner_of
+from pytest_sagaz.sagas import class_of, maker
+from pytest_sagaz.settings import settings_of
+from sagaz_core.errors import UsageError
+from sagaz_core.explore.explorer import Exploration, aexplore
+from sagaz_core.faults.plan import FaultPlan, as_plan
+from sagaz_core.recording.base import Recording
+
+if TYPE_CHECKING:
+    import pytest
+
+    from sagaz_core.explore.outcome import Outcome
+    from sagaz_core.explore.world import World
+
+
+class Sagaz:
+    """Runs sagas in a test: on a virtual clock, off the network, with every witness watching. A test of a rollback:
+
+        @pytest.mark.force_failure("ship_order", at="after")
+        def test_a_lost_parcel_is_called_back(sagaz):
+            outcome = sagaz.run(OrderSaga(), {"order_id": "1", "sku": "W1", "quantity": 1, "price": 9, "address": "x"})
+            outcome.assert_compensated("reserve_inventory", "charge_payment", "ship_order")
+            outcome.assert_sound()
+
+    `saga` is a class, an instance, or a function that makes one. The faults of the test's `force_failure` markers
+    strike unless a `plan` is given. Methods without an `a` in front raise `RunningLoopError` inside a running loop.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._item: pytest.Item = request.node
+        self._request = request
+        self._runner = runner_of(self._item)
+
+    def run(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None = None,
+        *,
+        plan: FaultPlan | str | None = None,
+        world: World | None = None,
+        saga_id: str | None = None,
+    ) -> Outcome:
+        """Run the saga once and return how it ended."""
+        __tracebackhide__ = True
+        self._outside_a_loop("arun")
+        return self._case(saga, context, plan, world, saga_id).run()
+
+    async def arun(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None = None,
+        *,
+        plan: FaultPlan | str | None = None,
+        world: World | None = None,
+        saga_id: str | None = None,
+    ) -> Outcome:
+        """Do what `run` does, inside a running loop and in its time."""
+        __tracebackhide__ = True
+        return await self._case(saga, context, plan, world, saga_id).arun()
+
+    def replay(
+        self,
+        recording: Recording | str | Path,
+        step: str | None = None,
+        override: Mapping[str, Any] | None = None,
+        plan: FaultPlan | str | None = None,
+        *,
+        saga: Any = None,
+        freeze: bool = True,
+        allow_drift: bool = False,
+    ) -> Outcome:
+        """Run a recorded saga again (a `Recording`, an id or a path) and return how it ended.
+
+        It begins at `step`, or at the first step that the plan strikes, with the recorded results of the steps before
+        it; without either at its start. `freeze` runs it at the recorded time. `saga` is its class, an instance or a function
+        that makes one, if neither the fixture saga_factory nor the store has it.
+        """
+        __tracebackhide__ = True
+        self._outside_a_loop("areplay")
+        return self._replay(recording, step, override, plan, saga, freeze=freeze, allow_drift=allow_drift).run()
+
+    async def areplay(
+        self,
+        recording: Recording | str | Path,
+        step: str | None = None,
+        override: Mapping[str, Any] | None = None,
+        plan: FaultPlan | str | None = None,
+        *,
+        saga: Any = None,
+        freeze: bool = True,
+        allow_drift: bool = False,
+    ) -> Outcome:
+        """Do what `replay` does with a `Recording` (the fixture `recording` is one), inside a running loop."""
+        __tracebackhide__ = True
+        if not isinstance(recording, Recording):
+            raise UsageError(f"areplay({recording!r}): give a Recording, such as the fixture `recording`")
+        return await self._replay(recording, step, override, plan, saga, freeze=freeze, allow_drift=allow_drift).arun()
+
+    def explore(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None = None,
+        *,
+        kinds: str | Iterable[str] = "all",
+        depth: int = 1,
+        world: World | None = None,
+        max_executions: int | None = None,
+    ) -> Exploration:
+        """Try every failure of the saga; see `sagaz_core.explore`."""
+        __tracebackhide__ = True
+        self._outside_a_loop("aexplore")
+        main = self._exploring(saga, context, kinds, depth, world, max_executions)
+        return self._runner.run(lambda: main, instead="sagaz.aexplore")
+
+    async def aexplore(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None = None,
+        *,
+        kinds: str | Iterable[str] = "all",
+        depth: int = 1,
+        world: World | None = None,
+        max_executions: int | None = None,
+    ) -> Exploration:
+        """Do what `explore` does, inside a running loop."""
+        main = self._exploring(saga, context, kinds, depth, world, max_executions)
+        return await self._runner.arun(lambda: main)
+
+    def _exploring(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None,
+        kinds: str | Iterable[str],
+        depth: int,
+        world: World | None,
+        max_executions: int | None,
+    ) -> Any:
+        world = self._world(world)
+        return aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions)
+
+    def _case(
+        self,
+        saga: Any,
+        context: Mapping[str, Any] | None,
+        plan: FaultPlan | str | None,
+        world: World | None,
+        saga_id: str | None,
+    ) -> Case:
+        return Case(
+            self._runner,
+            maker(None, "", saga),
+            dict(context or {}),
+            self._plan(plan),
+            world=self._world(world),
+            saga_id=saga_id,
+        )
+
+    def _replay(
+        self,
+        recording: Recording | str | Path,
+        step: str | None,
+        override: Mapping[str, Any] | None,
+        plan: FaultPlan | str | None,
+        saga: Any,
+        *,
+        freeze: bool,
+        allow_drift: bool,
+    ) -> Case:
+        settings = settings_of(self._item.config)
+        if isinstance(recording, Recording):
+            found = Found(recording, trusted=settings.trusts(recording))
+        else:
+            found = self._find(str(recording))
+        factory = self._request.getfixturevalue("saga_factory") if saga is None else None
+        if saga is None and factory is None:
+            saga = class_of(found, settings)
+        return Case(
+            self._runner,
+            maker(factory, found.recording.saga_name, saga),
+            plan=self._plan(plan),
+            recording=found.recording,
+            step=step,
+            override=dict(override or {}),
+            freeze=freeze,
+            world=self._world(None),
+            allow_drift=allow_drift or settings.allow_drift,
+        )
+
+    def _find(self, spec: str) -> Found:
+        found = find(spec, settings_of(self._item.config), self._item.path.parent)
+        if len(found) != 1:
+            raise UsageError(f"{spec!r} is {len(found)} recordings: name one")
+        return found[0]
+
+    def _plan(self, plan: FaultPlan | str | None) -> FaultPlan:
+        return forced_plan(self._item) if plan is None else as_plan(plan)
+
+    def _world(self, world: World | None) -> World:
+        given: World = self._request.getfixturevalue("saga_world") if world is None else world
+        return given
+
+    def _outside_a_loop(self, instead: str) -> None:
+        self._runner.outside_a_loop(f"sagaz.{instead}")

@@ -1,0 +1,58 @@
+"""How a command fails: one line, and an exit code.
+
+| code | what it means |
+|---|---|
+| 0 | as asked |
+| 1 | the saga ran, and did not end well (stuck, dead, a replay rolled back), or a planned fault never happened |
+| 2 | nothing was run: something given or found is wrong |
+| 130, 143 | stopped by Ctrl-C, by SIGTERM |
+| 141 | the reader of the output closed it |
+"""
+
+from __future__ import annotations
+
+import click
+
+from sagaz_core.errors import SagazError
+
+NOT_WELL = 1
+USAGE = 2
+BROKEN_PIPE = 141
+
+
+class Failure(Exception):  # noqa: N818 - what a command ends with, not an error of the program
+    """Ends the command with this line on stderr and this exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return how a command ends that raised this."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, click.Abort):
+        return Failure("interrupted", 130)
+    if isinstance(error, click.ClickException):
+        return Failure(_click_message(error), USAGE)
+    return Failure(message_of(error), USAGE)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says; one that is not ours is named."""
+    if isinstance(error, SagazError):
+        return str(error)
+    try:
+        text = str(error)
+    except Exception:  # the user's class
+        text = "(its message could not be made)"
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def _click_message(error: click.ClickException) -> str:
+    message = error.format_message()
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+    return f"{message} See '{command} --help'." if command else message

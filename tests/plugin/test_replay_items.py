@@ -1,0 +1,288 @@
+"""`pytest --sagaz-replay=ID`: what is collected, what passes, and what a failure says."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shops import CONTEXT, QUICK, error_of
+
+if TYPE_CHECKING:
+    from shops import Shop
+
+ALL = [f"ORDER-1::{name}" for name in ("faithful", *QUICK)]
+
+
+@pytest.fixture
+def order(shop: Shop) -> Shop:
+    shop.record()
+    return shop
+
+
+@pytest.fixture
+def careless(shop: Shop) -> Shop:
+    shop.record("shop:Careless")
+    return shop
+
+
+# -- what is collected
+
+
+def test_a_recorded_saga_is_one_faithful_item_and_one_for_each_plan(order: Shop) -> None:
+    assert order.ids("--sagaz-replay=ORDER-1") == ALL
+
+
+def test_a_sound_saga_passes_and_says_how_many_plans_were_tried(order: Shop) -> None:
+    result = order.replay()
+    result.assert_outcomes(passed=10)
+    result.stdout.fnmatch_lines(["ORDER-1 *..........*", "*= sagaz =*", "ORDER-1: faithful, 9 plans, 9 sound"])
+
+
+def test_nothing_else_is_collected_whatever_testpaths_says(order: Shop) -> None:
+    order.write("tests/test_other", "raise RuntimeError('collected')")
+    order.write("test_here", "raise RuntimeError('collected')")
+    order.ini("testpaths = tests test_here.py\naddopts = -ra --strict-markers")
+    assert order.ids("--sagaz-replay=ORDER-1") == ALL
+
+
+def test_started_below_the_root_folder_the_ids_are_the_same(order: Shop) -> None:
+    order.write("sub/test_other", "raise RuntimeError('collected')")
+    order.record(store=f"sqlite:///{order.path}/sub/.sagaz/sagaz.db")
+    order.monkeypatch.chdir(order.path / "sub")
+    assert order.ids("--sagaz-replay=ORDER-1") == ALL
+    order.replay("../ORDER-1::charge@after").assert_outcomes(passed=1)
+
+
+def test_with_paths_the_tests_there_are_run_too(order: Shop) -> None:
+    order.write("tests/test_a", "def test_it(): pass")
+    order.write("tests/test_b", "def test_it(): pass")
+    assert order.ids("--sagaz-replay=ORDER-1", "tests/test_a.py") == ["tests/test_a.py::test_it", *ALL]
+    assert sorted(order.ids("--sagaz-replay=ORDER-1", ".")) == sorted(
+        ["tests/test_a.py::test_it", "tests/test_b.py::test_it", *ALL]
+    )
+
+
+def test_tests_in_a_given_path_get_the_recording_they_ask_for(order: Shop) -> None:
+    order.record(saga_id="ORDER-2")
+    order.write("test_a", "def test_it(recording): assert recording.completed")
+    result = order.run("--sagaz-replay=ORDER-*", "test_a.py", "-v", "-k", "test_it")
+    result.assert_outcomes(passed=2, deselected=20)
+    result.stdout.fnmatch_lines(["test_a.py::test_it[[]ORDER-1]*", "test_a.py::test_it[[]ORDER-2]*"])
+
+
+def test_kinds_are_chosen_by_name_or_all_of_them(order: Shop) -> None:
+    assert order.ids("--sagaz-replay=ORDER-1", "--sagaz-kinds=after") == [
+        "ORDER-1::faithful", "ORDER-1::reserve@after", "ORDER-1::charge@after", "ORDER-1::ship@after",
+    ]  # fmt: skip
+    assert len(order.ids("--sagaz-replay=ORDER-1", "--sagaz-kinds=all")) > 30
+
+
+def test_every_kind_of_fault_is_sound_in_a_sound_saga(order: Shop) -> None:
+    result = order.replay("--sagaz-kinds=all")
+    assert result.ret == 0
+    assert set(result.parseoutcomes()) == {"passed"}
+
+
+def test_from_a_step_on_only_the_plans_from_there_are_tried(order: Shop) -> None:
+    ids = order.ids("--sagaz-replay=ORDER-1", "--sagaz-from=charge")
+    assert "ORDER-1::reserve@before" not in ids
+    assert {"ORDER-1::charge@before", "ORDER-1::ship@after", "ORDER-1::reserve@undo-fail"} <= set(ids)
+    order.replay("--sagaz-from=charge").assert_outcomes(passed=len(ids))
+
+
+def test_named_plans_run_instead_of_the_single_fault_set(order: Shop) -> None:
+    plan = "ship@before+charge@undo-fail"
+    assert order.ids("--sagaz-replay=ORDER-1", f"--sagaz-plan={plan}", "--sagaz-plan=none") == [
+        f"ORDER-1::{plan}", "ORDER-1::faithful",
+    ]  # fmt: skip
+    order.replay(f"--sagaz-plan={plan}").assert_outcomes(passed=1)
+
+
+def test_an_id_with_odd_characters_makes_ids_that_can_be_given_back(shop: Shop) -> None:
+    odd = "a::b[1] c/../d%"
+    shop.record(saga_id=odd)
+    ids = shop.ids(f"--sagaz-replay={odd}")
+    assert len(ids) == 10
+    shop.replay(ids[3], saga_id=odd).assert_outcomes(passed=1)
+
+
+# -- files
+
+
+def test_a_recording_file_runs_when_its_module_is_named(shop: Shop) -> None:
+    shop.record(out="order.json")
+    (shop.path / ".sagaz/sagaz.db").unlink()
+    assert "no module is named that has it" in error_of(shop.replay(saga_id="order.json"))
+    shop.replay("--app=shop", saga_id="order.json").assert_outcomes(passed=10)
+    shop.ini("sagaz_sagas = shop")
+    shop.replay(saga_id="order.json").assert_outcomes(passed=10)
+    shop.replay(saga_id="*.json").assert_outcomes(passed=10)
+
+
+def test_a_recording_file_does_not_say_which_module_is_imported(shop: Shop) -> None:
+    shop.record(out="order.json")
+    text = (shop.path / "order.json").read_text().replace('"shop:Order"', '"evil:Order"')
+    (shop.path / "order.json").write_text(text)
+    shop.write("evil", "raise SystemExit('imported')")
+    assert "evil:Order, which is not taken from a file" in error_of(shop.replay(saga_id="order.json"))
+
+
+def test_files_of_the_recordings_folder_are_found_by_id(shop: Shop) -> None:
+    (shop.path / "recordings").mkdir()
+    shop.record(out="recordings/some-name.json", store="memory://")
+    shop.ini("sagaz_recordings = recordings\nsagaz_sagas = shop")
+    shop.replay().assert_outcomes(passed=10)
+    shop.replay(saga_id="ORD*").assert_outcomes(passed=10)
+
+
+def test_a_saga_factory_that_is_overridden_needs_no_module(shop: Shop) -> None:
+    shop.record(out="order.json", store="memory://")
+    shop.write("conftest", "import pytest, shop\n\n@pytest.fixture\ndef saga_factory():\n    return shop.Order\n")
+    shop.replay(saga_id="order.json").assert_outcomes(passed=10)
+
+
+def test_the_store_comes_from_option_environment_ini_and_project_in_that_order(shop: Shop) -> None:
+    for name in ("option", "environment", "ini", "project"):
+        shop.record(saga_id=f"IN-{name}", store=f"sqlite:///{name}.db")
+    (shop.path / "pyproject.toml").write_text('[tool.sagaz]\nstore = "sqlite:///project.db"\n')
+    shop.replay("-k", "faithful", saga_id="IN-project").assert_outcomes(passed=1, deselected=9)
+    shop.ini("sagaz_store = sqlite:///ini.db")
+    shop.replay("-k", "faithful", saga_id="IN-ini").assert_outcomes(passed=1, deselected=9)
+    shop.monkeypatch.setenv("SAGAZ_STORE", "sqlite:///environment.db")
+    shop.replay("-k", "faithful", saga_id="IN-environment").assert_outcomes(passed=1, deselected=9)
+    result = shop.replay("-k", "faithful", "--sagaz-store=sqlite:///option.db", "-v", saga_id="IN-option")
+    result.assert_outcomes(passed=1, deselected=9)
+    result.stdout.fnmatch_lines(["sagaz: store sqlite:///option.db (--sagaz-store); kinds quick (default)"])
+
+
+# -- what a failure says
+
+
+def test_a_charge_that_is_left_behind_fails_with_the_table_and_no_traceback(careless: Shop) -> None:
+    result = careless.replay()
+    result.assert_outcomes(passed=9, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*_ ORDER-1: charge@after _*",
+            "UnsoundError: ORPHAN under charge@after: the effect of 'charge' was left behind",
+            "step * done * undone * left",
+            "*declare in_doubt=\"compensate\" at step 'charge'*",
+            "again * pytest --sagaz-replay=ORDER-1 --sagaz-plan=charge@after",
+            "ORDER-1: faithful, 9 plans, 8 sound, 1 not",
+            "FAILED ORDER-1::charge@after - UnsoundError: ORPHAN under charge@after: the effect of 'charge' was left*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*pytest_sagaz/*")
+    result.stdout.no_fnmatch_line("*sagaz_core/*")
+
+
+def test_the_command_that_a_failure_prints_runs_that_plan_alone(careless: Shop) -> None:
+    line = next(line for line in careless.replay("--sagaz-override", "quantity=3").outlines if line.startswith("again"))
+    command = line.split()[2:]
+    assert command[0] == "--sagaz-replay=ORDER-1"
+    careless.run(*command).assert_outcomes(failed=1)
+
+
+def test_junit_has_the_facts(careless: Shop) -> None:
+    careless.replay("--junitxml=report.xml")
+    cases = {case.get("name"): case for case in ET.parse(careless.path / "report.xml").iter("testcase")}  # noqa: S314
+    case = cases["charge@after"]
+    assert case.get("classname") == "ORDER-1"
+    assert {p.get("name"): p.get("value") for p in case.iter("property")} == {
+        "sagaz_id": "ORDER-1", "sagaz_plan": "charge@after", "sagaz_verdict": "ORPHAN",
+    }  # fmt: skip
+    failure = case.find("failure")
+    assert failure is not None
+    assert failure.get("message") == "UnsoundError: ORPHAN under charge@after: the effect of 'charge' was left behind"
+
+
+def test_other_code_than_was_recorded_fails_with_the_differences(order: Shop) -> None:
+    order.write("shop", (order.path / "shop.py").read_text().replace('"ship"', '"deliver"'))
+    result = order.replay()
+    result.assert_outcomes(failed=10)
+    result.stdout.fnmatch_lines(
+        [
+            "UnfaithfulError: DIFFERENT: step 'ship' is gone (and * more)",
+            "  step 'deliver' is new",
+            "DriftError: saga 'order' is not defined as it was recorded: step 'ship' is gone; step 'deliver' is new*",
+        ]
+    )
+    assert order.replay("--sagaz-allow-drift", "-k", "not faithful").ret == 0
+
+
+def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
+    order.write("shop", (order.path / "shop.py").read_text().replace('"R-{', '"S-{').replace("f\"R-", "f\"S-"))
+    result = order.replay()
+    result.assert_outcomes(passed=10)
+    result.stdout.fnmatch_lines(["*result of reserve.reservation  'R-1'*'S-1'"])
+    result = order.replay("--sagaz-strict")
+    result.assert_outcomes(passed=9, failed=1)
+    result.stdout.fnmatch_lines(["UnfaithfulError: DRIFT: result of reserve.reservation was 'R-1', is 'S-1'*"])
+
+
+def test_a_bug_of_the_saga_keeps_its_traceback(order: Shop) -> None:
+    order.write("shop", (order.path / "shop.py").read_text().replace('ctx["quantity"] * ctx["price"]', 'ctx["qantity"]'))
+    result = order.replay()
+    result.stdout.fnmatch_lines(["*what a step raised*", "shop.py:*: in charge", "E   KeyError: 'qantity'"])
+    result.stdout.no_fnmatch_line("*sagaz_core/*")
+
+
+def test_a_bug_of_a_fixture_keeps_its_traceback(order: Shop) -> None:
+    order.write(
+        "conftest", "import pytest\n\n@pytest.fixture\ndef saga_factory():\n    return lambda: 1 / 0\n"
+    )
+    result = order.replay("-k", "end")
+    result.assert_outcomes(failed=1, deselected=9)
+    result.stdout.fnmatch_lines(["conftest.py:5: ZeroDivisionError*"])
+
+
+def test_an_override_is_laid_over_the_recorded_context(order: Shop) -> None:
+    result = order.replay("--sagaz-override", "quantity=3", "--sagaz-strict", "-k", "faithful")
+    result.stdout.fnmatch_lines(["*DRIFT: result of charge.total was 14, is 21*"])
+    assert CONTEXT["quantity"] == 2
+
+
+def test_what_the_engine_cannot_have_is_skipped_with_the_reason(shop: Shop) -> None:
+    pytest.importorskip("sagaz")
+    shop.write(
+        "theirs",
+        """
+        from sagaz.core.decorators import Saga, action, compensate
+
+        class Theirs(Saga):
+            saga_name = "theirs"
+
+            @action("reserve")
+            async def reserve(self, ctx): return {"r": 1}
+
+            @compensate("reserve")
+            async def release(self, ctx): pass
+        """,
+    )
+    shop.write(
+        "record",
+        """
+        import asyncio
+        from sagaz_core import open_storage, ReplayConfig
+        from sagaz_core.adapters.locate import adapter_for
+        from sagaz_core.engine.run import RunOptions
+        from theirs import Theirs
+
+        async def main():
+            adapter = adapter_for(Theirs)
+            options = RunOptions(storage=open_storage("sqlite:///.sagaz/sagaz.db"), replay_config=ReplayConfig())
+            await adapter.run(adapter.create(Theirs), {"order_id": "1"}, saga_id="ORDER-1", options=options)
+
+        asyncio.run(main())
+        """,
+    )
+    assert shop.pytester.run(sys.executable, "record.py").ret == 0
+    shop.ini("")
+    result = shop.replay("--sagaz-kinds=before,crash", "-rs", "-W", "ignore")
+    result.assert_outcomes(passed=3, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED *not run: reserve@crash was not run: the engine of the sagaz package cannot*"])
+    result.stdout.fnmatch_lines(["ORDER-1: faithful, 3 plans, 2 sound, 1 not run"])
