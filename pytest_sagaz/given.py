@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
 
+WORKER_KEY = "sagaz_usage_errors"
+"""The key of `config.workeroutput` under which an xdist worker says what is wrong with markers."""
+
 _FOUND = pytest.StashKey[Found]()
 _WRONG = pytest.StashKey[list[str]]()
 _HOW = (
@@ -78,20 +81,25 @@ def _note_wrong(config: pytest.Config, item: pytest.Item, error: Exception) -> N
     config.stash.setdefault(_WRONG, []).append(f"{item.nodeid}: {error}")
 
 
-def check_markers(config: pytest.Config, items: list[pytest.Item]) -> None:
+def check_markers(config: pytest.Config, items: list[pytest.Item], marked: list[pytest.Item]) -> None:
     """Raise a usage error that names the test when the arguments of a marker of ours are wrong; load the recordings."""
     from pytest_sagaz import reports
 
     reports.take_part(config)
     wrong = config.stash.setdefault(_WRONG, [])
     loaded: dict[tuple[str, str], Found] = {}
-    for item in items:
+    for item in marked:
         try:
             _check(item, settings_of(config), loaded)
         except SagazError as error:
             _note_wrong(config, item, error)
-    if wrong:
-        raise pytest.UsageError(*dict.fromkeys(wrong))
+    messages = list(dict.fromkeys(wrong))
+    if messages and hasattr(config, "workerinput"):
+        # What a worker raises here is an internal error to the controller, so that one is told, and raises it.
+        config.workeroutput[WORKER_KEY] = messages  # type: ignore[attr-defined] # xdist's
+        items.clear()
+    elif messages:
+        raise pytest.UsageError(*messages)
 
 
 def _check(item: pytest.Item, settings: Settings, loaded: dict[tuple[str, str], Found]) -> None:

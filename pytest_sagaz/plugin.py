@@ -34,6 +34,7 @@ __all__ = [
 
 _ONLY_WITH_REPLAY = ("sagaz_from", "sagaz_plan", "sagaz_override")
 _CHECKED = ("sagaz_kinds", "sagaz_depth")
+_WORKERS_SAY = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(trylast=True)
@@ -97,16 +98,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if marked:
         from pytest_sagaz.given import check_markers
 
-        check_markers(config, marked)
+        check_markers(config, items, marked)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     output = getattr(node, "workeroutput", None) or {}
+    if "sagaz_usage_errors" in output:
+        node.config.stash[_WORKERS_SAY] = output["sagaz_usage_errors"]
     if "sagaz_goldens" in output:
         from pytest_sagaz.goldens import add_worker_log
 
         add_worker_log(node.config, output["sagaz_goldens"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, Any, Any]:
+    result = yield
+    if _WORKERS_SAY in session.config.stash:
+        raise pytest.UsageError(*session.config.stash[_WORKERS_SAY])
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

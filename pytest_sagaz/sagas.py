@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
+from sagaz_core.adapters.locate import adapter_for, find_saga, import_module, load_saga
 from sagaz_core.errors import DefinitionError, SagazError, UnknownSagaClassError, UnknownSagaError, UsageError, quoted
 from sagaz_core.network import no_network
 from sagaz_core.saga.base import Saga
@@ -30,6 +30,8 @@ def class_of(found: Found, settings: Settings) -> Any:
     name = found.recording.saga_name
     missing: UnknownSagaError | None = None
     for group in settings.apps:
+        for module in group.value:  # what is named must be there, whether or not it is needed
+            load_saga(module) if ":" in module else import_module(module)
         try:
             return find_saga(name, group.value)
         except UnknownSagaClassError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from sagaz_core.engine.load import load_record, load_state
 from sagaz_core.errors import UsageError
@@ -19,10 +21,6 @@ from sagaz_core.storage.base import Page, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import known_class
 from sagaz_core.storage.records import Resolve, unpack_event
 from sagaz_core.times import aware
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +152,6 @@ def _change(event: Event, status: SagaStatus, before: Mapping[str, Any], after: 
         detail = str(event.error)
     elif isinstance(event, SagaFailed):
         detail = f"stuck: {', '.join(event.stuck)}"
-    return StateChange(event.seq, event.at, type(event).__name__, getattr(event, "step", None), status, tuple(keys), detail)
+    return StateChange(
+        event.seq, event.at, type(event).__name__, getattr(event, "step", None), status, tuple(keys), detail
+    )

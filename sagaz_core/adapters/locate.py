@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import sys
 from functools import cache
@@ -44,7 +45,12 @@ def make_importable(folder: str | None = None) -> None:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import the module. Raises `UnknownSagaClassError` with one line, whatever its import raises."""
+    """Import the module. Raises `UnknownSagaClassError` with one line, whatever its import raises.
+
+    Root log handlers that the import sets up are taken away again: the process is ours, not the application's.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -56,6 +62,10 @@ def import_module(name: str) -> ModuleType:
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {error}") from error
     except Exception as error:  # a module may raise anything
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        if root.handlers != handlers:
+            root.handlers[:] = handlers
+            root.setLevel(level)
 
 
 def load_saga(spec: str) -> Any:

@@ -71,20 +71,19 @@ class Sagaz(click.Group):
             code = super().main(args, prog_name, **options)
             if not isinstance(code, int):
                 code = 0
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except BrokenPipeError:  # whoever read our output has enough
-            code = BROKEN_PIPE
         except Exception as error:  # commands run the user's code, which may raise anything
             code = _report(error)
         _leave(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Ctrl-C is an end of its own, which click would write an empty line for."""
+        """Run the command. Of Ctrl-C and of a closed output, click would make ends of its own."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Failure("interrupted", 130) from None
+        except BrokenPipeError:  # whoever read our output has enough
+            drop_output()
+            ctx.exit(BROKEN_PIPE)
 
 
 @click.command(
@@ -106,7 +105,8 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     first = arguments[0] if arguments else "--help"
     if first in COMMANDS or first in ("-h", "--help"):
-        cli.main(arguments or ["--help"])
+        name = os.path.basename(sys.argv[0])
+        cli.main(arguments or ["--help"], "pytest-sagaz" if name.startswith("pytest-sagaz") else "sagaz")
     _hand_over(first)
 
 

@@ -6,10 +6,12 @@ import asyncio
 import shlex
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, load_saga
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
 from sagaz_core.cli.live import Live, ending
@@ -24,6 +26,7 @@ from sagaz_core.cli.options import (
 from sagaz_core.cli.running import Signals, run
 from sagaz_core.cli.text import printable, show, style
 from sagaz_core.clock import Clock, utc_now
+from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.run import RunOptions
 from sagaz_core.errors import DefinitionError, DuplicateSagaError, PlanError, UnknownSagaClassError, UsageError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
@@ -38,10 +41,6 @@ from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.storage.url import open_storage, safe_url
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sagaz_core.adapters.base import Adapter
-    from sagaz_core.engine.journal import Journal
     from sagaz_core.model import SagaModel
     from sagaz_core.storage.base import SnapshotStorage
 

@@ -168,11 +168,7 @@ class Attempts:
         except asyncio.CancelledError as error:
             if execution.dead:
                 raise
-            if execution.being_cancelled():
-                self._cancelled(name, attempt, error, in_doubt=False)
-            else:
-                self._not_started(name, attempt, error)
-                self._abort(SagazError(f"the store {capture.storage.url} cancelled itself"))
+            self._cancelled(name, attempt, error, in_doubt=False)
             return False
         except Exception as error:  # the store's, which may be anyone's
             self._not_started(name, attempt, error)

@@ -363,9 +363,12 @@ class Capture:
         except BaseException as error:
             self._events[:0] = events
             self._snapshots[:0] = snapshots
-            if not isinstance(error, Exception) or self._config.on_capture_error == "raise":
-                raise
-            logger.warning("saga %s goes on without capture: %s", self._record.saga_id, error)
+            failure = error
+            if isinstance(error, asyncio.CancelledError) and not _being_cancelled():
+                failure = StoreUnavailableError(f"the store {self.storage.url} cancelled its own work")
+            if not isinstance(failure, Exception) or self._config.on_capture_error == "raise":
+                raise failure from error.__cause__
+            logger.warning("saga %s goes on without capture: %s", self._record.saga_id, failure)
 
     async def _within_time(self, work: Coroutine[Any, Any, None]) -> None:
         # An embedded store never waits: then no timer and no future is needed. One that does is run on from there.
@@ -415,6 +418,11 @@ class Capture:
             cursor = page.cursor
             if cursor is None:
                 return found
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Stored:

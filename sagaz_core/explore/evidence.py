@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """`claimed` is what the engine says; `state` the fold of what happened; `ledger` and the world are witnesses.
+    """`claimed` is what the engine (the adapter of that name) says; `state` the fold of what happened; `ledger` and the world are witnesses.
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
     faults; each is `None` when there is no world to look at.
@@ -32,6 +32,7 @@ class Evidence:
     state: SagaState
     events: Sequence[Event]
     ledger: Ledger
+    engine: str = "native"
     world_changes: Sequence[Change] | None = None
     reference_changes: Sequence[Change] | None = None
     cancelled: bool = False

@@ -133,6 +133,11 @@ def _orphan_advice(case: Case, name: str) -> str:
         return "let the action refuse once its compensation has run: keep a mark under the same key (a tombstone)"
     if case.evidence.cancelled and not case.state.status.ended:
         return "the engine does not compensate when its task is cancelled: shield the run, or resume it elsewhere"
+    if name in case.state.ambiguous and case.evidence.engine != "native":
+        return (
+            "this engine never undoes a step that failed: let the action find out whether its effect happened, "
+            "and undo it before it raises"
+        )
     if name in case.state.ambiguous and not step.undone_in_doubt:
         return f'declare in_doubt="compensate" at step {name!r}: its effect may have happened although it failed'
     return "let the compensation undo what the action did"

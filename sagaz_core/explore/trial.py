@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
@@ -80,6 +80,14 @@ async def run_trial(subject: Subject, plan: FaultPlan = NO_FAULTS, *, reference:
     return await Trial(subject, plan).run(reference)
 
 
+@cache
+def _no_capture() -> ReplayConfig:
+    """What a saga that captures into a store of its own is given: a trial is not production, and leaves nothing there."""
+    from sagaz_core.saga.config import ReplayConfig  # pydantic, which importing this does not load
+
+    return ReplayConfig(enable_snapshots=False)
+
+
 class Trial:
     """The parts of one run under a plan."""
 
@@ -98,6 +106,7 @@ class Trial:
             observers=(self._observe, self.injector.observe),
             on_journal=self._on_journal,
             clock=subject.clock,
+            replay_config=_no_capture(),
         )
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
@@ -144,6 +153,7 @@ class Trial:
             state=self.state,
             events=self.events,
             ledger=self.ledger,
+            engine=adapter.name,
             # Served steps never touched this world, but their compensations do: then it is no witness.
             world_changes=None if subject.served else changes,
             reference_changes=None if subject.served else reference_changes,

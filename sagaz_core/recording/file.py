@@ -28,7 +28,14 @@ from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, checked_id
 from sagaz_core.storage.codec import decode, encode, opaque_class
 from sagaz_core.storage.jsonform import from_json, to_json
-from sagaz_core.storage.records import Resolve, compressed, event_fields, event_from_fields, state_bytes, state_from_data
+from sagaz_core.storage.records import (
+    Resolve,
+    compressed,
+    event_fields,
+    event_from_fields,
+    state_bytes,
+    state_from_data,
+)
 from sagaz_core.times import aware
 
 if TYPE_CHECKING:

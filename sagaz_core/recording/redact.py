@@ -90,9 +90,7 @@ class Redactor:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
         data = compressed(encode(state, "state"))
-        return replace(
-            snapshot, saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data
-        )
+        return replace(snapshot, saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data)
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""
@@ -121,11 +119,11 @@ class Redactor:
     def _walk(self, value: Any, *, hide: bool) -> Any:
         kind = type(value)
         if isinstance(value, Mapping):
-            pairs = [(self._key(k), self._walk(v, hide=hide or self._hides(k))) for k, v in value.items()]
+            pairs = [(self._key(k), self._walk(v, hide=self._hides(k) or hide)) for k, v in value.items()]
             return _rebuilt_mapping(value, pairs)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             named = zip(kind._fields, value, strict=True)
-            return kind(*(self._walk(v, hide=hide or self._hides(name)) for name, v in named))
+            return kind(*(self._walk(v, hide=self._hides(name) or hide) for name, v in named))
         if kind in (list, tuple, set, frozenset):
             return kind(self._walk(item, hide=hide) for item in value)
         if isinstance(value, Opaque):
@@ -135,7 +133,7 @@ class Redactor:
         if hasattr(kind, "model_fields") and hasattr(value, "model_copy"):
             names = list(kind.model_fields)
             names += getattr(value, "__pydantic_extra__", None) or ()
-            update = {n: self._walk(getattr(value, n), hide=hide or self._hides(n)) for n in names}
+            update = {n: self._walk(getattr(value, n), hide=self._hides(n) or hide) for n in names}
             return value.model_copy(update=update)
         if hide:
             return self.pseudonym(value)
@@ -176,7 +174,7 @@ class Redactor:
         made = object.__new__(type(value))
         for name in names:
             if hasattr(value, name):
-                changed = self._walk(getattr(value, name), hide=hide or self._hides(name))
+                changed = self._walk(getattr(value, name), hide=self._hides(name) or hide)
                 object.__setattr__(made, name, changed)
         return made
 

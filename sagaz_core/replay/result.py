@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sagaz_core.engine.result import SagaResult
 from sagaz_core.state import SagaStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from sagaz_core.engine.result import SagaResult
 
 
 class ReplayStatus(StrEnum):

@@ -1,1 +1,1 @@
-import nothing_like_this
+import nothing_like_this  # noqa: F401 - it is not there

@@ -71,9 +71,6 @@ class OrderSaga(Saga):
         return {"parcel": f"{ctx.get('quantity', 1)} pieces"}
 
 
-an_order = OrderSaga()
-
-
 class SlowSaga(Saga):
     """Its second step never ends by itself."""
 
@@ -98,6 +95,17 @@ class SlowSaga(Saga):
     @compensate("charge")
     async def refund(self, ctx: SagaContext) -> None:
         effect("undo charge")
+
+
+class HastySaga(SlowSaga):
+    """It has no patience."""
+
+    saga_name = "hasty"
+
+    @action("charge", timeout=0.01, in_doubt="compensate")
+    async def charge(self, ctx: SagaContext) -> dict[str, Any]:
+        effect("do charge")
+        return {"charged": 1}
 
 
 class StubbornSaga(SlowSaga):

@@ -1,0 +1,542 @@
+"""What is captured of a run, when, and what becomes of the run when it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from freezegun import freeze_time
+
+from sagaz_core import ReplayConfig, Saga, SagaStatus
+from sagaz_core.engine.run import RunOptions, run_saga
+from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, StoreUnavailableError, UsageError
+from sagaz_core.storage.base import SagaSnapshot
+from sagaz_core.storage.memory import InMemorySnapshotStorage
+from sagaz_core.storage.records import compressed, state_bytes, unpack_event, unpack_state
+from sagaz_core.virtual_time import run
+
+
+async def fails(ctx: Any) -> None:
+    raise OSError("down")
+
+
+def saga(store: Any, *, failing: bool = False, **config: Any) -> Saga[Any]:
+    made: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=ReplayConfig(**config))
+    made.add_step("a", lambda ctx: {"a": 1}, lambda ctx: "undid a")
+    made.add_step("b", lambda ctx: {"b": [2]}, lambda ctx: "undid b")
+    return made.add_step("c", fails if failing else lambda ctx: {"c": 3})
+
+
+async def all_of(store: Any, saga_id: str = "S") -> tuple[list[Any], list[SagaSnapshot]]:
+    events = [unpack_event(event) async for event in store.read_events(saga_id)]
+    found: list[SagaSnapshot] = []
+    cursor = None
+    while True:
+        page = await store.list_snapshots(saga_id, limit=3, cursor=cursor)
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            return events, found
+
+
+def captured(*, failing: bool = False, context: Any = None, **config: Any) -> tuple[Any, list[Any], list[SagaSnapshot]]:
+    store = InMemorySnapshotStorage()
+
+    async def main() -> Any:
+        result = await saga(store, failing=failing, **config).run(context or {"x": 0}, saga_id="S")
+        return result, *await all_of(store)
+
+    return run(main())
+
+
+def phases(snapshots: Any) -> list[tuple[str, str]]:
+    return [(snapshot.phase, snapshot.step_name) for snapshot in snapshots]
+
+
+BEFORE = [("before", "a"), ("before", "b"), ("before", "c")]
+UNDONE = [("undone", "b"), ("undone", "a")]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "failing", "expected"),
+    [
+        ("before_each_step", False, [*BEFORE, ("final", "")]),
+        ("before_each_step", True, [*BEFORE, *UNDONE, ("final", "")]),
+        ("after_each_step", False, [("after", "a"), ("after", "b"), ("after", "c"), ("final", "")]),
+        ("after_each_step", True, [("after", "a"), ("after", "b"), *UNDONE, ("final", "")]),
+        ("on_failure", False, [("final", "")]),
+        ("on_failure", True, [("failed", "c"), *UNDONE, ("final", "")]),
+        ("on_completion", False, [("final", "")]),
+        ("on_completion", True, [*UNDONE, ("final", "")]),
+        ("manual", False, []),
+        ("manual", True, []),
+    ],
+)
+@pytest.mark.parametrize("journal", [True, False])
+def test_each_strategy_takes_its_snapshots(strategy: Any, failing: bool, expected: Any, journal: bool) -> None:
+    result, events, snapshots = captured(failing=failing, snapshot_strategy=strategy, journal=journal)
+    assert phases(snapshots) == expected
+    assert events == (list(result.events) if journal else [])
+    states = [unpack_state(snapshot) for snapshot in snapshots]
+    assert [state.seq for state in states] == [snapshot.seq for snapshot in snapshots] == sorted(s.seq for s in states)
+    for snapshot, state in zip(snapshots, states, strict=True):
+        assert snapshot.step_index == len(state.results)
+        assert snapshot.status == state.status.value
+        folded = type(state)()
+        for event in result.events[: state.seq + 1]:
+            folded.apply(event)
+        assert state.to_data() == folded.to_data()
+    if states:
+        assert states[-1].status is result.status
+        assert states[-1].context == result.context
+        assert states[-1].results == result.results
+        assert states[-1].undone == result.compensation_results
+
+
+def test_a_saga_that_gives_up_past_its_pivot_has_its_failure_captured() -> None:
+    store = InMemorySnapshotStorage()
+    made: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=ReplayConfig(snapshot_strategy="on_failure"))
+    made.add_step("a", lambda ctx: None, pivot=True).add_step("b", fails)
+
+    async def main() -> Any:
+        await made.run(saga_id="S")
+        return await all_of(store)
+
+    _, snapshots = run(main())
+    assert phases(snapshots) == [("failed", "b"), ("final", "")]
+
+
+@pytest.mark.parametrize("backwards", [True, False])
+def test_order_is_by_number_whatever_the_clock_does(backwards: bool) -> None:
+    store = InMemorySnapshotStorage()
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ticks = iter(range(1000))
+
+    async def main() -> Any:
+        await run_saga(
+            saga(store),
+            {},
+            saga_id="S",
+            options=RunOptions(clock=lambda: now - timedelta(days=next(ticks)) if backwards else now),
+        )
+        return await all_of(store)
+
+    events, snapshots = run(main())
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert phases(snapshots) == [*BEFORE, ("final", "")]
+
+
+def test_a_frozen_clock_is_captured_as_it_is() -> None:
+    with freeze_time("2020-02-02 02:02:02"):
+        _, events, snapshots = captured()
+    assert {event.at for event in events} == {datetime(2020, 2, 2, 2, 2, 2, tzinfo=UTC)}
+    assert type(snapshots[0].created_at) is datetime
+
+
+# ---- isolation
+
+
+def test_what_is_changed_later_never_shows_in_an_earlier_snapshot() -> None:
+    store = InMemorySnapshotStorage()
+    given: dict[str, Any] = {"items": [1], "deep": {"list": [{"n": 0}]}}
+
+    def a(ctx: Any) -> Any:
+        ctx["items"].append("a")
+        ctx["deep"]["list"][0]["n"] += 1
+        return {"mine": ["a"]}
+
+    def b(ctx: Any) -> None:
+        ctx["items"].append("b")
+        ctx["mine"].append("b")
+
+    contexts: list[Any] = []
+    made: Saga[Any] = (
+        Saga("s", snapshot_storage=store)
+        .add_step("a", a, lambda ctx: contexts.append(repr(dict(ctx))))
+        .add_step("b", b, lambda ctx: contexts.append(repr(dict(ctx))))
+        .add_step("c", fails)
+    )
+
+    async def main() -> Any:
+        result = await made.run(given, saga_id="S")
+        return result, *await all_of(store)
+
+    result, events, snapshots = run(main())
+    seen = {(s.phase, s.step_name): unpack_state(s).context for s in snapshots}
+    begin = {"items": [1], "deep": {"list": [{"n": 0}]}}
+    after_a = {"items": [1, "a"], "deep": {"list": [{"n": 1}]}, "mine": ["a"]}
+    after_b = {**after_a, "items": [1, "a", "b"], "mine": ["a", "b"]}
+    assert seen["before", "a"] == begin
+    assert seen["before", "b"] == after_a
+    assert seen["before", "c"] == after_b
+    assert seen["undone", "b"] == after_a
+    assert seen["undone", "a"] == begin == seen["final", ""]
+    assert contexts == [repr(after_b), repr(after_a)]
+    assert result.context == begin
+    assert events[0].context == begin
+
+
+def test_an_attempt_that_fails_leaves_nothing_that_it_changed_in_place() -> None:
+    seen: list[Any] = []
+
+    def a(ctx: Any) -> None:
+        seen.append(list(ctx["items"]))
+        ctx["items"].append("junk")
+        raise OSError
+
+    made: Saga[Any] = Saga("s", snapshot_storage=InMemorySnapshotStorage()).add_step("a", a, retries=2)
+    result = run(made.run({"items": []}))
+    assert seen == [[], [], []]
+    assert result.context == {"items": []}
+
+
+def test_beside_a_sibling_that_ended_a_change_in_place_is_still_seen() -> None:
+    store = InMemorySnapshotStorage()
+
+    async def quick(ctx: Any) -> Any:
+        return {"quick": 1}
+
+    async def slow(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        ctx["items"].append(1)
+
+    made: Saga[Any] = (
+        Saga("s", snapshot_storage=store)
+        .add_step("quick", quick, lambda ctx: None, depends_on=[])
+        .add_step("slow", slow, lambda ctx: None, depends_on=[])
+        .add_step("last", fails, depends_on=["quick", "slow"])
+    )
+
+    async def main() -> Any:
+        return await made.run({"items": []}, saga_id="S"), await all_of(store)
+
+    result, (_, snapshots) = run(main())
+    contexts = {(s.phase, s.step_name): unpack_state(s).context for s in snapshots}
+    assert contexts["before", "last"] == {"items": [1], "quick": 1}
+    assert result.context == {"items": []} == contexts["final", ""]
+
+
+def test_a_snapshot_that_was_fetched_is_not_the_stores() -> None:
+    _, _, snapshots = captured()
+    first = unpack_state(snapshots[-1])
+    first.context["b"].append("mine")
+    first.results.clear()
+    assert unpack_state(snapshots[-1]).context["b"] == [2]
+
+
+# ---- a store that fails
+
+
+class Failing(InMemorySnapshotStorage):
+    """Fails the writes of these numbers, at once or by never answering."""
+
+    def __init__(self, *numbers: int, hangs: bool = False) -> None:
+        super().__init__()
+        self.numbers, self.hangs, self.count = numbers, hangs, 0
+
+    async def write(self, batch: Any) -> None:
+        self.count += 1
+        if self.count in self.numbers:
+            if self.hangs:
+                await asyncio.sleep(1e9)
+            raise OSError(f"write {self.count} failed")
+        await super().write(batch)
+
+
+def writes(failing: bool) -> int:
+    store = Failing()
+    run(saga(store, failing=failing).run())
+    return store.count
+
+
+def test_a_chain_is_written_once_a_step() -> None:
+    assert writes(failing=False) == 4
+    assert writes(failing=True) == 3 + 1 + 2 * 2 + 1
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("number", range(1, 10))
+@pytest.mark.parametrize("mode", ["raise", "warn"])
+def test_a_write_that_fails_is_made_up_for_and_told(
+    number: int, hangs: bool, failing: bool, mode: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    if number > writes(failing):
+        return
+    store = Failing(number, hangs=hangs)
+    undone: list[str] = []
+    journals: list[Any] = []
+    made = saga(store, failing=failing, on_capture_error=mode, capture_timeout=2)
+    made.add_step("d", lambda ctx: None, lambda ctx: undone.append("d"))
+
+    async def main() -> Any:
+        options = RunOptions(on_journal=journals.append)
+        error = None
+        try:
+            await run_saga(made, {"x": 0}, saga_id="S", options=options)
+        except (OSError, StoreUnavailableError) as caught:
+            error = caught
+        return error, await all_of(store)
+
+    error, (events, snapshots) = run(main())
+    state = journals[0].state
+    assert state.status.ended
+    assert (error is not None) == (mode == "raise")
+    if mode == "warn":
+        assert state.status is (SagaStatus.ROLLED_BACK if failing else SagaStatus.COMPLETED)
+        assert "goes on without capture" in caplog.text
+    elif state.status is SagaStatus.ROLLED_BACK:
+        assert not [name for name in state.results if name != "c"], "what was done and can be undone is undone"
+    if error is not None and hangs:
+        assert "did not answer within 2 s" in str(error)
+    last_failed = number == store.count
+    if not last_failed:
+        assert events == journals[0].events
+        assert unpack_state(snapshots[-1]).to_data() == state.to_data()
+
+
+def test_a_store_that_hangs_is_not_asked_at_every_step() -> None:
+    store = Failing(*range(1, 100), hangs=True)
+    made: Saga[Any] = Saga(
+        "s", snapshot_storage=store, replay_config=ReplayConfig(on_capture_error="warn", capture_timeout=30)
+    )
+    for index in range(20):
+        made.add_step(f"s{index}", lambda ctx: None)
+
+    async def main() -> float:
+        began = asyncio.get_running_loop().time()
+        assert (await made.run()).success
+        return asyncio.get_running_loop().time() - began
+
+    assert run(main()) == 60  # the first write, and the last
+
+
+def test_a_store_that_is_gone_for_good_does_not_keep_a_saga_from_being_undone() -> None:
+    store = Failing(*range(3, 100))
+    undone: list[str] = []
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    for name in "abc":
+        made.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undone.append(name))
+    with pytest.raises(OSError, match="write 3 failed"):
+        run(made.run())
+    assert undone == ["b", "a"]
+
+
+def test_two_runs_under_one_id_find_each_other_out() -> None:
+    store = InMemorySnapshotStorage()
+    run(saga(store).run({"x": 1}, saga_id="S"))
+    before = run(all_of(store))
+    with pytest.raises(DuplicateSagaError, match="'S' is stored already"):
+        run(saga(store).run({"x": 2}, saga_id="S"))
+    assert run(all_of(store)) == before
+
+
+# ---- values that cannot be stored
+
+
+@contextlib.contextmanager
+def unstorable() -> Any:
+    with socket.socket() as made:
+        yield made
+
+
+def test_a_bad_initial_context_is_refused_before_anything_is_written_or_run() -> None:
+    store = Failing()
+    ran: list[int] = []
+    with unstorable() as bad:
+        made: Saga[Any] = Saga("s", snapshot_storage=store).add_step("a", lambda ctx: ran.append(1))
+        with pytest.raises(CannotStoreError, match=r"context\['deep'\]\[0\]"):
+            run(made.run({"deep": [bad]}))
+    assert (store.count, ran) == (0, [])
+
+
+def test_a_result_that_cannot_be_stored_is_named_and_its_step_is_undone_with_it() -> None:
+    undone: list[Any] = []
+    store = InMemorySnapshotStorage()
+    with unstorable() as bad:
+        made: Saga[Any] = (
+            Saga("s", snapshot_storage=store)
+            .add_step("a", lambda ctx: {"a": 1}, lambda ctx, result: undone.append((ctx["a"], result)))
+            .add_step("b", lambda ctx: {"id": 7, "conn": bad}, lambda ctx, r: undone.append((ctx["id"], r["conn"])))
+            .add_step("c", lambda ctx: undone.append("c"))
+        )
+
+        async def main() -> Any:
+            with pytest.raises(CannotStoreError, match=r"context\['conn'\]") as caught:
+                await made.run({"x": 1}, saga_id="S")
+            return caught.value, await all_of(store)
+
+        error, (events, snapshots) = run(main())
+        assert undone == [(7, bad), (1, {"a": 1})]
+    assert error.path == "context['conn']"
+    final = unpack_state(snapshots[-1])
+    assert (final.status, final.context) == (SagaStatus.ROLLED_BACK, {"x": 1})
+    (stored,) = [e for e in events if type(e).__name__ == "StepSucceeded" and e.step == "b"]
+    assert stored.result == {"id": 7}
+    assert stored.delta.set == {"id": 7}
+
+
+def test_a_value_that_cannot_be_stored_is_left_out_with_a_warning_where_that_is_wanted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = InMemorySnapshotStorage()
+    with unstorable() as bad:
+        made: Saga[Any] = (
+            Saga("s", snapshot_storage=store, replay_config=ReplayConfig(on_capture_error="warn"))
+            .add_step("a", lambda ctx: {"conn": bad, "n": ctx["first"] is bad})
+            .add_step("b", lambda ctx: {"same": ctx["conn"] is bad})
+        )
+
+        async def main() -> Any:
+            return await made.run({"x": 1, "first": bad}, saga_id="S"), await all_of(store)
+
+        result, (_, snapshots) = run(main())
+        assert result.context == {"x": 1, "first": bad, "conn": bad, "n": True, "same": True}
+    assert unpack_state(snapshots[-1]).context == {"x": 1, "n": True, "same": True}
+    assert "context['conn']" in caplog.text
+    assert "context['first']" in caplog.text
+
+
+def test_a_compensation_whose_result_cannot_be_stored_has_undone_its_step_all_the_same() -> None:
+    store = InMemorySnapshotStorage()
+    with unstorable() as bad:
+        made: Saga[Any] = (
+            Saga("s", snapshot_storage=store)
+            .add_step("a", lambda ctx: {"a": 1}, lambda ctx: bad)
+            .add_step("b", fails)
+        )
+
+        async def main() -> Any:
+            with pytest.raises(CannotStoreError, match="result of the compensation of 'a'"):
+                await made.run({}, saga_id="S")
+            return await all_of(store)
+
+        events, snapshots = run(main())
+    assert unpack_state(snapshots[-1]).status is SagaStatus.ROLLED_BACK
+    assert [event.seq for event in events] == list(range(len(events)))
+
+
+# ---- how long, how many
+
+
+def test_snapshots_say_how_long_they_are_kept() -> None:
+    _, _, snapshots = captured(retention_days=2)
+    assert all(s.retention_until == s.created_at + timedelta(days=2) for s in snapshots)
+    assert all(s.retention_until is None for s in captured()[2])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+@pytest.mark.parametrize("failing", [False, True])
+def test_only_the_newest_snapshots_are_kept(limit: int, failing: bool) -> None:
+    everything = phases(captured(failing=failing)[2])
+    assert phases(captured(failing=failing, max_snapshots_per_saga=limit)[2]) == everything[-limit:]
+
+
+def test_snapshots_of_one_event_count_one_by_one() -> None:
+    store = InMemorySnapshotStorage()
+
+    async def act(ctx: Any) -> None:
+        for number in range(5):
+            await Saga.take_snapshot(f"m{number}")
+
+    config = ReplayConfig(max_snapshots_per_saga=3, snapshot_strategy="manual")
+    made: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=config)
+    made.add_step("a", act).add_step("b", lambda ctx: None).add_step("c", act)
+
+    async def main() -> Any:
+        await made.run(saga_id="S")
+        return await all_of(store)
+
+    _, snapshots = run(main())
+    assert len({snapshot.seq for snapshot in snapshots}) == 1, "those of the last event are never deleted"
+
+
+# ---- by hand
+
+
+def test_a_snapshot_can_be_taken_from_inside_a_step_or_a_compensation() -> None:
+    store = InMemorySnapshotStorage()
+
+    async def awaited(ctx: Any) -> Any:
+        await Saga.take_snapshot("in async")
+        assert await store.count_snapshots("S") == 1
+        return {"a": 1}
+
+    def inline(ctx: Any) -> None:
+        Saga.take_snapshot("in sync")
+
+    def threaded(ctx: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        Saga.take_snapshot("in thread")
+
+    async def undo(ctx: Any) -> None:
+        await Saga.take_snapshot("in undo")
+
+    made: Saga[Any] = (
+        Saga("s", snapshot_storage=store, replay_config=ReplayConfig(snapshot_strategy="manual"))
+        .add_step("a", awaited, undo)
+        .add_step("b", inline)
+        .add_step("c", threaded, timeout=30)
+        .add_step("d", fails)
+    )
+
+    async def main() -> Any:
+        await made.run(saga_id="S")
+        return await all_of(store)
+
+    _, snapshots = run(main())
+    assert phases(snapshots) == [("manual", f"in {where}") for where in ("async", "sync", "thread", "undo")]
+    assert unpack_state(snapshots[1]).context == {"a": 1}
+
+
+def test_a_snapshot_outside_of_a_captured_run_is_refused() -> None:
+    with pytest.raises(UsageError, match="outside of a captured run"):
+        Saga.take_snapshot("x")
+    made: Saga[Any] = Saga("s").add_step("a", lambda ctx: Saga.take_snapshot("x"))
+    assert isinstance(run(made.run()).exception, UsageError)
+
+
+# ---- settings
+
+
+def test_what_cannot_be_done_is_refused_clearly() -> None:
+    with pytest.raises(UsageError, match="cannot encrypt"):
+        run(saga(InMemorySnapshotStorage(), encrypt_fields=("card",)).run())
+
+
+def test_switched_off_nothing_is_captured() -> None:
+    store = Failing()
+    run(saga(store, enable_snapshots=False).run())
+    assert store.count == 0
+
+
+@pytest.mark.parametrize("compression", ["zstd", None])
+def test_large_states_are_compressed_and_small_ones_are_not(compression: Any) -> None:
+    big = {"text": "the same again and again " * 4000}
+    _, _, snapshots = captured(context=big, compression=compression)
+    sizes = [len(snapshot.data) for snapshot in snapshots]
+    assert (max(sizes) < 2000) == (compression == "zstd")
+    assert unpack_state(snapshots[-1]).initial == big
+    _, _, snapshots = captured(compression=compression)
+    assert all(snapshot.data[0] == 0xC1 for snapshot in snapshots)
+
+
+def test_what_claims_to_be_compressed_is_bounded() -> None:
+    import zstandard
+
+    snapshot = captured()[2][0]
+
+    def with_data(data: bytes) -> Any:
+        return type(snapshot)(**{name: getattr(snapshot, name) for name in snapshot.__slots__} | {"data": data})
+
+    bomb = compressed(b"\0" * (65 * 1024 * 1024))
+    assert len(bomb) < 10_000
+    unsized = b"\x01" + zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * 100_000)
+    for data in (bomb, unsized, b"\x01", b"\x01junk", compressed(b"x" * 9000)[:-4]):
+        with pytest.raises(CorruptDataError, match="is damaged"):
+            state_bytes(with_data(data))

@@ -1,0 +1,278 @@
+"""Steps beside each other: as wide as they may be, and nothing left when the saga turns back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from dags import StepShape, Watched, World, build, shapes
+from sagaz_core import Backoff, Saga, SagaConfig, SagaStatus
+from sagaz_core.events import StepFailed
+from sagaz_core.virtual_time import run
+
+
+async def no_task_is_left() -> None:
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+@given(shapes())
+def test_a_step_starts_as_soon_as_what_it_depends_on_is_done(shape: Any) -> None:
+    world = World()
+    run(build(shape, world).run())
+    for step in shape:
+        if ("begin", step.name) in world.times:
+            after = [world.times["do", name] for name in step.needs]
+            assert world.times["begin", step.name] == max(after, default=world.times["begin", shape[0].name])
+
+
+@pytest.mark.parametrize("sibling", ["wait", "cancel"])
+@settings(max_examples=150)
+@given(shapes())
+def test_whatever_fails_the_rollback_is_legal_complete_and_the_end(sibling: Any, shape: Any) -> None:
+    world = World()
+    saga = build(shape, world, SagaConfig(on_sibling_failure=sibling))
+    watched = Watched(saga)
+
+    async def main() -> Any:
+        result = await watched.run({"start": 1})
+        await no_task_is_left()
+        await asyncio.sleep(1000)
+        return result
+
+    result = run(main())
+    model = saga.definition().model
+    done, undone = world.marked("do"), world.marked("undo")
+    if result.status is SagaStatus.COMPLETED:
+        assert sorted(done) == sorted(model.names)
+        assert undone == []
+        return
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert result.context == {"start": 1}
+    by_name = {step.name: step for step in shape}
+    first_undo = next((i for i, (mark, _) in enumerate(world.log) if mark == "undo"), len(world.log))
+    assert all(mark == "undo" for mark, _ in world.log[first_undo:]), "something happened after the rollback began"
+    assert len(undone) == len(set(undone))
+    assert {name for name in done if by_name[name].undoable} <= set(undone)
+    doubtful = {name for name in undone if name not in done}
+    assert all(by_name[name].in_doubt and by_name[name].fails != "reject" for name in doubtful)
+    for index, name in enumerate(undone):
+        assert not model.descendants[name] & set(undone[index + 1 :]), "undone while a dependant was alive"
+
+
+@given(shapes())
+def test_a_saga_runs_the_same_way_each_time(shape: Any) -> None:
+    worlds = [World(), World()]
+    results = [run(build(shape, world).run(saga_id="S")) for world in worlds]
+    assert worlds[0].log == worlds[1].log
+    assert [type(event) for event in results[0].events] == [type(event) for event in results[1].events]
+
+
+SCRIPT = """
+import random
+from dags import StepShape, World, build
+from sagaz_core.virtual_time import run
+for seed in range(30):
+    dice = random.Random(seed)
+    shape = []
+    for index in range(8):
+        names = [step.name for step in shape]
+        needs = tuple(dict.fromkeys(dice.choices(names, k=2))) if names and dice.random() < .7 else ()
+        shape.append(StepShape(f"step-{index}", needs, dice.choice([0, 0, 1]), "error" if index == 7 else "", True, True))
+    world = World()
+    result = run(build(tuple(shape), world).run())
+    print(world.log, result.compensated_steps, result.context, build(tuple(shape), world).definition().model.fingerprint)
+"""
+
+
+def test_the_order_does_not_depend_on_the_hash_seed() -> None:
+    outputs = set()
+    for seed in "0123":
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
+    assert "step-7" in outputs.pop()
+
+
+def pair(sibling: Any, config: Any, **more: Any) -> tuple[World, Any]:
+    """`fails` fails after a second, beside `sibling`."""
+    world = World()
+
+    async def failing(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        world.note("fail", "fails")
+        raise OSError
+
+    async def note_undo(ctx: Any) -> None:
+        world.note("undo", "sibling")
+
+    saga: Saga[Any] = (
+        Saga("s", config=config)
+        .add_step("fails", failing, depends_on=[])
+        .add_step("sibling", lambda ctx: sibling(world), note_undo, depends_on=[], **more)
+        .add_step("after", lambda ctx: world.note("do", "after"), depends_on=["sibling"])
+    )
+
+    async def main() -> Any:
+        result = await saga.run()
+        await no_task_is_left()
+        return result
+
+    return world, run(main())
+
+
+async def slow(world: World) -> None:
+    await asyncio.sleep(5)
+    world.note("do", "sibling")
+
+
+def test_a_sibling_that_still_runs_is_awaited_and_undone() -> None:
+    world, result = pair(slow, None)
+    assert world.log == [("fail", "fails"), ("do", "sibling"), ("undo", "sibling")]
+    assert result.failed_step == "fails"
+
+
+def test_a_sibling_that_is_cancelled_is_in_doubt() -> None:
+    world, result = pair(slow, SagaConfig(on_sibling_failure="cancel"), in_doubt="compensate")
+    assert world.log == [("fail", "fails"), ("undo", "sibling")]
+    assert (result.status, result.compensated_steps) == (SagaStatus.ROLLED_BACK, ("sibling",))
+    assert isinstance(result.exception, OSError)
+    world, result = pair(slow, SagaConfig(on_sibling_failure="cancel"))
+    assert world.log == [("fail", "fails")]
+
+
+def test_a_sibling_that_cleans_up_is_cancelled_once() -> None:
+    cancelled: list[int] = []
+
+    async def cleans_up(world: World) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            await asyncio.sleep(3)
+            world.note("cleaned", "sibling")
+            raise
+
+    world = World()
+
+    async def failing(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        raise OSError
+
+    async def shorter(ctx: Any) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+            raise
+
+    saga: Saga[Any] = (
+        Saga("s", config=SagaConfig(on_sibling_failure="cancel"))
+        .add_step("fails", failing, depends_on=[])
+        .add_step("cleans", lambda ctx: cleans_up(world), depends_on=[])
+        .add_step("shorter", shorter, depends_on=[])
+    )
+    run(saga.run())
+    assert (cancelled, world.log) == ([1], [("cleaned", "sibling")])
+
+
+def test_a_sibling_in_backoff_is_not_tried_again() -> None:
+    async def flaky(world: World) -> None:
+        world.note("try", "sibling")
+        raise OSError
+
+    world, result = pair(flaky, None, retries=3, backoff=Backoff(first=5))
+    assert world.marked("try") == ["sibling"]
+    assert result.failed_step == "fails"
+    assert [e.step for e in result.events if isinstance(e, StepFailed) and e.final] == ["fails"]
+
+
+def test_two_that_fail_are_both_told_of_and_the_first_turned_it_back() -> None:
+    async def failing_too(world: World) -> None:
+        await asyncio.sleep(2)
+        raise KeyError("second")
+
+    _, result = pair(failing_too, None)
+    assert result.failed_step == "fails"
+    assert isinstance(result.exception, OSError)
+    assert {e.step for e in result.events if isinstance(e, StepFailed)} == {"fails", "sibling"}
+
+
+def test_a_step_whose_own_task_someone_cancels_has_failed() -> None:
+    world = World()
+
+    async def shot(ctx: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
+
+    saga: Saga[Any] = (
+        Saga("s")
+        .add_step("shot", shot, depends_on=[])
+        .add_step("other", lambda ctx: slow(world), lambda ctx: None, depends_on=[])
+        .add_step("after", lambda ctx: world.note("do", "after"), depends_on=["shot"])
+    )
+    result = run(saga.run())
+    assert (result.status, result.failed_step, result.compensated_steps) == ("rolled_back", "shot", ("other",))
+    assert world.marked("do") == ["sibling"]
+
+
+def test_what_is_no_exception_ends_everything_at_once() -> None:
+    class Death(BaseException): ...
+
+    world = World()
+
+    async def dies(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        raise Death
+
+    async def stubborn(ctx: Any) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            raise OSError("on the way out") from None
+
+    saga: Saga[Any] = (
+        Saga("s")
+        .add_step("a", lambda ctx: None, lambda ctx: world.note("undo", "a"), depends_on=[])
+        .add_step("dies", dies, depends_on=["a"])
+        .add_step("sibling", lambda ctx: slow(world), depends_on=["a"])
+        .add_step("stubborn", stubborn, depends_on=["a"])
+    )
+    watched = Watched(saga)
+
+    async def main() -> None:
+        with pytest.raises(Death):
+            await watched.run()
+        await no_task_is_left()
+
+    run(main())
+    assert world.log == []
+    assert watched.journal is not None
+    assert [type(e).__name__ for e in watched.journal.events][-3:] == ["StepStarted"] * 3
+
+
+def test_a_wide_saga_is_as_slow_as_its_slowest_step() -> None:
+    shape = tuple(StepShape(f"s{n}", (), float(n % 10)) for n in range(200))
+
+    async def main() -> float:
+        began = asyncio.get_running_loop().time()
+        assert (await build(shape, World()).run()).success
+        return asyncio.get_running_loop().time() - began
+
+    assert run(main()) == 9.0

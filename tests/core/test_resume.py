@@ -1,0 +1,252 @@
+"""A process that dies, and another one that takes over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dags import StepShape, Watched, World, build, shapes
+from sagaz_core import ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
+from sagaz_core.errors import DriftError, UnknownSagaError, UsageError
+from sagaz_core.events import SagaCompleted, SagaFailed, SagaResumed, SagaRolledBack
+from sagaz_core.state import SagaState
+from sagaz_core.storage.codec import decode, encode
+from sagaz_core.storage.memory import InMemorySnapshotStorage
+from sagaz_core.virtual_time import run
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+def cut(events: Any, count: int) -> SagaState:
+    state = SagaState()
+    for event in events[:count]:
+        state.apply(event)
+    return SagaState.from_data(decode(encode(state.to_data())))
+
+
+def effects(world: World) -> dict[str, int]:
+    """How often each step's effect is there: a step that is run again finds its effect, as it should."""
+    there: dict[str, int] = {}
+    for mark, step in world.log:
+        if mark in ("do", "undo"):
+            there[step] = 1 if mark == "do" else 0
+    return there
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(5), st.booleans())
+def test_cut_after_any_event_and_resumed_it_ends_as_it_should(shape: Any, twice: bool) -> None:
+    shape = tuple(StepShape(**{**step.__dict__, "fails": step.fails.replace("flaky", "")}) for step in shape)
+    first = Watched(build(shape, World()))
+    run(first.run({"start": 1}))
+    assert first.journal is not None
+    events = first.journal.events
+    for count in range(1, len(events) + 1):
+        world = World()
+        watched = Watched(build(shape, world))
+        state = cut(events, count)
+        if state.status.ended:
+            assert isinstance(events[count - 1], (SagaCompleted, SagaRolledBack, SagaFailed))
+            continue
+        world.log += [("do", name) for name in state.results] + [("do", name) for name in state.undone]
+        world.log += [("undo", name) for name in state.undone]
+        running = list(state.running)
+        run(watched.resume(state))
+        assert watched.journal is not None
+        if twice:  # the second process dies too, in the middle
+            more = watched.journal.events
+            state = cut([*events[:count], *more], count + len(more) // 2)
+            if state.status.ended:
+                continue
+            watched = Watched(build(shape, world))
+            run(watched.resume(state))
+            assert watched.journal is not None
+        state = watched.journal.state
+        assert isinstance(watched.journal.events[0], SagaResumed)
+        assert state.status.ended
+        assert not state.running
+        there = effects(world)
+        if state.status is SagaStatus.COMPLETED:
+            assert all(there[step.name] for step in shape)
+        else:
+            assert state.context == {"start": 1}
+            assert [name for name, count in there.items() if count and _undoable(shape, name)] == []
+            for name in running:
+                step = next(step for step in shape if step.name == name)
+                if step.in_doubt and step.undoable:
+                    assert name in state.undone, "it was running, so its effect may have happened"
+
+
+def _undoable(shape: Any, name: str) -> bool:
+    return next(step.undoable for step in shape if step.name == name)
+
+
+def test_a_refusal_after_a_crash_does_not_tell_of_the_attempt_before() -> None:
+    undone: list[str] = []
+
+    async def refuses(ctx: Any) -> None:
+        raise StepRejected
+
+    saga: Saga[Any] = Saga("s").add_step("a", refuses, lambda ctx: undone.append("a"), in_doubt="compensate")
+    watched = Watched(saga)
+    run(watched.run())
+    assert undone == []
+    assert watched.journal is not None
+    run(Watched(saga).resume(cut(watched.journal.events, 2)))
+    assert undone == ["a"]
+
+
+# ---- from a store
+
+
+def order(log: list[str], *, store: Any = None, die: str = "", failing: bool = False, **config: Any) -> Saga[Any]:
+    def step(name: str) -> Any:
+        def act(ctx: Any) -> Any:
+            log.append(name)
+            if die == name:
+                raise Died
+            if failing and name == "c":
+                raise OSError
+            return {name: [1]}
+
+        return act
+
+    saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(**config))
+    for name in "abc":
+        saga.add_step(name, step(name), lambda ctx, result, *, name=name: log.append(f"-{name} {result}"))
+    return saga
+
+
+@pytest.mark.parametrize("journal", [True, False])
+@pytest.mark.parametrize("strategy", ["before_each_step", "after_each_step", "on_failure"])
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_saga_is_resumed_from_its_store(journal: bool, strategy: Any, failing: bool) -> None:
+    if not journal and strategy != "before_each_step":
+        return  # knows nothing of the step that it died in
+    store, log = InMemorySnapshotStorage(), list[str]()
+    options = {"store": store, "journal": journal, "snapshot_strategy": strategy, "failing": failing}
+
+    async def main() -> Any:
+        with pytest.raises(Died) as caught:
+            await order(log, die="b", **options).run({"x": 1}, saga_id="S")
+        assert not isinstance(caught.value, Exception)
+        result = await order(log, **options).resume("S")
+        again = await order(log, **options).resume("S")
+        return result, again
+
+    result, again = run(main())
+    if failing:
+        assert log == ["a", "b", "b", "c", "-b {'b': [1]}", "-a {'a': [1]}"]
+        assert (result.status, result.context) == (SagaStatus.ROLLED_BACK, {"x": 1})
+    else:
+        assert log == ["a", "b", "b", "c"]
+        assert result.context == {"x": 1, "a": [1], "b": [1], "c": [1]}
+    assert (again.status, again.context, again.events) == (result.status, result.context, ())
+
+
+def test_a_step_that_was_running_is_in_doubt_also_without_a_journal() -> None:
+    store, undone = InMemorySnapshotStorage(), list[str]()
+
+    def saga(error: BaseException) -> Saga[Any]:
+        def act(ctx: Any) -> None:
+            raise error
+
+        made: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=ReplayConfig(journal=False))
+        return made.add_step("a", act, lambda ctx: undone.append("a"), in_doubt="compensate")
+
+    async def main() -> None:
+        with pytest.raises(Died):
+            await saga(Died()).run(saga_id="S")
+        await saga(StepRejected()).resume("S")
+
+    run(main())
+    assert undone == ["a"]
+
+
+def test_what_cannot_be_resumed_says_why() -> None:
+    store = InMemorySnapshotStorage()
+    log: list[str] = []
+    with pytest.raises(UsageError, match="without a store"):
+        run(order(log).resume("S"))
+    with pytest.raises(UnknownSagaError, match="no saga 'S'"):
+        run(order(log, store=store).resume("S"))
+    with pytest.raises(Died):
+        run(order(log, store=store, die="b").run(saga_id="S"))
+    changed = order(log, store=store).add_step("d", print)
+    with pytest.raises(DriftError, match="step 'd' is new"):
+        run(changed.resume("S"))
+    assert run(changed.resume("S", allow_drift=True)).success
+
+
+def test_the_limit_of_snapshots_counts_those_of_the_process_before() -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+
+    async def main() -> int:
+        with pytest.raises(Died):
+            await order(log, store=store, die="c", max_snapshots_per_saga=2).run(saga_id="S")
+        await order(log, store=store, max_snapshots_per_saga=2).resume("S")
+        return await store.count_snapshots("S")
+
+    assert run(main()) == 2
+
+
+SCRIPT = """
+import os, sys, time
+from sagaz_core import Saga, open_storage
+from sagaz_core.engine.capture import take_snapshot
+import asyncio
+
+def act(name, die):
+    async def run(ctx):
+        with open("effects", "a") as file:
+            file.write(name + "\\n")
+        if die == name:
+            print("inside", flush=True)
+            await asyncio.sleep(60)
+        return {name: 1}
+    return run
+
+async def main(url, die, resume):
+    saga = Saga("order", snapshot_storage=open_storage(url))
+    for name in ("a", "b", "c"):
+        saga.add_step(name, act(name, die))
+    result = await (saga.resume("S") if resume else saga.run({"x": 1}, saga_id="S"))
+    print(result.status.value, dict(result.context))
+
+asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3] == "resume"))
+"""
+
+
+def test_a_process_that_is_killed_is_taken_over_by_another(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'sagaz.db'}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, url]
+    with subprocess.Popen(
+        [*command, "b", "run"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "inside\n"
+        victim.send_signal(signal.SIGKILL)
+    second = subprocess.run(
+        [*command, "", "resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert second.stdout == "completed {'x': 1, 'a': 1, 'b': 1, 'c': 1}\n"
+    assert (tmp_path / "effects").read_text().split() == ["a", "b", "b", "c"]
+
+    async def kinds() -> list[str]:
+        store = open_storage(url)
+        found = [event.kind async for event in store.read_events("S")]
+        await store.close()
+        return found
+
+    assert run(kinds()).count("SagaResumed") == 1
