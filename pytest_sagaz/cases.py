@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sagaz_core.adapters.base import Adapter
+from pytest_sagaz.runner import Runner
+from pytest_sagaz.sagas import Make
 from sagaz_core.errors import UsageError
 from sagaz_core.explore.outcome import Outcome, UnsoundError
 from sagaz_core.explore.recorded import Faithful, RecordedSubject, run_faithful
 from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.explore.world import World
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
-from sagaz_core.model import SagaModel
+from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_drift
 
 if TYPE_CHECKING:
-    from pytest_sagaz.runner import Runner
-    from pytest_sagaz.sagas import Make
-    from sagaz_core.recording.base import Recording
+    from datetime import datetime
+
+    from sagaz_core.adapters.base import Adapter
+    from sagaz_core.model import SagaModel
 
 
 class UnfaithfulError(UnsoundError):

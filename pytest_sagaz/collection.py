@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from pytest_sagaz.known import xfail_of
 from pytest_sagaz.replays import FAITHFUL, REPLAYS, Replays, Target, escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_sagaz.cases import Case
     from sagaz_core.faults.plan import FaultPlan
 
@@ -45,7 +46,7 @@ class SagaItem(pytest.Function):
         """Say where it is: at no file."""
         return self.config.rootpath / self.target.name, None, f"{self.target.name}: {self.name}"
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show the table of an unsound outcome, one line of our own errors, and the traceback of the user's."""
         return reports.own_failure(self, excinfo) or super().repr_failure(excinfo)
 
@@ -140,13 +141,11 @@ def _folder(session: pytest.Session, replays: Replays) -> pytest.Collector:
     between = [anchor]
     if anchor.is_relative_to(root):
         between = [path for path in (anchor, *anchor.parents) if path.is_relative_to(root)][::-1]
-    parent: pytest.Collector = session
-    top = None
-    for path in between:
-        made = pytest.Dir.from_parent(parent, path=path)
-        if parent is not session:
-            parent.stash[_CHILDREN] = [made]
-        top, parent = top or made, made
+    top = parent = pytest.Dir.from_parent(session, path=between[0])
+    for path in between[1:]:
+        below = pytest.Dir.from_parent(parent, path=path)
+        children: list[pytest.Collector] = [below]
+        parent.stash[_CHILDREN] = children
+        parent = below
     parent.stash[_CHILDREN] = _modules(parent, replays)
-    assert top is not None
     return top

@@ -36,7 +36,7 @@ def recording(request: pytest.FixtureRequest) -> Recording:
 
 @pytest.fixture
 def saga_case(request: pytest.FixtureRequest, saga_factory: Any, saga_world: World) -> Case:
-    """The saga, plan and start that the markers `saga_matrix`, `replay_from` and `force_failure` say, ready to `run()`."""
+    """The saga, plan and start that `saga_matrix`, `replay_from` and `force_failure` say, ready to `run()`."""
     from pytest_sagaz.given import given_case
 
     return given_case(request, saga_factory, saga_world)

@@ -1,29 +1,28 @@
-"""What the fixtures `recording` and `saga_case` give to a test, by its markers and the options; and checking the markers."""
+"""What `recording` and `saga_case` give to a test, by its markers and the options; and checking the markers."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sagaz.cases import Case
-from pytest_sagaz.markers import Matrix, ReplayFrom, forced_plan, matrix_of, replayed
 from pytest_sagaz.known import known_hazards, xfail_of
+from pytest_sagaz.markers import Matrix, ReplayFrom, forced_plan, matrix_of, replayed
 from pytest_sagaz.recordings import Found, find
-from pytest_sagaz.replays import REPLAYS, Replays, Target, context_keys, escaped, reproduce
+from pytest_sagaz.replays import REPLAYS, Target, context_keys, escaped, reproduce
 from pytest_sagaz.runner import runner_of
-from pytest_sagaz.sagas import class_of, has_own_factory, maker, model_of
+from pytest_sagaz.sagas import class_of, maker, model_of
 from pytest_sagaz.settings import SagazWarning, Settings, settings_of
-from sagaz_core.errors import SagazError, UnknownSagaClassError, UsageError
+from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import FaultPlan, single_fault_plans
 from sagaz_core.replay.start import check_override
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator
 
     from sagaz_core.explore.world import World
     from sagaz_core.recording.base import Recording
@@ -34,10 +33,6 @@ WORKER_KEY = "sagaz_usage_errors"
 
 _FOUND = pytest.StashKey[Found]()
 _WRONG = pytest.StashKey[list[str]]()
-_HOW = (
-    "mark the test with @pytest.mark.replay_from(ID) or @pytest.mark.saga_matrix(SAGA, CONTEXT), "
-    "or run it with --sagaz-replay=ID"
-)
 
 
 # ---- at collection
@@ -127,7 +122,10 @@ def _check(item: pytest.Item, settings: Settings, loaded: dict[tuple[str, str], 
         recording.state_before(marker.step)
     messages = check_override(marker.override, context_keys(recording), strict=settings.strict)
     for message in messages:
-        item.warn(SagazWarning(f"@replay_from: {message}"))
+        try:
+            item.warn(SagazWarning(f"@replay_from: {message}"))
+        except SagazWarning as error:  # where warnings are errors
+            raise UsageError(str(error)) from error
 
 
 # ---- at run time
@@ -145,14 +143,17 @@ def _found(request: pytest.FixtureRequest) -> Found:
     target = getattr(request.node, "target", None)
     if isinstance(target, Target):
         return target.found
-    found = request.node.stash.get(_FOUND, None)
-    if found is None:
-        callspec = getattr(request.node, "callspec", None)
-        for value in callspec.params.values() if callspec is not None else ():
-            if isinstance(value, Target):
-                return value.found
-        pytest.skip(f"there is no recording for this test: {_HOW.replace(' or @pytest.mark.saga_matrix(SAGA, CONTEXT)', '')}")
-    return found
+    found: Found | None = request.node.stash.get(_FOUND, None)
+    if found is not None:
+        return found
+    callspec = getattr(request.node, "callspec", None)
+    for value in callspec.params.values() if callspec is not None else ():
+        if isinstance(value, Target):  # another fixture of the test was given it
+            return value.found
+    pytest.skip(
+        "there is no recording for this test: mark the test with @pytest.mark.replay_from(ID), "
+        "or run it with --sagaz-replay=ID"
+    )
 
 
 def given_case(request: pytest.FixtureRequest, factory: Any, world: World) -> Case:

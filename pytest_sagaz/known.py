@@ -32,7 +32,9 @@ def _known(line: str) -> Known:
     entry, _, reason = line.partition(" #")
     saga, colon, plan = entry.rpartition(": ")
     if not colon or not saga.strip() or not reason.strip():
-        raise UsageError(f"ini sagaz_known {line!r}: write `saga: plan  # reason`, such as `order: ship@after  # ticket 12`")
+        raise UsageError(
+            f"ini sagaz_known {line!r}: write `saga: plan  # reason`, such as `order: ship@after  # ticket 12`"
+        )
     try:
         return Known(saga.strip(), FaultPlan.parse(plan.strip()), reason.strip())
     except PlanError as error:

@@ -51,9 +51,7 @@ def replay_from(
     return ReplayFrom(source, step, dict(override or {}), freeze)
 
 
-def force_failure(
-    step: str, at: str = "before", exc: BaseException | type[BaseException] | None = None
-) -> FaultPlan:
+def force_failure(step: str, at: str = "before", exc: BaseException | type[BaseException] | None = None) -> FaultPlan:
     """Return the plan of one fault that the marker names."""
     _expect(isinstance(step, str) and bool(step), "step", step, "the name of a step")
     _expect(isinstance(at, str), "at", at, "a kind of fault, such as 'after'")

@@ -1,4 +1,4 @@
-"""The command-line options and ini keys. Nothing here looks at what they mean: an option that is not used costs nothing."""
+"""The command-line options and ini keys. Nothing here looks at what they mean: one that is not used costs nothing."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +19,8 @@ from sagaz_core.storage.codec import importing_class
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from pytest_sagaz.settings import Settings
     from sagaz_core.storage.base import SnapshotStorage
 
@@ -29,7 +30,7 @@ SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class Found:
-    """A recording, and where it is from: a file, or the store. Only the store may say where its class is (`trusted`)."""
+    """A recording, and where it is from: a file or the store. Only the store may say where its class is (`trusted`)."""
 
     recording: Recording
     path: Path | None = None

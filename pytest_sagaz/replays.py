@@ -1,5 +1,7 @@
-"""What `--sagaz-replay` asks for: the recordings, the plans of each, and what of that was selected. All of it is checked
-before anything is collected, and in an xdist controller before any worker starts."""
+"""What `--sagaz-replay` asks for: the recordings, the plans of each, and what of that was selected.
+
+All of it is checked before anything is collected, and in an xdist controller before any worker starts.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageErro
 from sagaz_core.events import CompensationSucceeded, StepSucceeded
 from sagaz_core.explore.recorded import recorded_plans
 from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.model import SagaModel
 from sagaz_core.replay.start import check_override
 from sagaz_core.settings import DEFAULT_STORE
 
 if TYPE_CHECKING:
-    from sagaz_core.model import SagaModel
     from sagaz_core.recording.base import Recording
 
 FAITHFUL = "faithful"
@@ -112,7 +114,9 @@ def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
             plans[str(plan) or FAITHFUL] = plan or None
     else:
         plans[FAITHFUL] = None
-        plans.update((str(plan), plan) for plan in recorded_plans(recording, model, settings.kinds.value, from_step=step))
+        plans.update(
+            (str(plan), plan) for plan in recorded_plans(recording, model, settings.kinds.value, from_step=step)
+        )
     known = {hazard.plan: hazard.reason for hazard in hazards if hazard.saga == recording.saga_name}
     for plan in known:
         plan.check(model)

@@ -16,13 +16,13 @@ from sagaz_core.errors import SagazError
 from sagaz_core.explore.explain import table
 from sagaz_core.explore.outcome import Outcome, UnsoundError
 from sagaz_core.explore.trial import NotRunnableError
-from sagaz_core.faults.plan import FaultPlan
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from pytest_sagaz.cases import Case
     from sagaz_core.explore.recorded import Faithful
+    from sagaz_core.faults.plan import FaultPlan
 
 DRIFT = "sagaz drift"
 _AROUND = "sagaz-around-tests"
@@ -218,7 +218,10 @@ def summary(reports: Sequence[pytest.TestReport]) -> list[str]:
         for report, _ in group:
             for title, text in report.sections:
                 if DRIFT in title and report.passed:
-                    lines += ["  drift, which passes without --sagaz-strict:", *(f"  {row}" for row in text.split("\n"))]
+                    lines += [
+                        "  drift, which passes without --sagaz-strict:",
+                        *(f"  {row}" for row in text.split("\n")),
+                    ]
     return lines
 
 

@@ -1,10 +1,9 @@
-"""Running sagas in a test: on a virtual clock, with the wall clock frozen where a replay asks for it, off the network."""
+"""Running sagas in a test: on a virtual clock, with the wall clock frozen for replays, and off the network."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +15,8 @@ from sagaz_core.network import NetworkBlock, no_network
 from sagaz_core.virtual_time import VirtualRunner, frozen_at
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
     from sagaz_core.explore.outcome import Outcome
 
 T = TypeVar("T")
@@ -47,54 +48,62 @@ class Runner:
         return self._virtual
 
     def clock(self) -> Clock:
-        """Return the clock of runs: the virtual one, outside of a loop of the test's own."""
-        if self.live or _inside_a_loop():
+        """Return the clock of what runs now: the virtual one on its own loop."""
+        virtual = self._virtual
+        if virtual is None or _running_loop() is not virtual.loop:
             return utc_now
-        virtual = self.virtual
-        return lambda: virtual.loop.now()
+        return virtual.loop.now
 
-    def run(
-        self, coroutine: Callable[[], Coroutine[Any, Any, T]], *, instead: str, start: datetime | None = None
-    ) -> T:
+    def run(self, coroutine: Callable[[], Coroutine[Any, Any, T]], *, instead: str, start: datetime | None = None) -> T:
         """Run it to its end. `start` freezes the wall clock there, and moves it with the loop.
 
         Raises `RunningLoopError`, which names what to use `instead`, inside a running loop, and `NetworkBlockedError`
         when the network was tried, even if that error was swallowed.
         """
         self.outside_a_loop(instead)
+        __tracebackhide__ = True
         if self.live:
             return asyncio.run(coroutine())
         virtual = self.virtual
         if start is not None:
             virtual.reset(start)
-        with self._shielded(start):
-            return virtual.run(coroutine())
+        with self._shielded(start) as block:
+            result = virtual.run(coroutine())
+        _check_network(block)
+        return result
 
     def outside_a_loop(self, instead: str) -> None:
         """Raise `RunningLoopError`, which names what to use instead, inside a running loop."""
-        if _inside_a_loop():
+        if _running_loop() is not None:
             raise RunningLoopError(f"this was called inside a running event loop: write `await {instead}(...)` there")
 
     async def arun(self, coroutine: Callable[[], Coroutine[Any, Any, T]], start: datetime | None = None) -> T:
         """Do the same on the loop that runs, in its time."""
+        __tracebackhide__ = True
         if self.live:
             return await coroutine()
-        with self._shielded(start):
-            return await coroutine()
+        with self._shielded(start) as block:
+            result = await coroutine()
+        _check_network(block)
+        return result
 
     @contextlib.contextmanager
-    def _shielded(self, start: datetime | None) -> Iterator[None]:
+    def _shielded(self, start: datetime | None) -> Iterator[NetworkBlock]:
         with contextlib.ExitStack() as stack:
             if start is not None:
                 stack.enter_context(frozen_at(start))
-            block: NetworkBlock = stack.enter_context(no_network())
-            yield
-        if block.attempts:
-            first, more = block.attempts[0], len(block.attempts) - 1
-            raise NetworkBlockedError(
-                f"the saga tried to {first.call} to {first.address}{f' (and {more} times more)' if more else ''}: "
-                f"give it fakes by overriding the fixture saga_factory, or let it with --sagaz-allow-live"
-            )
+            yield stack.enter_context(no_network())
+
+
+def _check_network(block: NetworkBlock) -> None:
+    """Raise for an attempt whose error the saga kept to itself, or took for a failure of the step."""
+    __tracebackhide__ = True
+    if block.attempts:
+        first, more = block.attempts[0], len(block.attempts) - 1
+        raise NetworkBlockedError(
+            f"the saga tried to {first.call} to {first.address}{f' (and {more} times more)' if more else ''}: "
+            f"give it fakes by overriding the fixture saga_factory, or let it with --sagaz-allow-live"
+        )
 
 
 def runner_of(item: pytest.Item) -> Runner:
@@ -112,8 +121,8 @@ def runner_or_none(item: pytest.Item) -> Runner | None:
     return item.stash.get(_RUNNER, None)
 
 
-def _inside_a_loop() -> bool:
-    return asyncio._get_running_loop() is not None
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    return asyncio._get_running_loop()
 
 
 class SagaClock:

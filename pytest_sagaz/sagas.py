@@ -57,7 +57,10 @@ def class_of(found: Found, settings: Settings) -> Any:
 def has_own_factory(config: pytest.Config) -> bool:
     """Whether a conftest or a plugin overrides the fixture `saga_factory`."""
     for plugin in config.pluginmanager.get_plugins():
-        if "saga_factory" in getattr(plugin, "__dict__", ()) and getattr(plugin, "__name__", "") != "pytest_sagaz.plugin":
+        if (
+            "saga_factory" in getattr(plugin, "__dict__", ())
+            and getattr(plugin, "__name__", "") != "pytest_sagaz.plugin"
+        ):
             return True
     return False
 
@@ -103,8 +106,8 @@ def _is_saga(target: object) -> bool:
 def maker(factory: Any, name: str, default: Any) -> Make:
     """Return what makes the saga of a run.
 
-    `factory` is what the fixture `saga_factory` gives: None (then `default` is taken alike), a saga class or instance, a
-    function (without parameters, or with the saga's name), or a mapping from names to any of these.
+    `factory` is what the fixture `saga_factory` gives: None (then `default` is taken alike), a saga class or instance,
+    a function (without parameters, or with the saga's name), or a mapping from names to any of these.
     """
     if isinstance(factory, Mapping):
         if name not in factory:

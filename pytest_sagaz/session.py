@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sagaz.cases import Case
@@ -18,6 +16,9 @@ from sagaz_core.faults.plan import FaultPlan, as_plan
 from sagaz_core.recording.base import Recording
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from pathlib import Path
+
     import pytest
 
     from sagaz_core.explore.outcome import Outcome
@@ -83,8 +84,8 @@ class Sagaz:
         """Run a recorded saga again (a `Recording`, an id or a path) and return how it ended.
 
         It begins at `step`, or at the first step that the plan strikes, with the recorded results of the steps before
-        it; without either at its start. `freeze` runs it at the recorded time. `saga` is its class, an instance or a function
-        that makes one, if neither the fixture saga_factory nor the store has it.
+        it; without either at its start. `freeze` runs it at the recorded time. `saga` is its class, an instance or a
+        function that makes one, if neither the fixture saga_factory nor the store has it.
         """
         __tracebackhide__ = True
         self._outside_a_loop("areplay")
@@ -121,7 +122,7 @@ class Sagaz:
         __tracebackhide__ = True
         self._outside_a_loop("aexplore")
         main = self._exploring(saga, context, kinds, depth, world, max_executions)
-        return self._runner.run(lambda: main, instead="sagaz.aexplore")
+        return self._runner.run(main, instead="sagaz.aexplore")
 
     async def aexplore(
         self,
@@ -135,7 +136,7 @@ class Sagaz:
     ) -> Exploration:
         """Do what `explore` does, inside a running loop."""
         main = self._exploring(saga, context, kinds, depth, world, max_executions)
-        return await self._runner.arun(lambda: main)
+        return await self._runner.arun(main)
 
     def _exploring(
         self,
@@ -145,9 +146,9 @@ class Sagaz:
         depth: int,
         world: World | None,
         max_executions: int | None,
-    ) -> Any:
-        world = self._world(world)
-        return aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions)
+    ) -> Callable[[], Coroutine[Any, Any, Exploration]]:
+        seen = self._world(world)
+        return lambda: aexplore(saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions)
 
     def _case(
         self,

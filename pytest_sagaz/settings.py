@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -20,6 +18,9 @@ from sagaz_core.settings import DEFAULT_STORE, project_settings
 from sagaz_core.storage.url import open_storage, safe_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
 

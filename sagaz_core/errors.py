@@ -34,7 +34,10 @@ Messages are one line: what, where, expected and got, what to do. The parts are 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class SagazError(Exception):

@@ -6,10 +6,12 @@ They are named tuples: made by the thousand, frozen, and compared by value withi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 
 class ErrorInfo(NamedTuple):

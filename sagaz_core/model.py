@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from heapq import heappop, heappush
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import DefinitionError, UnknownStepError, nearest, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 END = "end"
 """The pseudo-step after the last one; `end@before` fails a saga that has done everything."""
@@ -85,7 +87,8 @@ class SagaModel:
             return self._by_name[name]
         except KeyError:
             raise UnknownStepError(
-                f"saga {self.name!r} has no step {name!r}{nearest(name, self._by_name)}; its steps: {quoted(self.names)}"
+                f"saga {self.name!r} has no step {name!r}{nearest(name, self._by_name)}; "
+                f"its steps: {quoted(self.names)}"
             ) from None
 
     @cached_property
@@ -143,9 +146,7 @@ class SagaModel:
     @cached_property
     def descendants(self) -> Mapping[str, frozenset[str]]:
         """For each step, all that can only be done after it."""
-        return {
-            name: frozenset(other for other in self.names if name in self.ancestors[other]) for name in self.names
-        }
+        return {name: frozenset(other for other in self.names if name in self.ancestors[other]) for name in self.names}
 
     @cached_property
     def linear(self) -> bool:
@@ -170,9 +171,7 @@ class SagaModel:
         for name in (name for name in self.names if name in recorded):
             mine, theirs = self.step(name), recorded.step(name)
             if set(mine.depends_on) != set(theirs.depends_on):
-                lines.append(
-                    f"step {name!r} depended on {quoted(theirs.depends_on)}, now on {quoted(mine.depends_on)}"
-                )
+                lines.append(f"step {name!r} depended on {quoted(theirs.depends_on)}, now on {quoted(mine.depends_on)}")
             if mine.has_compensation != theirs.has_compensation:
                 has = "now has a" if mine.has_compensation else "no longer has its"
                 lines.append(f"step {name!r} {has} compensation")

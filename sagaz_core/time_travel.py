@@ -105,13 +105,13 @@ class SagaTimeTravel:
         found: list[StateChange] = []
         async for stored in self._storage.read_events(self.saga_id, after_seq=state.seq):
             event = unpack_event(stored, self._resolve)
-            before = state.context
+            context = state.context
             state.apply(event)
             if (since is not None and event.at <= since) or (until is not None and event.at >= until):
                 continue
             if len(found) == limit:
                 return Page(found, str(found[-1].seq))
-            found.append(_change(event, state.status, before, state.context))
+            found.append(_change(event, state.status, context, state.context))
         return Page(found)
 
     async def _state_at_seq(self, seq: int) -> SagaState:

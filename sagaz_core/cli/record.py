@@ -96,6 +96,8 @@ def record(
     )
     open_storage(job.url)  # says now what is wrong with the URL
     _record(job, virtual=job.adapter.name == "sagaz" if real is None else not real)
+    if job.state.seq < 0:
+        raise job.signals.failure(None)
     job.live.say(style(ending(job.state), bold=True))
     job.live.say(f"recorded in {printable(safe_url(job.url))}; prove it with:  {_proof(job, store)}")
     _judge(job)
@@ -190,9 +192,10 @@ async def _record_in(job: Job) -> None:
             if job.state.seq >= 0:
                 await storage.delete_saga(job.state.saga_id)
             raise
-        finally:
-            if job.out is not None and job.state.seq >= 0 and await storage.get_saga(job.state.saga_id) is not None:
-                await _write_out(job, storage)
+        except Failure:
+            await _write_out(job, storage)
+            raise
+        await _write_out(job, storage)
 
 
 async def _keep_from(job: Job, memory: SnapshotStorage) -> None:
@@ -201,14 +204,13 @@ async def _keep_from(job: Job, memory: SnapshotStorage) -> None:
     async with opened(job.url) as storage:
         recorded = await Recording.from_storage(memory, job.state.saga_id, resolve=opaque_class)
         await recorded.to_storage(storage)
-        if job.out is not None:
-            await _write_out(job, storage)
+        await _write_out(job, storage)
 
 
 async def _write_out(job: Job, storage: SnapshotStorage) -> None:
-    assert job.out is not None
-    recorded = await Recording.from_storage(storage, job.state.saga_id, resolve=opaque_class)
-    recorded.save(job.out)
+    if job.out is not None and job.state.seq >= 0 and await storage.get_saga(job.state.saga_id) is not None:
+        recorded = await Recording.from_storage(storage, job.state.saga_id, resolve=opaque_class)
+        recorded.save(job.out)
 
 
 async def _run_and_see(job: Job, storage: SnapshotStorage) -> None:

@@ -202,7 +202,7 @@ class Attempts:
     def _written_soon(self, name: str) -> bool:
         """Whether a step that follows starts at once, and writes what this one did together with its own start."""
         execution, done = self._execution, self._state.results
-        if execution.turning_back or (self._capture is not None and self._capture.problem is not None):
+        if execution.turning_back or (self._capture is not None and self._capture.troubled):
             return False
         dependents = execution.model.dependents[name]
         if self._linear:

@@ -6,13 +6,16 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import StepTimeoutError
 from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
-from sagaz_core.saga.step import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from sagaz_core.saga.step import Operation
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,8 @@ def call_operation(
 ) -> Awaitable[Any]:
     """Return the awaitable of one attempt. It raises `StepTimeoutError` when the operation's time is up.
 
-    A sync function that has a timeout runs in a thread. A thread cannot be stopped: when its time is up it is waited for
-    as long again, so that its effect is not later than the rollback, and then given up with a warning.
+    A sync function that has a timeout runs in a thread. A thread cannot be stopped: when its time is up it is waited
+    for as long again, so that its effect is not later than the rollback, and then given up with a warning.
     """
     if interceptors is None or call is None:
         if operation.timeout is None:

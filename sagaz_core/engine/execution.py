@@ -21,7 +21,6 @@ from sagaz_core.events import (
     SagaResumed,
     StepFailed,
     StepRetryScheduled,
-    StepSucceeded,
     describe_error,
 )
 from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.events import Event
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sagaz_core.engine.capture import Capture
-    from sagaz_core.events import Event
     from sagaz_core.state import SagaState
 
-    Observer = Callable[[Event], object]
-
+Observer = Callable[[Event], object]
 logger = logging.getLogger(__name__)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 from sagaz_core.errors import CorruptDataError, UnknownSagaError, UnknownStepError, nearest, quoted
 from sagaz_core.events import Event, SagaResumed, StepStarted, StepSucceeded
 from sagaz_core.state import SagaState, SagaStatus
-from sagaz_core.storage.base import SagaRecord, SnapshotStorage
 from sagaz_core.storage.codec import importing_class, known_class
 from sagaz_core.storage.records import Resolve, unpack_event, unpack_state
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sagaz_core.storage.base import SagaRecord, SnapshotStorage
 
 
 async def load_record(storage: SnapshotStorage, saga_id: str) -> SagaRecord:
@@ -54,7 +58,7 @@ async def load_state_to_resume(storage: SnapshotStorage, saga_id: str) -> SagaSt
         )
     snapshot = await storage.latest_snapshot(saga_id)
     if snapshot is not None and snapshot.seq == state.seq and snapshot.phase == "before" and not state.status.ended:
-        # Captured without a journal: that the step started then is not written, but it did, and may have had its effect.
+        # Captured without a journal: that the step started is not written, but it did, and may have had its effect.
         state.apply(StepStarted(state.seq + 1, snapshot.created_at, snapshot.step_name, 1))
     return state
 

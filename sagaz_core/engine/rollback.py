@@ -104,7 +104,8 @@ class Rollback:
 
     def _view(self) -> Any:
         typed, state = self._execution.definition.typed, self._state
-        return context_for_undo(state.context, state.undone) if typed is None else typed.view(state.context, state.undone)
+        view = context_for_undo if typed is None else typed.view
+        return view(state.context, state.undone)
 
     async def _call(self, name: str, operation: Operation, attempt: int, view: Any) -> Any:
         execution, state = self._execution, self._state

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
 from sagaz_core.engine.execution import Execution
-from sagaz_core.engine.journal import Journal
+from sagaz_core.engine.journal import Journal, Observer
 from sagaz_core.engine.result import SagaResult, result_of
 from sagaz_core.errors import DriftError, UsageError
 from sagaz_core.events import NO_DELTA, Delta, SagaStarted, StepSucceeded
+from sagaz_core.interceptor import Interceptor
 from sagaz_core.model import SagaModel
 from sagaz_core.saga.definition import Definition, mapping_or_empty
 from sagaz_core.state import SagaState
@@ -20,10 +21,8 @@ from sagaz_core.storage.base import SagaRecord, SnapshotStorage, checked_id
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from sagaz_core.engine.journal import Observer
-    from sagaz_core.interceptor import Interceptor
     from sagaz_core.saga.base import Saga
-    from sagaz_core.saga.config import ReplayConfig
+    from sagaz_core.saga.config import ReplayConfig  # noqa: TC004 - a run without a store does not load pydantic
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +90,22 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
 
 async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool = False) -> SagaResult:
     """Run on what the saga's own store has under this id. See `Saga.resume`."""
-    from sagaz_core.engine.load import load_record, load_state_to_resume  # a run without a store does not load the codec
+    from sagaz_core.engine.load import (  # a run without a store does not load the codec
+        load_record,
+        load_state_to_resume,
+    )
 
     storage, identity = saga.snapshot_storage, checked_id(saga_id)
     if storage is None:
         raise UsageError(f"saga {identity!r} cannot be resumed without a store: give the saga a snapshot_storage")
     record = await load_record(storage, identity)
     model = (await saga.prepare()).model
-    if differences := model.differences(SagaModel.from_dict(record.model)):
-        if not allow_drift:
-            raise DriftError(
-                f"saga {identity!r} was started with another definition: {'; '.join(differences)} "
-                f"(allow_drift=True resumes it all the same)",
-                differences,
-            )
+    if (differences := model.differences(SagaModel.from_dict(record.model))) and not allow_drift:
+        raise DriftError(
+            f"saga {identity!r} was started with another definition: {'; '.join(differences)} "
+            f"(allow_drift=True resumes it all the same)",
+            differences,
+        )
     state = await load_state_to_resume(storage, identity)
     if state.status.ended:
         return result_of(state, [])

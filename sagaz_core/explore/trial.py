@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sagaz_core.explore.world import Reading, World
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.saga.config import ReplayConfig
 
 MAX_RESUMES = 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +14,7 @@ from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.interceptor import Proceed, StepCall
 
 
-class SimulatedCrash(BaseException):  # noqa: N818 - no error to be handled: the process is gone
+class SimulatedCrash(BaseException):  # no error to be handled: the process is gone
     """The process died here. It is no `Exception`, so that nothing on the way undoes or records anything."""
 
 
@@ -67,10 +68,8 @@ class Injector:
         """Let the effects happen that are still under way."""
         late, self._late = self._late, []
         for proceed in late:
-            try:
+            with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
                 await proceed()
-            except Exception:  # noqa: S110, PERF203 - the caller is long gone: nobody is there to be told
-                pass
 
     def _strikes(self, fault: Fault, attempt: int) -> bool:
         if fault.attempt is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sagaz_core.errors import PlanError, nearest, quoted
 from sagaz_core.model import END, SagaModel, StepModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ def kind_of(name: str) -> Kind:
     try:
         return KINDS[name]
     except KeyError:
-        raise PlanError(f"there is no kind of fault {name!r}{nearest(name, KINDS)}; kinds: {', '.join(KINDS)}") from None
+        known = ", ".join(KINDS)
+        raise PlanError(f"there is no kind of fault {name!r}{nearest(name, KINDS)}; kinds: {known}") from None
 
 
 def parse_kinds(text: str | Iterable[str]) -> tuple[str, ...]:

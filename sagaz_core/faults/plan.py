@@ -9,12 +9,15 @@ The form is safe in a shell, unquoted, and is used in code, test ids, the comman
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sagaz_core.errors import PlanError
 from sagaz_core.faults.kinds import KINDS, QUICK, Kind, kind_of, step_of, why_not
 from sagaz_core.model import END, SagaModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 _FAULT = re.compile(r"(?P<step>[^@+#:\s]+)(?:#(?P<attempt>[0-9]{1,6}))?@(?P<kind>[a-z-]+)(?::(?P<times>[0-9]{1,6}))?")
 

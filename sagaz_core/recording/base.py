@@ -170,7 +170,7 @@ class Recording:
         return state
 
     def state_before(self, step: str) -> SagaState:
-        """Return the state just before the step first started, or was served. Raises `UnknownStepError` when neither."""
+        """Return the state just before the step first started or was served; `UnknownStepError` if it never was."""
         for index, event in enumerate(self.events):
             if isinstance(event, (StepStarted, StepSucceeded)) and event.step == step:
                 return self.state_at(index - 1)

@@ -92,7 +92,8 @@ def forward_recovery(step: str, *, timeout: float | None = None) -> Callable[[F]
 
 def _put_mark(function: Any, mark: object) -> None:
     if _mark_of(function) is not None:
-        raise DefinitionError(f"{getattr(function, '__qualname__', function)!r} is declared twice: one method is one action or compensation")
+        name = getattr(function, "__qualname__", function)
+        raise DefinitionError(f"{name!r} is declared twice: one method is one action or compensation")
     try:
         setattr(function, _MARK, mark)
     except AttributeError:  # a bound method, a builtin

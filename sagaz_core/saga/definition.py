@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import DefinitionError
 from sagaz_core.model import SagaModel
-from sagaz_core.saga.step import Step
 
 if TYPE_CHECKING:
     from sagaz_core.saga.context import TypedContext
+    from sagaz_core.saga.step import Step
 
 
 class Recovery(Enum):

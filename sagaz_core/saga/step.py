@@ -104,7 +104,8 @@ def rejections(kinds: Iterable[type[BaseException]], step: str) -> tuple[type[Ba
 def _is_async(function: Function) -> bool:
     while isinstance(function, (functools.partial, staticmethod)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - the method itself is asked about
+    called = getattr(function, "__call__", None)  # noqa: B004 - the method itself is asked about
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def _positional(function: Function) -> int:

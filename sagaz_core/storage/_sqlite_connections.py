@@ -194,7 +194,7 @@ class Connections:
     def _prepared(self, connection: sqlite3.Connection, create: bool) -> bool:
         """Whether the database has our tables, at the end; `create` makes them."""
         connection.execute("PRAGMA synchronous=NORMAL")
-        version = self._version(connection)
+        version = self._version_now(connection)
         if create:
             connection.execute("PRAGMA journal_mode=WAL")
         if version < SCHEMA_VERSION and (version or create):
@@ -209,6 +209,14 @@ class Connections:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={version}")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+
+    def _version_now(self, connection: sqlite3.Connection) -> int:
+        # Its parts are read in one transaction, or another process's first start may fall between them.
+        connection.execute("BEGIN")
+        try:
+            return self._version(connection)
+        finally:
+            connection.execute("ROLLBACK")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of our tables in it, 0 for an empty database."""

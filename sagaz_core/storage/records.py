@@ -34,8 +34,8 @@ def event_fields(event: Event) -> list[Any]:
             fields[index] = None if value is NO_DELTA else [dict(value.set), list(value.deleted)]
         elif kind is ErrorInfo:
             fields[index] = list(value)
-        elif kind is tuple:
-            fields[index] = list(value)
+    if type(event) is SagaFailed:
+        fields[0] = list(event.stuck)
     return fields
 
 
@@ -138,5 +138,3 @@ def state_from_data(data: Any, snapshot_id: str) -> SagaState:
         return SagaState.from_data(cast(Mapping[str, Any], data))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptDataError(f"snapshot {snapshot_id!r} is damaged: no state can be made of it ({error})") from error
-
-

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from freezegun import freeze_time
@@ -15,10 +15,12 @@ from freezegun import freeze_time
 from sagaz_core import ReplayConfig, Saga, SagaStatus
 from sagaz_core.engine.run import RunOptions, run_saga
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, StoreUnavailableError, UsageError
-from sagaz_core.storage.base import SagaSnapshot
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.storage.records import compressed, state_bytes, unpack_event, unpack_state
 from sagaz_core.virtual_time import run
+
+if TYPE_CHECKING:
+    from sagaz_core.storage.base import SagaSnapshot
 
 
 async def fails(ctx: Any) -> None:
@@ -406,9 +408,7 @@ def test_a_compensation_whose_result_cannot_be_stored_has_undone_its_step_all_th
     store = InMemorySnapshotStorage()
     with unstorable() as bad:
         made: Saga[Any] = (
-            Saga("s", snapshot_storage=store)
-            .add_step("a", lambda ctx: {"a": 1}, lambda ctx: bad)
-            .add_step("b", fails)
+            Saga("s", snapshot_storage=store).add_step("a", lambda ctx: {"a": 1}, lambda ctx: bad).add_step("b", fails)
         )
 
         async def main() -> Any:

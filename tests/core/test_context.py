@@ -218,8 +218,10 @@ def conflicting(first: Any, second: Any) -> Any:
         await asyncio.sleep(1)
         return second(ctx)
 
-    saga: Saga[Any] = Saga("s").add_step("a", first, undo("a"), depends_on=[]).add_step("b", late, undo("b"), depends_on=[])
-    with pytest.raises(ContextConflictError, match="'a' and 'b' run in parallel and both write the context key 'k'") as caught:
+    saga: Saga[Any] = Saga("s")
+    saga.add_step("a", first, undo("a"), depends_on=[]).add_step("b", late, undo("b"), depends_on=[])
+    message = "'a' and 'b' run in parallel and both write the context key 'k'"
+    with pytest.raises(ContextConflictError, match=message) as caught:
         run(saga.run({"k": 0}))
     assert (caught.value.key, caught.value.steps) == ("k", ("a", "b"))
     return undone

@@ -81,7 +81,7 @@ def test_two_actions_of_one_step_are_refused() -> None:
 
 
 def test_a_compensation_of_no_step_names_the_nearest() -> None:
-    with pytest.raises(DefinitionError, match="'chrage'.*did you mean 'charge'"):
+    with pytest.raises(DefinitionError, match=r"'chrage'.*did you mean 'charge'"):
 
         class Wrong(Saga[Any]):
             @action("charge")

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from dags import Watched, World
+
 from sagaz_core import Backoff, Saga, SagaStatus
+from sagaz_core.engine.run import RunOptions, run_saga
 from sagaz_core.errors import StoreUnavailableError
 from sagaz_core.events import StepFailed
-from sagaz_core.engine.run import RunOptions, run_saga
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import run
 
@@ -212,7 +212,8 @@ def test_closing_the_loop_ends_a_rollback() -> None:
     saga: Saga[Any] = Saga("s").add_step("a", lambda ctx: None, for_ever).add_step("b", fails)
 
     async def main() -> None:
-        asyncio.ensure_future(saga.run())  # noqa: RUF006 - left to the loop's end
+        task = asyncio.ensure_future(saga.run())
         await asyncio.sleep(0.01)
+        assert not task.done()
 
     asyncio.run(main())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dags import StepShape, Watched, World, build, shapes
 from hypothesis import given, settings
 
-from dags import StepShape, Watched, World, build, shapes
 from sagaz_core import Backoff, Saga, SagaConfig, SagaStatus
 from sagaz_core.events import StepFailed
 from sagaz_core.virtual_time import run
@@ -84,10 +84,12 @@ for seed in range(30):
     for index in range(8):
         names = [step.name for step in shape]
         needs = tuple(dict.fromkeys(dice.choices(names, k=2))) if names and dice.random() < .7 else ()
-        shape.append(StepShape(f"step-{index}", needs, dice.choice([0, 0, 1]), "error" if index == 7 else "", True, True))
+        fails = "error" if index == 7 else ""
+        shape.append(StepShape(f"step-{index}", needs, dice.choice([0, 0, 1]), fails, True, True))
     world = World()
     result = run(build(tuple(shape), world).run())
-    print(world.log, result.compensated_steps, result.context, build(tuple(shape), world).definition().model.fingerprint)
+    model = build(tuple(shape), world).definition().model
+    print(world.log, result.compensated_steps, result.context, model.fingerprint, model.order)
 """
 
 

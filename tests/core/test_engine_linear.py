@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import threading
 from typing import Any
@@ -69,7 +70,7 @@ def test_attempts_follow_each_other_after_exactly_their_delays() -> None:
 
     saga: Saga[Any] = Saga("s").add_step("a", act, retries=4, backoff=Backoff(first=0.5, factor=4, cap=5))
     result = run(saga.run())
-    assert [later - earlier for earlier, later in zip(times, times[1:], strict=False)] == [1.5, 3.0, 6.0, 6.0]
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [1.5, 3.0, 6.0, 6.0]
     failures = [event for event in result.events if isinstance(event, StepFailed)]
     assert [(event.attempt, event.final, event.in_doubt) for event in failures] == [
         *((n, False, True) for n in (1, 2, 3, 4)),
@@ -92,10 +93,10 @@ def test_a_step_that_succeeds_on_a_retry_leaves_no_failure() -> None:
     assert (result.status, result.error, result.failed_step, result.exception) == ("completed", None, None, None)
 
 
-class Declined(Exception): ...
+class DeclinedError(Exception): ...
 
 
-@pytest.mark.parametrize(("error", "rejects"), [(StepRejected("no"), ()), (Declined("no"), (Declined,))])
+@pytest.mark.parametrize(("error", "rejects"), [(StepRejected("no"), ()), (DeclinedError("no"), (DeclinedError,))])
 def test_a_rejection_is_not_retried_and_leaves_no_doubt(error: Exception, rejects: Any) -> None:
     calls: list[int] = []
     undone: list[int] = []
@@ -257,12 +258,12 @@ def test_a_task_that_was_cancelled_before_can_still_run_a_saga() -> None:
 
 
 def test_an_error_that_cannot_be_printed_does_not_hide_the_failure() -> None:
-    class Broken(Exception):
+    class BrokenError(Exception):
         def __str__(self) -> str:
             raise ValueError
 
     async def act(ctx: Any) -> None:
-        raise Broken
+        raise BrokenError
 
     result = run(Saga("s").add_step("a", act).run())
     assert result.error is not None
@@ -286,5 +287,3 @@ def test_times_never_go_back_within_a_saga() -> None:
     times = [event.at for event in result.events]
     assert times == sorted(times)
     assert [event.seq for event in result.events] == [0, 1, 2, 3]
-
-

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from dags import Watched, World
+
 from sagaz_core import Backoff, Recovery, ReplayConfig, Saga, SagaConfig, SagaStatus
 from sagaz_core.events import StepFailed, StepSucceeded
 from sagaz_core.storage.memory import InMemorySnapshotStorage
@@ -115,6 +115,9 @@ def beside(pivot_fails: bool, sibling: Any = "wait") -> tuple[Any, World]:
             raise ValueError("pay")
         world.note("do", "pay")
 
+    def undo_pay(ctx: Any) -> None:
+        world.note("undo", "pay")
+
     async def other(ctx: Any) -> None:
         await asyncio.sleep(1)
         if left:
@@ -124,7 +127,7 @@ def beside(pivot_fails: bool, sibling: Any = "wait") -> tuple[Any, World]:
     saga: Saga[Any] = (
         Saga("s", config=SagaConfig(on_sibling_failure=sibling))
         .add_step("a", lambda ctx: None, lambda ctx: world.note("undo", "a"))
-        .add_step("pay", pay, lambda ctx: world.note("undo", "pay"), depends_on=["a"], pivot=True, in_doubt="compensate")
+        .add_step("pay", pay, undo_pay, depends_on=["a"], pivot=True, in_doubt="compensate")
         .add_step("other", other, depends_on=["a"])
         .add_step("last", lambda ctx: world.note("do", "last"), depends_on=["pay", "other"])
     )

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dags import StepShape, Watched, World, build, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dags import StepShape, Watched, World, build, shapes
 from sagaz_core import ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
 from sagaz_core.errors import DriftError, UnknownSagaError, UsageError
 from sagaz_core.events import SagaCompleted, SagaFailed, SagaResumed, SagaRolledBack

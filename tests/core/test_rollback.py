@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from dags import World
+
 from sagaz_core import Saga, SagaConfig, SagaStatus
 from sagaz_core.errors import StepTimeoutError
 from sagaz_core.events import CompensationFailed, CompensationStarted, StepRetryScheduled

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from dags import Watched, World, build, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dags import Watched, World, build, shapes
 from sagaz_core.events import (
     CompensationFailed,
     CompensationStarted,
@@ -29,6 +28,9 @@ from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.records import pack_event, unpack_event
 from sagaz_core.virtual_time import run
+
+if TYPE_CHECKING:
+    import random
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ERROR = ErrorInfo("builtins:OSError", "no")
@@ -113,7 +115,7 @@ def test_undoing_a_middle_step_leaves_what_came_after_it() -> None:
 
 def test_an_event_that_is_not_the_next_is_refused() -> None:
     state = SagaState()
-    with pytest.raises(ValueError, match="event 3 .SagaCompleted. cannot follow event -1"):
+    with pytest.raises(ValueError, match=r"event 3 .SagaCompleted. cannot follow event -1"):
         state.apply(SagaCompleted(3, AT))
 
 
@@ -140,6 +142,7 @@ def test_what_was_running_in_a_process_that_died_is_in_doubt() -> None:
 
 def test_data_of_another_shape_is_refused() -> None:
     data = decode(encode(SagaState().to_data()))
-    for name, wrong in [("context", []), ("seq", "1"), ("stuck", [1]), ("status", "odd"), ("layers", {"a": 1}), ("error", [1, 2])]:
+    damaged = {"context": [], "seq": "1", "stuck": [1], "status": "odd", "layers": {"a": 1}, "error": [1, 2]}
+    for name, wrong in damaged.items():
         with pytest.raises((KeyError, TypeError, ValueError)):
             SagaState.from_data({**data, name: wrong})

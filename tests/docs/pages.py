@@ -1,10 +1,13 @@
 """Runs a page of documentation: what it shows is what happens.
 
-```python with a first line `# file: NAME`    is written to that file
+a block with a first line `# file: NAME`       is written to that file (python, ini, toml)
+```python below `<!-- in NAME -->`             is added to that file, or begins it
 ```python                                      is executed, all blocks of a page in one namespace
+```diff with a first line `--- NAME`           changes that file: ` ` and `-` lines must be in it, hunks begin with `@@`
 ```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
 ```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
-                                               `...` stands for any lines, and for any end of a line
+                                               `...` stands for any lines, and for anything within a line
+```text below `<!-- whole output -->`          is exactly the output of the commands before
 any of them below `<!-- not run -->`           is only shown
 """
 
@@ -45,18 +48,36 @@ def run_page(page: Path, folder: Path) -> None:
         where = f"{page.name}:{block.line}"
         if block.note == "not run":
             continue
-        if block.kind == "python" and block.body.startswith("# file: "):
+        if block.body.startswith("# file: "):
             target = folder / block.body.splitlines()[0].removeprefix("# file: ").strip()
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.body, encoding="utf-8")
+        elif block.note.startswith("in "):
+            with (folder / block.note.removeprefix("in ")).open("a", encoding="utf-8") as target_file:
+                target_file.write(block.body)
+        elif block.kind == "diff":
+            _apply(block, folder, where)
         elif block.kind == "python":
             exec(compile(block.body, where, "exec", dont_inherit=True), namespace)
-        elif block.kind == "toml":
-            (folder / "pyproject.toml").write_text(block.body, encoding="utf-8")
         elif block.kind == "sh":
             output = _shell(block, folder, where)
         elif block.kind == "text" and block.note == "output":
             _compare(block.body, output, where)
+        elif block.kind == "text" and block.note == "whole output":
+            assert output.splitlines() == block.body.splitlines(), f"{where}: what was printed is\n{output}"
+
+
+def _apply(block: Block, folder: Path, where: str) -> None:
+    name, _, changes = block.body.partition("\n")
+    target = folder / name.removeprefix("--- ")
+    text = target.read_text(encoding="utf-8")
+    for hunk in re.split(r"^@@.*\n", changes, flags=re.M):
+        lines = hunk.splitlines(keepends=True)
+        before = "".join(line[1:] or line for line in lines if not line.startswith("+"))
+        after = "".join(line[1:] or line for line in lines if not line.startswith("-"))
+        assert text.count(before) == 1 or not before, f"{where}: {target.name} has {text.count(before)} times\n{before}"
+        text = text.replace(before, after) if before else text
+    target.write_text(text, encoding="utf-8")
 
 
 def _shell(block: Block, folder: Path, where: str) -> str:
@@ -65,7 +86,8 @@ def _shell(block: Block, folder: Path, where: str) -> str:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "120",
-        "PYTEST_ADDOPTS": "-p no:randomly -p no:cacheprovider",
+        # Without what other tests want: hypothesis alone takes most of the time that a small run has.
+        "PYTEST_ADDOPTS": "-p no:randomly -p no:hypothesispytest",
     }
     for name in ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "SAGAZ_STORE", "FORCE_COLOR", "CI"):
         environment.pop(name, None)

@@ -10,11 +10,11 @@ import pytest
 
 # A run in this process forgets at its end what it imported, but a package keeps its modules as attributes: those that
 # are here before stay, so that no run has half of the modules twice.
-import pytest_sagaz.collection  # noqa: F401
-import pytest_sagaz.given  # noqa: F401
+import pytest_sagaz.collection
+import pytest_sagaz.given
 import pytest_sagaz.session  # noqa: F401
-import sagaz_core.replay.replay  # noqa: F401
-import sagaz_core.storage.sqlite  # noqa: F401
+import sagaz_core.replay.replay
+import sagaz_core.storage.sqlite
 import sagaz_core.virtual_time  # noqa: F401
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Careless(Order):
         return await super().charge(ctx)
 '''
 
-RECORD = '''
+RECORD = """
 import asyncio, importlib, json, sys
 from sagaz_core import Recording, ReplayConfig, open_storage
 
@@ -97,7 +97,7 @@ async def main(spec, saga_id, context, store):
     recording = await Recording.from_storage(storage, saga_id)
     await storage.close()
     return recording
-'''
+"""
 
 CONTEXT = {"order_id": "1", "quantity": 2, "price": 7}
 STORE = "sqlite:///.sagaz/sagaz.db"
@@ -115,6 +115,7 @@ class Shop:
         self.path: Path = pytester.path
         self.monkeypatch = monkeypatch
         self.apart = False
+        self.without = ["randomly", "hypothesispytest", "asyncio", "anyio"]
         self.write("shop", SHOP)
         pytester.makeini("[pytest]\nfilterwarnings = error\nxfail_strict = true\n")
 
@@ -155,9 +156,9 @@ class Shop:
             _RECORDED[key] = {f".sagaz/{path.name}": path.read_bytes() for path in (self.path / ".sagaz").iterdir()}
 
     def run(self, *args: str) -> pytest.RunResult:
-        """Run pytest in the folder, in this process or (`apart`) in one of its own; workers are processes in any case."""
+        """Run pytest in the folder, in this process, or (`apart`) in one of its own as workers are in any case."""
         run = self.pytester.runpytest_subprocess if self.apart else self.pytester.runpytest_inprocess
-        return run("-p", "no:randomly", "-p", "no:hypothesispytest", *args)
+        return run(*(option for name in self.without for option in ("-p", f"no:{name}")), *args)
 
     def replay(self, *args: str, saga_id: str = "ORDER-1") -> pytest.RunResult:
         """Run `pytest --sagaz-replay=<id>`."""

@@ -65,7 +65,7 @@ def test_an_unsound_outcome_fails_in_the_test_s_own_lines_with_the_table_beside(
     result.stdout.fnmatch_lines(
         [
             ">*sagaz.run(shop.Careless(), CONTEXT).assert_sound()",
-            "E * UnsoundError: ORPHAN under charge@after: the effect of 'charge' was left behind",
+            "E *UnsoundError: ORPHAN under charge@after: the effect of 'charge' was left behind",
             "*- sagaz -*",
             "step * left",
         ]
@@ -132,7 +132,9 @@ def test_the_world_is_a_witness(shop: Shop) -> None:
         """,
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*UnsoundError: LIE under ship@before: *the world is not as it was (stock: [[]] -> [[]'1'[]])"])
+    result.stdout.fnmatch_lines(
+        ["*UnsoundError: LIE under ship@before: *the world is not as it was (stock: [[]] -> [[]'1'[]])"]
+    )
 
 
 def test_every_failure_is_explored_in_one_call(shop: Shop) -> None:
@@ -153,18 +155,18 @@ def test_every_failure_is_explored_in_one_call(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "body", "message"),
+    ("step", "body", "message"),
     [
-        ('force_failure("charge#2", at="before")', "sagaz.run(shop.Order, CONTEXT)", "VACUOUS under charge#2@before: *never happened"),
-        ('force_failure("ship")', "pass", "VACUOUS: the test ran no saga under ship@before: run it with the fixture sagaz"),
-        ('force_failure("ship")', 'sagaz.run(shop.Order, CONTEXT, plan="charge@before")', "VACUOUS: no saga of the test ran under"),
+        ('"charge#2"', "sagaz.run(shop.Order, CONTEXT)", "VACUOUS under charge#2@before: *never happened"),
+        ('"ship"', "pass", "VACUOUS: the test ran no saga under ship@before: run it with the fixture sagaz"),
+        ('"ship"', 'sagaz.run(shop.Order, CONTEXT, plan="charge@before")', "VACUOUS: no saga of the test ran under"),
     ],
     ids=["never-struck", "no-saga", "another-plan"],
-)  # fmt: skip
+)
 def test_a_failure_that_never_happened_fails_a_test_that_asserts_nothing(
-    shop: Shop, marker: str, body: str, message: str
+    shop: Shop, step: str, body: str, message: str
 ) -> None:
-    result = test(shop, f"@{marker}\ndef test_it(sagaz):\n    {body}\n")
+    result = test(shop, f"@force_failure({step})\ndef test_it(sagaz):\n    {body}\n")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*{message}*"])
 
@@ -240,23 +242,21 @@ def test_a_matrix_takes_its_fakes_from_the_factory(shop: Shop) -> None:
             def __init__(self, outside):
                 super().__init__(outside)
 
-        OUTSIDE = shop.Outside()
+        @pytest.fixture
+        def outside():
+            return shop.Outside()
 
         @pytest.fixture
-        def saga_factory():
-            return lambda: Strict(OUTSIDE)
+        def saga_factory(outside):
+            return lambda: Strict(outside)
 
         @pytest.fixture
-        def saga_world():
-            from sagaz_core import World
-            world = World()
-            world.fake(OUTSIDE, append_only=["closed"])
-            return world
+        def saga_world(outside, saga_world):
+            saga_world.fake(outside, append_only=["closed"])
+            return saga_world
 
         @saga_matrix(Strict, CONTEXT, "before,repeat")
         def test_it(saga_case):
-            OUTSIDE.closed.clear()
-            OUTSIDE.stock.clear()
             saga_case.run().assert_sound()
         """,
     )
@@ -266,7 +266,9 @@ def test_a_matrix_takes_its_fakes_from_the_factory(shop: Shop) -> None:
 def test_a_matrix_needs_the_case(shop: Shop) -> None:
     result = test(shop, "@saga_matrix(shop.Order, CONTEXT)\ndef test_it(): pass")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: test_a.py::test_it: @saga_matrix: the test must ask for the fixture saga_case*"])
+    result.stderr.fnmatch_lines(
+        ["ERROR: test_a.py::test_it: @saga_matrix: the test must ask for the fixture saga_case*"]
+    )
 
 
 # -- replays
@@ -310,6 +312,7 @@ def test_a_marked_test_gets_its_recording(order: Shop) -> None:
 
 def test_paths_are_relative_to_the_test_file(shop: Shop) -> None:
     shop.record(out="order.json", store="memory://")
+    shop.ini("pythonpath = .")
     shop.write(
         "sub/test_a",
         """
@@ -346,7 +349,9 @@ def test_a_file_s_class_is_taken_from_the_test_or_a_named_module_only(shop: Shop
 def test_without_any_recording_a_test_of_one_is_skipped(shop: Shop) -> None:
     result = test(shop, "def test_it(recording): pass\ndef test_case(saga_case): pass", "-rs")
     result.assert_outcomes(skipped=2)
-    result.stdout.fnmatch_lines(["*there is no recording for this test: mark the test with @pytest.mark.replay_from(ID)*"])
+    result.stdout.fnmatch_lines(
+        ["*there is no recording for this test: mark the test with @pytest.mark.replay_from(ID)*"]
+    )
 
 
 def test_a_recording_fixture_of_the_project_s_own_is_left_alone(order: Shop) -> None:
@@ -361,11 +366,13 @@ def test_a_recording_fixture_of_the_project_s_own_is_left_alone(order: Shop) -> 
 
 
 def test_an_override_of_an_unknown_key_warns_and_is_an_error_when_strict(order: Shop) -> None:
-    order.pytester.makeini("[pytest]\n")
+    order.pytester.makeini("[pytest]\nfilterwarnings = default\n")
     source = '@replay_from("ORDER-1", override={"quantty": 5})\ndef test_it(recording): pass'
     result = test(order, source)
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*SagazWarning: @replay_from: the context has no key 'quantty'*did you mean 'quantity'*"])
+    result.stdout.fnmatch_lines(
+        ["*SagazWarning: @replay_from: the context has no key 'quantty'*did you mean 'quantity'*"]
+    )
     assert test(order, source, "--sagaz-strict").ret == pytest.ExitCode.USAGE_ERROR
 
 
@@ -384,8 +391,13 @@ def test_the_store_is_the_one_that_is_set(order: Shop) -> None:
 
 def test_a_saga_that_captures_into_a_store_of_its_own_is_not_captured_by_a_replay(order: Shop) -> None:
     source = (order.path / "shop.py").read_text()
-    order.write("shop", source.replace("super().__init__()", "super().__init__(snapshot_storage=STORE)").replace(
-        "from sagaz_core import", "from sagaz_core import open_storage,") + "\nSTORE = open_storage('sqlite:///own.db')\n")
+    order.write(
+        "shop",
+        source.replace("super().__init__()", "super().__init__(snapshot_storage=STORE)").replace(
+            "from sagaz_core import", "from sagaz_core import open_storage,"
+        )
+        + "\nSTORE = open_storage('sqlite:///own.db')\n",
+    )
     order.replay().assert_outcomes(passed=10)
     assert "own.db" not in order.files()
 

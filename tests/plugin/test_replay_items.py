@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
 import pytest
-
 from shops import CONTEXT, QUICK, error_of
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ def test_the_command_that_a_failure_prints_runs_that_plan_alone(careless: Shop) 
 
 def test_junit_has_the_facts(careless: Shop) -> None:
     careless.replay("--junitxml=report.xml")
-    cases = {case.get("name"): case for case in ET.parse(careless.path / "report.xml").iter("testcase")}  # noqa: S314
+    cases = {case.get("name"): case for case in ET.parse(careless.path / "report.xml").iter("testcase")}
     case = cases["charge@after"]
     assert case.get("classname") == "ORDER-1"
     assert {p.get("name"): p.get("value") for p in case.iter("property")} == {
@@ -215,7 +214,7 @@ def test_other_code_than_was_recorded_fails_with_the_differences(order: Shop) ->
 
 
 def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
-    order.write("shop", (order.path / "shop.py").read_text().replace('"R-{', '"S-{').replace("f\"R-", "f\"S-"))
+    order.write("shop", (order.path / "shop.py").read_text().replace('"R-{', '"S-{').replace('f"R-', 'f"S-'))
     result = order.replay()
     result.assert_outcomes(passed=10)
     result.stdout.fnmatch_lines(["*result of reserve.reservation  'R-1'*'S-1'"])
@@ -225,16 +224,16 @@ def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
 
 
 def test_a_bug_of_the_saga_keeps_its_traceback(order: Shop) -> None:
-    order.write("shop", (order.path / "shop.py").read_text().replace('ctx["quantity"] * ctx["price"]', 'ctx["qantity"]'))
+    order.write(
+        "shop", (order.path / "shop.py").read_text().replace('ctx["quantity"] * ctx["price"]', 'ctx["qantity"]')
+    )
     result = order.replay()
     result.stdout.fnmatch_lines(["*what a step raised*", "shop.py:*: in charge", "E   KeyError: 'qantity'"])
     result.stdout.no_fnmatch_line("*sagaz_core/*")
 
 
 def test_a_bug_of_a_fixture_keeps_its_traceback(order: Shop) -> None:
-    order.write(
-        "conftest", "import pytest\n\n@pytest.fixture\ndef saga_factory():\n    return lambda: 1 / 0\n"
-    )
+    order.write("conftest", "import pytest\n\n@pytest.fixture\ndef saga_factory():\n    return lambda: 1 / 0\n")
     result = order.replay("-k", "end")
     result.assert_outcomes(failed=1, deselected=9)
     result.stdout.fnmatch_lines(["conftest.py:5: ZeroDivisionError*"])
@@ -284,5 +283,7 @@ def test_what_the_engine_cannot_have_is_skipped_with_the_reason(shop: Shop) -> N
     shop.ini("")
     result = shop.replay("--sagaz-kinds=before,crash", "-rs", "-W", "ignore")
     result.assert_outcomes(passed=3, skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED *not run: reserve@crash was not run: the engine of the sagaz package cannot*"])
+    result.stdout.fnmatch_lines(
+        ["SKIPPED *not run: reserve@crash was not run: the engine of the sagaz package cannot*"]
+    )
     result.stdout.fnmatch_lines(["ORDER-1: faithful, 3 plans, 2 sound, 1 not run"])

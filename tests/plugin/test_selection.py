@@ -47,7 +47,9 @@ def test_last_failed_knows_ours_beside_other_tests(careless: Shop) -> None:
 
 def test_last_failed_is_forgotten_when_it_passes(careless: Shop) -> None:
     careless.replay()
-    fixed = (careless.path / "shop.py").read_text().replace('@action("charge")', '@action("charge", in_doubt="compensate")')
+    fixed = (
+        (careless.path / "shop.py").read_text().replace('@action("charge")', '@action("charge", in_doubt="compensate")')
+    )
     careless.write("shop", fixed)
     careless.replay("--lf").assert_outcomes(passed=1, deselected=9)
     careless.replay("--lf").assert_outcomes(passed=10)
@@ -69,7 +71,9 @@ def test_names_select(careless: Shop) -> None:
 
 
 def test_workers_share_the_items(careless: Shop) -> None:
-    careless.write("conftest", "import os\ndef pytest_runtest_setup(item): print('by', os.environ['PYTEST_XDIST_WORKER'])")
+    careless.write(
+        "conftest", "import os\ndef pytest_runtest_setup(item): print('by', os.environ['PYTEST_XDIST_WORKER'])"
+    )
     result = careless.replay("-n", "2", "-rA", "--junitxml=report.xml")
     result.assert_outcomes(failed=1, passed=9)
     assert {line for line in result.outlines if line.startswith("by ")} == {"by gw0", "by gw1"}
@@ -92,7 +96,9 @@ def test_any_way_of_sharing_runs_them_all(careless: Shop, dist: str) -> None:
 
 def test_items_in_any_order_end_alike(careless: Shop) -> None:
     pytest.importorskip("pytest_randomly")
-    result = careless.pytester.runpytest_inprocess("--sagaz-replay=ORDER-1", "-p", "no:hypothesispytest", "-p", "randomly")
+    result = careless.pytester.runpytest_inprocess(
+        "--sagaz-replay=ORDER-1", "-p", "no:asyncio", "-p", "randomly"
+    )
     result.assert_outcomes(failed=1, passed=9)
 
 

@@ -134,7 +134,9 @@ def test_an_override_of_an_unknown_key_is_a_warning(order: Shop) -> None:
     order.pytester.makeini("[pytest]\n")
     result = order.replay("--sagaz-override", "quantty=1", "-k", "end")
     result.assert_outcomes(passed=1, deselected=9, warnings=1)
-    result.stdout.fnmatch_lines(["*SagazWarning: the context has no key 'quantty' to override (did you mean 'quantity'?)"])
+    result.stdout.fnmatch_lines(
+        ["*SagazWarning: the context has no key 'quantty' to override (did you mean 'quantity'?)"]
+    )
     result = order.replay("--sagaz-override", "quantty=1", "-k", "end", "-n", "2")
     result.assert_outcomes(passed=1, warnings=1)
 
@@ -148,7 +150,10 @@ def test_where_warnings_are_errors_it_is_a_usage_error(order: Shop) -> None:
 BAD_MARKERS = [
     ('replay_from("ORDR-1")', "there is no saga 'ORDR-1'"),
     ('replay_from("ORDER-1", step="chrge")', "no checkpoint before 'chrge' (did you mean 'charge'?)"),
-    ('replay_from("ORDER-1", stp="charge")', "unexpected keyword argument 'stp' (did you mean 'step'?); write replay_from("),
+    (
+        'replay_from("ORDER-1", stp="charge")',
+        "unexpected keyword argument 'stp' (did you mean 'step'?); write replay_from(",
+    ),
     ("replay_from()", "missing a required argument: 'id_or_path'"),
     ("replay_from(3)", "id_or_path=3: give the id of a saga or a path"),
     ('replay_from("ORDER-1", override=[1])', "override=[1]: give a mapping"),
@@ -175,7 +180,10 @@ def test_a_bad_marker_names_the_test(order: Shop, marker: str, message: str, wor
         import pytest, shop
         from sagaz_core import Saga
 
-        shop.Circle = lambda: Saga("circle").add_step("a", print, depends_on=["b"]).add_step("b", print, depends_on=["a"])
+        def circle():
+            return Saga("circle").add_step("a", print, depends_on=["b"]).add_step("b", print, depends_on=["a"])
+
+        shop.Circle = circle
 
         @pytest.mark.{marker}
         def test_it(saga_case, sagaz): pass
