@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, cast
 
 from sagaz_core.events import (
@@ -152,7 +153,7 @@ class SagaState:
 
     def to_data(self, **encoded: Any) -> dict[str, Any]:
         """Return it as plain data for a codec; `from_data` is the inverse. `encoded` parts are taken as given."""
-        data = {name: getattr(self, name) for name in self.__slots__}
+        data = dict(zip(self.__slots__, _ALL(self), strict=True))
         data["status"] = self.status.value
         data["ambiguous"] = list(self.ambiguous)
         data["error"] = None if self.error is None else list(self.error)
@@ -222,6 +223,9 @@ class SagaState:
             if key in layer.deleted:
                 return _MISSING
         return self.initial.get(key, _MISSING)
+
+
+_ALL = attrgetter(*SagaState.__slots__)
 
 
 def _text(value: object) -> str:

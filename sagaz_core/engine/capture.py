@@ -17,11 +17,13 @@ from sagaz_core.engine.encoded import Encoded
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
     NO_DELTA,
+    CompensationStarted,
     CompensationSucceeded,
     Delta,
     Event,
     SagaRolledBack,
     SagaStarted,
+    StepStarted,
     StepSucceeded,
 )
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
@@ -94,6 +96,8 @@ class Capture:
             if delta is not NO_DELTA:
                 encoded.renew()
             fields = [step, attempt, encoded.results[step], encoded.layers.get(step), how]
+        elif kind is StepStarted or kind is CompensationStarted:
+            fields = [*event[2:]]
         elif kind is CompensationSucceeded:
             _, _, step, attempt, result, delta = cast(CompensationSucceeded, event)
             if step not in encoded.undone:
@@ -244,18 +248,17 @@ class Capture:
 
     async def _within_time(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._limited(work)
+            # An embedded store never waits: then no timer and no future is needed. One that does is run on from there.
+            waits_for = work.send(None)
+            await self._limited(work, waits_for)
+        except StopIteration:
+            return
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
             raise StoreUnavailableError(f"the store {self.storage.url} cancelled its own work") from error
 
-    async def _limited(self, work: Coroutine[Any, Any, None]) -> None:
-        # An embedded store never waits: then no timer and no future is needed. One that does is run on from there.
-        try:
-            waits_for = work.send(None)
-        except StopIteration:
-            return
+    async def _limited(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         loop = asyncio.get_running_loop()
         self._writing = loop.create_future()
         limit = self._config.capture_timeout

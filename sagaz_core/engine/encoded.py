@@ -20,7 +20,7 @@ class Encoded:
     `problem`.
     """
 
-    __slots__ = ("_state", "_unfit", "context", "initial", "layers", "problem", "results", "undone")
+    __slots__ = ("_started_at", "_state", "_unfit", "context", "initial", "layers", "problem", "results", "undone")
 
     def __init__(self, state: SagaState) -> None:
         self.problem: CodecError | None = None
@@ -29,6 +29,7 @@ class Encoded:
         self.results: dict[str, Raw | None] = {}
         self.layers: dict[str, Raw] = {}
         self.undone: dict[str, Raw | None] = {}
+        self._started_at: Raw | None = None
         self._state = state
         self._unfit: set[str] = set()
 
@@ -91,6 +92,9 @@ class Encoded:
                 name: layers.get(name) or [dict(layer.set), list(layer.deleted)] for name, layer in state.layers.items()
             },
         }
+        if self._started_at is None:
+            self._started_at = Raw(encode(state.started_at))
+        found["started_at"] = self._started_at
         if self.initial is not None:
             found["initial"] = self.initial
         if state.undone:

@@ -270,7 +270,7 @@ def assemble(form: Form, body: Any, extra: Any, resolve: Resolve) -> Any:
         raise CorruptDataError(f"stored data is damaged: a {form.tag} with parts that no {form.tag} has")
     try:
         if form.shape is OBJECT:
-            return _rebuild(form.tag, body, extra, resolve)
+            return _rebuild(form.tag, str(body), extra, resolve)
         return form.build(body, extra) if form.extra else form.build(body)
     except CodecError:
         raise

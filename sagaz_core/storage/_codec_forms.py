@@ -15,6 +15,7 @@ import struct
 import uuid
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sagaz_core.errors import UnknownTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 LEAF: Final = "leaf"  # parts: a str, or bytes if `binary`
 ITEMS: Final = "items"  # parts: a list of values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -15,7 +16,7 @@ from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, 
 from sagaz_core.storage._sqlite_statements import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Result = TypeVar("Result")
 
@@ -42,6 +43,18 @@ class _Connection(sqlite3.Connection):
     """A connection that knows the device and number of its file."""
 
     place: tuple[int, int] | None = None
+
+    if (3, 12) <= sys.version_info < (3, 12, 4):  # they warn of numbered parameters as of named ones (gh-117995)
+
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            return super().execute(sql, _numbered(parameters) if "?1" in sql else parameters)
+
+        def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+            return super().executemany(sql, map(_numbered, parameters) if "?1" in sql else parameters)
+
+
+def _numbered(row: Sequence[Any]) -> dict[str, Any]:
+    return {str(number): value for number, value in enumerate(row, 1)}
 
 
 class Connections:

@@ -136,7 +136,7 @@ FIND_PLACE = f"""
 ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_SAGA_ID = "INSERT INTO sagas (saga_id) VALUES (?)"
 SET_RECORD = f"""
-    UPDATE sagas SET ({_RECORD}) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE saga_id = ?1 AND saga_name IS NULL
+    UPDATE sagas SET ({_RECORD}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) WHERE saga_id = ?1 AND saga_name IS NULL
 """
 ADD_EVENT = """
     INSERT INTO saga_events (id, at, floor, kind, step, data) VALUES (?1, ?2, ?2, ?3, ?4, ?5)

@@ -8,9 +8,9 @@ Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence  # noqa: TC003 - whoever reads the records' types needs the names
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime  # noqa: TC003 - see above
+from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 from sagaz_core.errors import UsageError

@@ -24,7 +24,7 @@ STATEMENTS = dict(all_statements())
 
 @pytest.fixture(scope="module")
 def connection():
-    connection = sqlite3.connect(":memory:")
+    connection = sqlite3.connect(":memory:", factory=_sqlite_connections._Connection)
     for version in _sqlite_statements.MIGRATIONS.values():
         for statement in version:
             connection.execute(statement)
