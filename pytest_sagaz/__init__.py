@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         """Run the test's sagas under this fault; `at` is a kind. Stacked, all of them strike."""
 
     def saga_matrix(
-        saga: Any, context: Mapping[str, Any] | None = None, kinds: str | Iterable[str] | None = None
+        saga: Any, context: Mapping[str, Any] | None, kinds: str | Iterable[str] | None = None
     ) -> pytest.MarkDecorator:
         """Run the test once for each single-fault plan of the saga, given by `saga_case`."""
 
@@ -36,7 +36,19 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    return getattr(pytest.mark, name)
+    mark: pytest.MarkDecorator = getattr(pytest.mark, name)
+    return _taking_a_saga(mark) if name == "saga_matrix" else mark
+
+
+def _taking_a_saga(mark: pytest.MarkDecorator) -> Any:
+    """Return the mark, to be called with a saga: pytest's own takes a class or function that is alone for the test."""
+
+    def saga_matrix(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and getattr(args[0], "__name__", "").lower().startswith("test"):
+            return mark(*args, **kwargs)  # it was not called at all
+        return mark.with_args(*args, **kwargs)
+
+    return saga_matrix
 
 
 def __dir__() -> list[str]:

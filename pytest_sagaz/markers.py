@@ -64,7 +64,7 @@ def force_failure(step: str, at: str = "before", exc: BaseException | type[BaseE
 
 
 def saga_matrix(
-    saga: Any, context: Mapping[str, Any] | None = None, kinds: str | Iterable[str] | None = None
+    saga: Any, context: Mapping[str, Any] | None, kinds: str | Iterable[str] | None = None
 ) -> Matrix:
     """Check the arguments of the marker."""
     from sagaz_core.faults.kinds import parse_kinds

@@ -13,7 +13,7 @@ MARKERS = {
     "give the fixtures `recording` and `saga_case` this recorded saga, from this step on.",
     "force_failure": 'force_failure(step, at="before", exc=None): '
     "run the test's sagas under this fault; `at` is a kind such as after, undo-fail or flaky:2. Can be stacked.",
-    "saga_matrix": "saga_matrix(saga, context=None, kinds=None): "
+    "saga_matrix": "saga_matrix(saga, context, kinds=None): "
     "run the test once for each single-fault plan of the saga, given by the fixture `saga_case`.",
 }
 

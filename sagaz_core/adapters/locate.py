@@ -94,13 +94,15 @@ def find_saga(saga_name: str, modules: Iterable[str]) -> Any:
     found: dict[str, Any] = {}
     names: set[str] = set()
     for module in modules:
-        loaded = [(module, load_saga(module))] if ":" in module else sagas_in(import_module(module))
-        for _, saga in loaded:
+        for saga in [load_saga(module)] if ":" in module else [saga for _, saga in sagas_in(import_module(module))]:
             name = name_of(saga)
             names.add(name)
             if name == saga_name:
                 kind = saga if isinstance(saga, type) else type(saga)
-                found.setdefault(f"{kind.__module__}:{kind.__qualname__}" if saga is kind else repr(saga), saga)
+                # A class and an instance of it are one saga; an engine's own class has as many as there are instances.
+                where = repr(saga) if _is_engine_base(kind) else f"{kind.__module__}:{kind.__qualname__}"
+                if where not in found or saga is kind:
+                    found[where] = saga
     if len(found) > 1:
         raise DefinitionError(f"two sagas are named {saga_name!r}, {' and '.join(sorted(found))}: rename one")
     if not found:

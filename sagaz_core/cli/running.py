@@ -75,12 +75,19 @@ class Signals:
 
 
 def run(main: Coroutine[Any, Any, T], *, virtual: bool = False) -> T:
-    """Run a coroutine to its end. What nobody set up logging for is not written to stderr, which is ours."""
+    """Run a coroutine to its end. What nobody set up logging for is not written to stderr, which is ours.
+
+    In virtual time the saga's own clocks stand at the start and move with its sleeps, as they do when it is replayed.
+    """
     with _quiet_logging():
         if virtual:
-            from sagaz_core import virtual_time
+            from sagaz_core.clock import utc_now
+            from sagaz_core.virtual_time import frozen_at
+            from sagaz_core.virtual_time import run as run_virtually
 
-            return virtual_time.run(main)
+            start = utc_now()
+            with frozen_at(start):
+                return run_virtually(main, start=start)
         return asyncio.run(main)
 
 

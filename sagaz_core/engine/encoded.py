@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.state import SagaState
 
+
 class Encoded:
     """What a run's context, results and changes are as bytes.
 

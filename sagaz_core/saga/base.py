@@ -130,7 +130,12 @@ class Saga(Generic[ContextT]):
         """
         if self._definition is None:
             steps = {**self._declared.bound_to(self), **self._added}
-            made = Definition(self.name, steps, version=self.version, typed=self._typed())
+            # The description of a class is the same for all of its instances.
+            key = None if self._added else (self.name, self.version)
+            model = None if key is None else self._declared.models.get(key)
+            made = Definition(self.name, steps, version=self.version, typed=self._typed(), model=model)
+            if key is not None:
+                self._declared.models[key] = made.model
             if self.config is not None:
                 made.model = replace(made.model, on_compensation_failure=self.config.on_compensation_failure)
                 made.on_sibling_failure = self.config.on_sibling_failure

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from sagaz_core.errors import DefinitionError, nearest, quoted
+from sagaz_core.model import SagaModel
 from sagaz_core.saga.step import Backoff, Function, InDoubt, Operation, Step, rejections
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,10 +117,16 @@ def dependency_names(names: Iterable[str], step: str) -> tuple[str, ...]:
 
 @dataclass
 class Declarations:
-    """The steps of a class, with the attribute that holds each function, so that a subclass may override the method."""
+    """The steps of a class, with the attribute that holds each function, so that a subclass may override the method.
+
+    `models` keeps the descriptions of its sagas by name, and `inspected` what is known of its methods: instances are
+    made by the thousand.
+    """
 
     steps: dict[str, Step] = field(default_factory=dict)
     attributes: dict[int, str] = field(default_factory=dict)
+    models: dict[tuple[str, str], SagaModel] = field(default_factory=dict)
+    inspected: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
     def bound_to(self, saga: object) -> dict[str, Step]:
         """Return the steps with the functions as methods of this saga."""
@@ -127,8 +134,16 @@ class Declarations:
         def bind(operation: Operation | None) -> Operation | None:
             if operation is None:
                 return None
-            function = getattr(saga, self.attributes[id(operation)])
-            return replace(operation, function=function)
+            attribute = self.attributes[id(operation)]
+            function = getattr(saga, attribute)
+            if attribute in vars(saga):
+                return replace(operation, function=function)
+            found = self.inspected.get(attribute)
+            if found is None:
+                bound = replace(operation, function=function)
+                self.inspected[attribute] = bound.is_async, bound.takes_second
+                return bound
+            return operation.bound(function, *found)
 
         return {
             name: replace(

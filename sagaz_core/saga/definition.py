@@ -37,15 +37,9 @@ class Definition:
         on_compensation_failure: str = "continue_on_error",
         on_sibling_failure: str = "wait",
         forward_retries: int = 5,
+        model: SagaModel | None = None,
     ) -> None:
-        previous: str | None = None
-        described = []
-        for step in steps.values():
-            described.append(step.described(previous))
-            previous = step.name
-        if not described:
-            raise DefinitionError(f"saga {name!r} has no steps: add @action methods, or call add_step()")
-        self.model = SagaModel(name, tuple(described), version, on_compensation_failure)
+        self.model = model or _model(name, steps, version, on_compensation_failure)
         self.steps = dict(steps)
         self.typed = typed
         self.on_sibling_failure = on_sibling_failure
@@ -53,6 +47,17 @@ class Definition:
         self.pivots = tuple(step.name for step in steps.values() if step.pivot)
         self.waits_for = {step.name: len(set(step.depends_on)) for step in self.model.steps}
         self.first = [name for name in self.model.order if not self.waits_for[name]]
+
+
+def _model(name: str, steps: Mapping[str, Step], version: str, on_compensation_failure: str) -> SagaModel:
+    previous: str | None = None
+    described = []
+    for step in steps.values():
+        described.append(step.described(previous))
+        previous = step.name
+    if not described:
+        raise DefinitionError(f"saga {name!r} has no steps: add @action methods, or call add_step()")
+    return SagaModel(name, tuple(described), version, on_compensation_failure)
 
 
 def is_rejection(step: Step, error: BaseException, rejected: type[BaseException]) -> bool:

@@ -52,6 +52,18 @@ class Operation:
         object.__setattr__(self, "is_async", _is_async(self.function))
         object.__setattr__(self, "takes_second", _positional(self.function) >= 2)
 
+    def bound(self, function: Function, is_async: bool, takes_second: bool) -> Operation:
+        """Return it with another function, of which it is known what it takes."""
+        made = object.__new__(Operation)
+        for name, value in zip(_FIELDS, (function, self.timeout, self.retries, self.backoff), strict=True):
+            object.__setattr__(made, name, value)
+        object.__setattr__(made, "is_async", is_async)
+        object.__setattr__(made, "takes_second", takes_second)
+        return made
+
+
+_FIELDS = ("function", "timeout", "retries", "backoff")
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

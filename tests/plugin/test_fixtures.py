@@ -263,6 +263,13 @@ def test_a_matrix_takes_its_fakes_from_the_factory(shop: Shop) -> None:
     assert result.ret == 0
 
 
+def test_a_saga_alone_is_not_taken_for_the_test(shop: Shop) -> None:
+    for source in ("@saga_matrix(shop.Order)", "@saga_matrix"):
+        result = test(shop, f"{source}\ndef test_it(saga_case): pass")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: test_a.py::test_it: @saga_matrix: missing a required argument: '*"])
+
+
 def test_a_matrix_needs_the_case(shop: Shop) -> None:
     result = test(shop, "@saga_matrix(shop.Order, CONTEXT)\ndef test_it(): pass")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
