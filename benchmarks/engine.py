@@ -14,13 +14,15 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core import FaultPlan, InMemorySnapshotStorage, Recording, ReplayConfig, Saga, action, compensate
 from sagaz_core.explore.recorded import RecordedSubject, run_faithful
 from sagaz_core.explore.trial import Subject, run_trial
 from sagaz_core.virtual_time import VirtualRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 try:
     import sagaz_engine as beside

@@ -10,14 +10,13 @@ import pytest
 
 from pytest_sagaz.runner import Runner
 from pytest_sagaz.sagas import Make
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import DriftError, UsageError
 from sagaz_core.explore.outcome import Outcome, UnsoundError
 from sagaz_core.explore.recorded import Faithful, RecordedSubject, run_faithful
 from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.explore.world import World
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.recording.base import Recording
-from sagaz_core.replay.start import check_drift
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -105,7 +104,7 @@ class Case:
     async def _recorded(self, subject: Subject, recording: Recording) -> Subject:
         adapter, model = await self._described(subject, recording)
         migrate = _migration(subject, adapter, recording, model)
-        check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
+        _check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
         if self.step is not None:
             model.step(self.step)
         if self.step is not None or self.plan:
@@ -131,6 +130,16 @@ class Case:
                 f"{recording.saga_name!r}: let saga_factory make that one"
             )
         return adapter, model
+
+
+def _check_drift(now: SagaModel, recorded: SagaModel, *, allowed: bool) -> None:
+    differences = now.differences(recorded)
+    if differences and not allowed:
+        raise DriftError(
+            f"saga {now.name!r} is not defined as it was recorded: {'; '.join(differences)} "
+            f"(--sagaz-allow-drift runs it all the same; migrations declare how)",
+            differences,
+        )
 
 
 def _migration(subject: Subject, adapter: Adapter, recording: Recording, model: SagaModel) -> Any:

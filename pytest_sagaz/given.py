@@ -22,7 +22,7 @@ from sagaz_core.faults.plan import FaultPlan, single_fault_plans
 from sagaz_core.replay.start import check_override
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sagaz_core.explore.world import World
     from sagaz_core.recording.base import Recording
@@ -57,7 +57,14 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_our_fixture(metafunc: pytest.Metafunc, name: str) -> bool:
-    definitions = metafunc._arg2fixturedefs.get(name, ())
+    return _defined_here(metafunc._arg2fixturedefs.get(name, ()))
+
+
+def _is_ours(item: pytest.Item, name: str) -> bool:
+    return isinstance(item, pytest.Function) and _defined_here(item._fixtureinfo.name2fixturedefs.get(name, ()))
+
+
+def _defined_here(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
     return bool(definitions) and definitions[-1].func.__module__ == "pytest_sagaz.fixtures"
 
 
@@ -117,6 +124,8 @@ def _check(item: pytest.Item, settings: Settings, loaded: dict[tuple[str, str], 
         loaded[key] = found[0]
     item.stash[_FOUND] = loaded[key]
     recording = loaded[key].recording
+    if _is_ours(item, "saga_case") and _is_ours(item, "saga_factory"):
+        class_of(loaded[key], settings)
     plan.check(recording.model)
     if marker.step is not None:
         recording.state_before(marker.step)

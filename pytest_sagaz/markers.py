@@ -63,9 +63,7 @@ def force_failure(step: str, at: str = "before", exc: BaseException | type[BaseE
     return FaultPlan((replace(plan.faults[0], exception=exc),)) if exc is not None else plan
 
 
-def saga_matrix(
-    saga: Any, context: Mapping[str, Any] | None, kinds: str | Iterable[str] | None = None
-) -> Matrix:
+def saga_matrix(saga: Any, context: Mapping[str, Any] | None, kinds: str | Iterable[str] | None = None) -> Matrix:
     """Check the arguments of the marker."""
     from sagaz_core.faults.kinds import parse_kinds
 

@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         and any(name in ("sagaz_id", "sagaz_saga") for name, _ in report.user_properties)
     ]
     if reports:
-        from pytest_sagaz.reports import summary
+        from pytest_sagaz.summary import summary
 
         terminalreporter.section("sagaz")
         for line in summary(reports):

@@ -96,14 +96,14 @@ def _anchor(config: pytest.Config) -> Path:
 
 
 def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
-    recording = found.recording
+    recording, has_factory = found.recording, has_own_factory(settings.config)
     try:
         saga = class_of(found, settings)
     except UnknownSagaClassError:
-        if not has_own_factory(settings.config):
+        if not has_factory:
             raise
         saga = None
-    model = model_or_none(saga) or recording.model
+    model = model_or_none(saga, has_factory=has_factory) or recording.model
     step = settings.from_step
     if step is not None:
         _check_step(step, recording, model)

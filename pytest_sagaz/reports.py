@@ -1,4 +1,4 @@
-"""What a test says when it fails, and the section at the end of a run."""
+"""What a test says when it fails, and that one fails which proves nothing."""
 
 from __future__ import annotations
 
@@ -199,50 +199,6 @@ def _why_no_run(plan: FaultPlan, case: Case | None, outcomes: list[Outcome]) -> 
     if outcomes:
         return f"no saga of the test ran under {plan}, which its markers ask for: leave `plan` out, or the marker"
     return f"the test ran no saga under {plan}: run it with the fixture sagaz, sagaz.run(saga, context)"
-
-
-# ---- the end of a run
-
-
-def summary(reports: Sequence[pytest.TestReport]) -> list[str]:
-    """Return the lines for the end of the run: how many plans of each saga were tried, and how many are sound."""
-    groups: dict[str, list[tuple[pytest.TestReport, dict[str, Any]]]] = {}
-    for report in reports:
-        facts = dict(getattr(report, "user_properties", ()))
-        name = facts.get("sagaz_id") or facts.get("sagaz_saga")
-        if name is not None and (report.when == "call" or not report.passed):
-            groups.setdefault(str(name), []).append((report, facts))
-    lines = []
-    for name, group in groups.items():
-        lines.append(f"{name}: {_counts(group)}")
-        for report, _ in group:
-            for title, text in report.sections:
-                if DRIFT in title and report.passed:
-                    lines += [
-                        "  drift, which passes without --sagaz-strict:",
-                        *(f"  {row}" for row in text.split("\n")),
-                    ]
-    return lines
-
-
-def _counts(group: list[tuple[pytest.TestReport, dict[str, Any]]]) -> str:
-    parts = []
-    for _, facts in group:
-        if facts.get("sagaz_plan") == "faithful" and "sagaz_verdict" in facts:
-            parts.append(str(facts["sagaz_verdict"]).lower())
-    plans = [(report, facts) for report, facts in group if facts.get("sagaz_plan") != "faithful"]
-    ran = [(report, facts) for report, facts in plans if "sagaz_verdict" in facts]
-    sound = [facts for _, facts in ran if facts["sagaz_verdict"] == "CLEAN"]
-    if plans:
-        parts.append(f"{len(plans)} plan{'s' if len(plans) != 1 else ''}, {len(sound)} sound")
-    known = sum(1 for report, _ in plans if hasattr(report, "wasxfail"))
-    not_run = len([1 for report, facts in plans if report.skipped and "sagaz_verdict" not in facts])
-    broken = len(plans) - len(ran) - not_run
-    wrong = len(ran) - len(sound) - known
-    for count, what in ((wrong, "not"), (known, "known not to be"), (not_run, "not run"), (broken, "failed to run")):
-        if count > 0:
-            parts.append(f"{count} {what}")
-    return ", ".join(parts)
 
 
 def _short(value: Any) -> str:

@@ -15,6 +15,7 @@ from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.settings import DEFAULT_STORE, project_settings
+from sagaz_core.settings import Settings as ProjectSettings
 from sagaz_core.storage.url import open_storage, safe_url
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ class Settings:
         return Value(default, "default")
 
     @cached_property
-    def _project(self) -> Any:
-        return project_settings(self.folder)
+    def _project(self) -> ProjectSettings:
+        found = project_settings(self.folder)
+        if found.sagas and found.folder is not None:
+            make_importable(str(found.folder))
+        return found
 
     @cached_property
     def store(self) -> Value:
@@ -78,8 +82,12 @@ class Settings:
         return Value(DEFAULT_STORE, "default")
 
     def open_store(self) -> SnapshotStorage:
-        """Return the store; the caller closes it."""
-        return open_storage(self.store.value)
+        """Return the store; the caller closes it. A relative path counts from where pytest was started, also for a test
+        that has gone elsewhere, and one of the ini file from the root folder.
+        """
+        url, origin = self.store
+        with contextlib.chdir(self.config.rootpath if origin.startswith("ini") else self.folder):
+            return open_storage(url)
 
     @cached_property
     def kinds(self) -> Value:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.errors import DefinitionError, UnknownStepError, nearest, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 END = "end"
 """The pseudo-step after the last one; `end@before` fails a saga that has done everything."""
@@ -209,22 +209,39 @@ _STEP_FIELDS = tuple(f.name for f in fields(StepModel))
 def _step_from_dict(data: Mapping[str, Any]) -> StepModel:
     known = {key: data[key] for key in _STEP_FIELDS if key in data}
     for key, value in known.items():
-        if not _fits(key, value):
+        if not _FITS[key](value):
             raise DefinitionError(f"not the description of a saga: {key} of a step is {value!r:.40}")
     known["depends_on"] = tuple(known.get("depends_on", ()))
     return StepModel(**known)
 
 
-def _fits(key: str, value: object) -> bool:
-    if key == "depends_on":
-        return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-    if key in ("name", "in_doubt"):
-        return isinstance(value, str)
-    if key in ("retries", "compensation_retries"):
-        return type(value) is int and value >= 0
-    if key in ("timeout", "compensation_timeout"):
-        return value is None or (isinstance(value, (int, float)) and value > 0)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and value > 0)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_text, value))
+
+
+_FITS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "in_doubt"), _is_text),
+    **dict.fromkeys(("has_compensation", "pivot", "has_recovery"), _is_flag),
+    **dict.fromkeys(("timeout", "compensation_timeout"), _is_limit),
+    **dict.fromkeys(("retries", "compensation_retries"), _is_count),
+    "depends_on": _are_names,
+}
 
 
 def _check_step_name(saga: str, name: object) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-
 if TYPE_CHECKING:
-    from sagaz_core.engine.run import RunOptions, Served
-    from sagaz_core.engine.result import SagaResult
-    from sagaz_core.model import SagaModel
     from collections.abc import Mapping, Sequence
+
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.engine.run import RunOptions, Served
+    from sagaz_core.model import SagaModel
     from sagaz_core.state import SagaState
 
 

@@ -8,15 +8,16 @@ import logging
 import os
 import sys
 from functools import cache
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import DefinitionError, UnknownSagaClassError, UsageError, nearest
 from sagaz_core.plugins import plugin_manager
 
 if TYPE_CHECKING:
-    from sagaz_core.adapters.base import Adapter
-    from types import ModuleType
     from collections.abc import Iterable, Iterator
+    from types import ModuleType
+
+    from sagaz_core.adapters.base import Adapter
 
 
 @cache

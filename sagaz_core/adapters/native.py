@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.run import RunOptions, Served, resume_saga, run_saga
 from sagaz_core.errors import DefinitionError
 from sagaz_core.saga.base import Saga
 
 if TYPE_CHECKING:
-    from sagaz_core.engine.result import SagaResult
-    from sagaz_core.state import SagaState
-    from sagaz_core.model import SagaModel
     from collections.abc import Mapping, Sequence
+
+    from sagaz_core.engine.result import SagaResult
+    from sagaz_core.model import SagaModel
+    from sagaz_core.state import SagaState
 
 _DEFAULT = RunOptions()
 

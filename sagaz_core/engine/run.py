@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sagaz_core.saga.base import Saga
-    from sagaz_core.saga.config import ReplayConfig  # noqa: TC004 - a run without a store does not load pydantic
+    from sagaz_core.saga.config import ReplayConfig
 
 
 @dataclass(frozen=True, slots=True)

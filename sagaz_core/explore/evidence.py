@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """`claimed` is what the engine (the adapter of that name) says; `state` the fold of what happened; `ledger` and the world are witnesses.
+    """What the witnesses say of one run. `claimed` is what the engine says, `state` the fold of what happened.
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
     faults; each is `None` when there is no world to look at.

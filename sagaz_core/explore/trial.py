@@ -11,7 +11,6 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import PlanError, SagazError
-from sagaz_core.events import SagaStarted
 from sagaz_core.explore.evidence import Evidence
 from sagaz_core.explore.ledger import Ledger
 from sagaz_core.explore.outcome import Outcome
@@ -82,8 +81,9 @@ async def run_trial(subject: Subject, plan: FaultPlan = NO_FAULTS, *, reference:
 
 
 @cache
+@cache
 def _no_capture() -> ReplayConfig:
-    """What a saga that captures into a store of its own is given: a trial is not production, and leaves nothing there."""
+    """What a saga is given that captures into a store of its own: a trial leaves nothing there."""
     from sagaz_core.saga.config import ReplayConfig  # pydantic, which importing this does not load
 
     return ReplayConfig(enable_snapshots=False)
@@ -104,7 +104,7 @@ class Trial:
         self.exception: BaseException | None = None
         self.options = RunOptions(
             interceptors=(*subject.interceptors, self),
-            observers=(self._observe, self.injector.observe),
+            observers=(self.injector.observe,) if self.injector.observes else (),
             on_journal=self._on_journal,
             clock=subject.clock,
             replay_config=_no_capture(),
@@ -112,14 +112,12 @@ class Trial:
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
+        if not self.began:
+            # What the saga began with: for a typed one that is more than it was given.
+            self.began = encode(self.state.initial, "context")
         if self.injector.concerns(call):
             return await self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
         return await self.ledger.intercept(call, proceed)
-
-    def _observe(self, event: Event) -> None:
-        # What the saga began with: for a typed one that is more than it was given. Encoded before any step changes it.
-        if isinstance(event, SagaStarted):
-            self.began = encode(dict(event.context), "context")
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state
@@ -165,7 +163,7 @@ class Trial:
 
     def _left_in_context(self) -> dict[str, str]:
         context = self.state.context
-        if self.state.status is not SagaStatus.ROLLED_BACK or encode(dict(context), "context") == self.began:
+        if self.state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == self.began:
             return {}
         began: dict[str, Any] = decode(self.began, resolve=importing_class)
         found = {}

@@ -40,6 +40,11 @@ class Injector:
                 self._calls.setdefault((kind, fault.step), []).append(fault)
 
     @property
+    def observes(self) -> bool:
+        """Whether the plan has a fault that strikes when something is recorded, so that `observe` is needed."""
+        return bool(self._recorded)
+
+    @property
     def missed(self) -> list[Fault]:
         """The faults of the plan that never happened."""
         return [fault for fault in self.plan if not self.fired[fault]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ class Recording:
         """The saga's name."""
         return self.record.saga_name
 
-    @property
+    @cached_property
     def model(self) -> SagaModel:
         """The definition that was recorded."""
         return SagaModel.from_dict(self.record.model)
@@ -128,12 +129,16 @@ class Recording:
     @property
     def state(self) -> SagaState:
         """The last state."""
+        return self._end.fork()
+
+    @cached_property
+    def _end(self) -> SagaState:
         return self.state_at(len(self.events) - 1)
 
-    @property
+    @cached_property
     def status(self) -> SagaStatus:
         """How it ended; `executing` or `compensating` when its process died."""
-        return self.state.status
+        return self._end.status
 
     @property
     def context(self) -> Mapping[str, Any]:
@@ -141,7 +146,7 @@ class Recording:
         first = self.events[0]
         return dict(first.context) if isinstance(first, SagaStarted) else {}
 
-    @property
+    @cached_property
     def reached(self) -> tuple[str, ...]:
         """The steps that it started, in the order in which they first did."""
         return tuple(
@@ -152,12 +157,12 @@ class Recording:
             )
         )
 
-    @property
+    @cached_property
     def completed(self) -> bool:
         """Whether it got to its end."""
         return any(isinstance(event, SagaCompleted) for event in self.events)
 
-    @property
+    @cached_property
     def failed_step(self) -> str | None:
         """The step that turned it back, if one did."""
         return next((event.step for event in self.events if isinstance(event, StepFailed) and event.final), None)

@@ -3,7 +3,8 @@
 a block with a first line `# file: NAME`       is written to that file (python, ini, toml)
 ```python below `<!-- in NAME -->`             is added to that file, or begins it
 ```python                                      is executed, all blocks of a page in one namespace
-```diff with a first line `--- NAME`           changes that file: ` ` and `-` lines must be in it, hunks begin with `@@`
+```diff with a first line `--- NAME`           changes that file, in which its ` ` and `-` lines must be; `@@` goes between
+                                               places that are apart
 ```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
 ```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
                                                `...` stands for any lines, and for anything within a line
@@ -75,21 +76,23 @@ def _apply(block: Block, folder: Path, where: str) -> None:
         lines = hunk.splitlines(keepends=True)
         before = "".join(line[1:] or line for line in lines if not line.startswith("+"))
         after = "".join(line[1:] or line for line in lines if not line.startswith("-"))
-        assert text.count(before) == 1 or not before, f"{where}: {target.name} has {text.count(before)} times\n{before}"
-        text = text.replace(before, after) if before else text
+        assert before, f"{where}: a place is found by lines that are there"
+        assert text.count(before) == 1, f"{where}: {target.name} has {text.count(before)} times\n{before}"
+        text = text.replace(before, after)
     target.write_text(text, encoding="utf-8")
 
 
 def _shell(block: Block, folder: Path, where: str) -> str:
     expected = int(block.note.removeprefix("exit ")) if block.note.startswith("exit ") else 0
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SAGAZ_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "120",
         # Without what other tests want: hypothesis alone takes most of the time that a small run has.
         "PYTEST_ADDOPTS": "-p no:randomly -p no:hypothesispytest",
     }
-    for name in ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "SAGAZ_STORE", "FORCE_COLOR", "CI"):
+    # What changes what pytest prints, and what makes every one of these many processes compile all that it imports.
+    for name in ("BUILD_NUMBER", "CI", "FORCE_COLOR", "PY_COLORS", "PYTHONDONTWRITEBYTECODE"):
         environment.pop(name, None)
     done = subprocess.run(
         ["bash", "-c", block.body],

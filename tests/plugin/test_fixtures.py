@@ -396,6 +396,25 @@ def test_the_store_is_the_one_that_is_set(order: Shop) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_a_test_that_goes_elsewhere_has_the_same_store(order: Shop) -> None:
+    result = test(
+        order,
+        """
+        def test_it(sagaz, tmp_path, monkeypatch):
+            monkeypatch.chdir(tmp_path)
+            sagaz.replay("ORDER-1").assert_completed()
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_a_class_that_cannot_be_found_is_a_usage_error(shop: Shop) -> None:
+    shop.record(out="order.json", store="memory://")
+    result = test(shop, "@replay_from('order.json')\ndef test_it(saga_case): pass")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: test_a.py::test_it: the recording order.json is of saga 'order'*"])
+
+
 def test_a_saga_that_captures_into_a_store_of_its_own_is_not_captured_by_a_replay(order: Shop) -> None:
     source = (order.path / "shop.py").read_text()
     order.write(

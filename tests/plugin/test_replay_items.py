@@ -213,6 +213,35 @@ def test_other_code_than_was_recorded_fails_with_the_differences(order: Shop) ->
     assert order.replay("--sagaz-allow-drift", "-k", "not faithful").ret == 0
 
 
+def test_many_sagas_are_counted_together_and_only_what_is_wrong_is_named(shop: Shop) -> None:
+    shop.record()
+    shop.write(
+        "copy_it",
+        """
+        import asyncio
+        from dataclasses import replace
+        from sagaz_core import Recording, open_storage
+
+        async def main():
+            storage = open_storage("sqlite:///.sagaz/sagaz.db")
+            recording = await Recording.from_storage(storage, "ORDER-1")
+            for number in range(2, 31):
+                saga_id = f"ORDER-{number}"
+                first = recording.events[0]._replace(saga_id=saga_id)
+                copy = replace(recording, record=replace(recording.record, saga_id=saga_id), snapshots=())
+                await replace(copy, events=(first, *recording.events[1:])).to_storage(storage)
+            await storage.close()
+
+        asyncio.run(main())
+        """,
+    )
+    assert shop.pytester.run(sys.executable, "copy_it.py").ret == 0
+    result = shop.replay("--sagaz-kinds=before", saga_id="ORDER-*")
+    result.assert_outcomes(passed=150)
+    lines = result.outlines[next(i for i, line in enumerate(result.outlines) if "= sagaz =" in line) + 1 :]
+    assert lines[0] == "30 sagas: 30 faithful, 120 plans, 120 sound"
+
+
 def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
     order.write("shop", (order.path / "shop.py").read_text().replace('"R-{', '"S-{').replace('f"R-', 'f"S-'))
     result = order.replay()

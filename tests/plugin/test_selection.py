@@ -84,6 +84,24 @@ def test_workers_share_the_items(careless: Shop) -> None:
     assert 'value="ORPHAN"' in (careless.path / "report.xml").read_text()
 
 
+def test_a_worker_that_dies_fails_its_item_and_no_other(shop: Shop) -> None:
+    shop.record()
+    shop.write(
+        "conftest",
+        """
+        import os, pytest
+
+        @pytest.fixture(autouse=True)
+        def deadly(request):
+            if request.node.name == "ship@before":
+                os._exit(1)
+        """,
+    )
+    result = shop.replay("-n", "2")
+    result.assert_outcomes(failed=1, passed=9)
+    result.stdout.fnmatch_lines(["ORDER-1: faithful, 8 plans, 8 sound", "FAILED ORDER-1::ship@before*"])
+
+
 def test_workers_and_last_failed_go_together(careless: Shop) -> None:
     careless.replay("-n", "2")
     careless.replay("-n", "2", "--lf").assert_outcomes(failed=1)
@@ -96,9 +114,7 @@ def test_any_way_of_sharing_runs_them_all(careless: Shop, dist: str) -> None:
 
 def test_items_in_any_order_end_alike(careless: Shop) -> None:
     pytest.importorskip("pytest_randomly")
-    result = careless.pytester.runpytest_inprocess(
-        "--sagaz-replay=ORDER-1", "-p", "no:asyncio", "-p", "randomly"
-    )
+    result = careless.pytester.runpytest_inprocess("--sagaz-replay=ORDER-1", "-p", "no:asyncio", "-p", "randomly")
     result.assert_outcomes(failed=1, passed=9)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime  # noqa: TC003 - pydantic needs it
-from decimal import Decimal  # noqa: TC003 - pydantic needs it
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Literal
 
