@@ -106,7 +106,8 @@ def _plain(item: pytest.Item, line: str, text: str) -> Any:
     from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
     crash = ReprFileLocation(item.nodeid, 0, line)
-    body = text if text == line else f"{line}\n\n{text}"
+    alone = text == line or item.config.getoption("tbstyle", "auto") == "line"
+    body = line if alone else f"{line}\n\n{text}"
     lines = [f"{row}\n" for row in body.split("\n")]
     return ReprExceptionInfo(ReprTraceback([ReprEntryNative(lines)], None, "native"), crash)
 

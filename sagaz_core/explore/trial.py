@@ -81,7 +81,6 @@ async def run_trial(subject: Subject, plan: FaultPlan = NO_FAULTS, *, reference:
 
 
 @cache
-@cache
 def _no_capture() -> ReplayConfig:
     """What a saga is given that captures into a store of its own: a trial leaves nothing there."""
     from sagaz_core.saga.config import ReplayConfig  # pydantic, which importing this does not load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 
@@ -35,10 +36,12 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
 
     Raises `DefinitionError` for a result with a key that is not a string.
     """
-    changed = {key: value for key, value in after.items() if before.get(key, _MISSING) is not value}
+    changed: dict[str, Any] = {}
     deleted: tuple[str, ...] = ()
-    if len(after) - len(changed) < len(before):
-        deleted = tuple(key for key in before if key not in after)
+    if not _untouched(before, after):
+        changed = {key: value for key, value in after.items() if before.get(key, _MISSING) is not value}
+        if len(after) - len(changed) < len(before):
+            deleted = tuple(key for key in before if key not in after)
     if result is not None and isinstance(result, Mapping):
         for key in result:
             if not isinstance(key, str):
@@ -50,6 +53,13 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
         if deleted:
             deleted = tuple(key for key in deleted if key not in changed)
     return Delta(changed, deleted) if changed or deleted else NO_DELTA
+
+
+def _untouched(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether the copy has the same objects in the same order; a false one is only not known to."""
+    if len(before) != len(after):
+        return False
+    return all(map(is_, after, before)) and all(map(is_, after.values(), before.values()))
 
 
 class TypedContext:

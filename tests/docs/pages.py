@@ -3,8 +3,8 @@
 a block with a first line `# file: NAME`       is written to that file (python, ini, toml)
 ```python below `<!-- in NAME -->`             is added to that file, or begins it
 ```python                                      is executed, all blocks of a page in one namespace
-```diff with a first line `--- NAME`           changes that file, in which its ` ` and `-` lines must be; `@@` goes between
-                                               places that are apart
+```diff with a first line `--- NAME`           changes that file, in which its ` ` and `-` lines must be; `@@` is
+                                               between places that are apart
 ```sh                                          is run by bash; it must succeed, or end as `<!-- exit N -->` above says
 ```text below `<!-- output -->`                must be in the output of the commands before, line by line, in order;
                                                `...` stands for any lines, and for anything within a line
