@@ -106,10 +106,10 @@ def _plain(item: pytest.Item, line: str, text: str) -> Any:
     from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
     crash = ReprFileLocation(item.nodeid, 0, line)
-    alone = text == line or item.config.getoption("tbstyle", "auto") == "line"
-    body = line if alone else f"{line}\n\n{text}"
+    body = line if text == line else f"{line}\n\n{text}"
     lines = [f"{row}\n" for row in body.split("\n")]
-    return ReprExceptionInfo(ReprTraceback([ReprEntryNative(lines)], None, "native"), crash)
+    shown = [] if item.config.getoption("tbstyle", "auto") == "line" else [ReprEntryNative(lines)]
+    return ReprExceptionInfo(ReprTraceback(shown, None, "native"), crash)
 
 
 def users_part(traceback: Any) -> Any:

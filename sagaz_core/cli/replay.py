@@ -101,7 +101,10 @@ def run_(
                 observers=(live,),
                 origin=None if found.file is None else found.storage,
             )
-            started = again.from_checkpoint(step, override, faults, dry_run, allow_drift=allow_drift, strict=strict)
+            how: dict[str, Any] = {"allow_drift": allow_drift, "strict": strict}
+            if not dry_run:  # a warning is of use before anything has its effect
+                _warn(await again.from_checkpoint(step, override, faults, True, **how), live)
+            started = again.from_checkpoint(step, override, faults, dry_run, **how)
             try:
                 return await signals.guard(started)
             except asyncio.CancelledError:
@@ -171,9 +174,14 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _show(result: ReplayResult, live: Live) -> None:
+def _warn(result: ReplayResult, live: Live) -> None:
     for warning in result.warnings:
         live.say(style(f"warning: {printable(warning)}", fg="yellow"))
+
+
+def _show(result: ReplayResult, live: Live) -> None:
+    if result.replay_status is ReplayStatus.DRY_RUN:
+        _warn(result, live)
     rows = [("from", (result.checkpoint,)), ("served", result.served), ("again", result.reran)]
     if result.replay_status is ReplayStatus.DRY_RUN:
         rows.append(("would run", result.ran))

@@ -29,6 +29,7 @@ from sagaz_core.events import (
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
 from sagaz_core.storage.codec import encode
 from sagaz_core.storage.records import compressed, pack_event
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
@@ -256,7 +257,7 @@ class Capture:
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
-            raise StoreUnavailableError(f"the store {self.storage.url} cancelled its own work") from error
+            raise StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work") from error
 
     async def _limited(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -270,7 +271,7 @@ class Capture:
                 raise
             self._not_before = loop.time() + limit
             raise StoreUnavailableError(
-                f"the store {self.storage.url} did not answer within {limit:g} s: "
+                f"the store {safe_url(self.storage.url)} did not answer within {limit:g} s: "
                 f"look at the store, or set capture_timeout or on_capture_error='warn'"
             ) from error
         finally:

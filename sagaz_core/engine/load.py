@@ -9,6 +9,7 @@ from sagaz_core.events import Event, SagaResumed, StepStarted, StepSucceeded
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import importing_class, known_class
 from sagaz_core.storage.records import Resolve, unpack_event, unpack_state
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,7 +26,7 @@ async def load_record(storage: SnapshotStorage, saga_id: str) -> SagaRecord:
         hint = nearest(saga_id, known)
         if not hint and known:
             hint = f"; it has {quoted(known[:3])}{' and more' if len(known) > 3 else ''}"
-        raise UnknownSagaError(f"there is no saga {saga_id!r} in the store {storage.url}{hint}")
+        raise UnknownSagaError(f"there is no saga {saga_id!r} in the store {safe_url(storage.url)}{hint}")
     return record
 
 
@@ -44,7 +45,9 @@ async def load_state(
         if max_seq is not None and stored.seq > max_seq:
             break
         if stored.seq != state.seq + 1:
-            raise CorruptDataError(f"saga {saga_id!r} in the store {storage.url} lacks its event {state.seq + 1}")
+            raise CorruptDataError(
+                f"saga {saga_id!r} in the store {safe_url(storage.url)} lacks its event {state.seq + 1}"
+            )
         state.apply(unpack_event(stored, resolve))
     return state
 

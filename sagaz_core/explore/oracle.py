@@ -135,8 +135,8 @@ def _orphan_advice(case: Case, name: str) -> str:
         return "the engine does not compensate when its task is cancelled: shield the run, or resume it elsewhere"
     if name in case.state.ambiguous and case.evidence.engine != "native":
         return (
-            "this engine never undoes a step that failed: let the action find out whether its effect happened, "
-            "and undo it before it raises"
+            "this engine never undoes a step that failed: let the compensation of an earlier step undo this effect too, "
+            "if it happened"
         )
     if name in case.state.ambiguous and not step.undone_in_doubt:
         return f'declare in_doubt="compensate" at step {name!r}: its effect may have happened although it failed'

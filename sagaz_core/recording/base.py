@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.load import load_events, load_record
 from sagaz_core.engine.run import Served, served_from
-from sagaz_core.errors import UnknownStepError, UsageError, nearest, quoted
+from sagaz_core.errors import DuplicateSagaError, UnknownStepError, UsageError, nearest, quoted
 from sagaz_core.events import (
     CompensationSucceeded,
     Event,
@@ -26,6 +26,7 @@ from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import known_class
 from sagaz_core.storage.records import Resolve, pack_event
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,10 @@ class Recording:
 
     async def to_storage(self, storage: SnapshotStorage) -> None:
         """Write it to a store. Raises `DuplicateSagaError` when a saga of its id is there already."""
+        if await storage.get_saga(self.saga_id) is not None:
+            raise DuplicateSagaError(
+                f"saga {self.saga_id!r} is in the store {safe_url(storage.url)} already: nothing was written; use another store"
+            )
         events = [pack_event(self.saga_id, event) for event in self.events]
         await storage.write(Batch(self.saga_id, self.record, events, self.snapshots))
 

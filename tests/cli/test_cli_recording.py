@@ -58,7 +58,7 @@ def test_a_replay_of_a_file_undoes_in_the_order_of_the_original(cli):
 
 def test_importing_twice_is_refused(cli, order):
     cli("recording", "export", order, "-o", "a.json").ok()
-    assert "'a' is stored already" in cli("recording", "import", "a.json").fails()
+    assert "saga 'a' is in the store" in cli("recording", "import", "a.json").fails()
     assert "there is no recording 'b.json'" in cli("recording", "import", "b.json").fails()
     assert "'.' is a folder" in cli("recording", "import", ".").fails()
 
