@@ -17,8 +17,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core import FaultPlan, InMemorySnapshotStorage, Recording, ReplayConfig, Saga, action, compensate
-from sagaz_core.explore.recorded import RecordedSubject, run_faithful
-from sagaz_core.explore.trial import Subject, run_trial
+from sagaz_core.prove.recorded import RecordedSubject, run_faithful
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import VirtualRunner
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import pytest
 from pytest_sagaz.runner import Runner
 from pytest_sagaz.sagas import Make
 from sagaz_core.errors import DriftError, UsageError
-from sagaz_core.explore.outcome import Outcome, UnsoundError
-from sagaz_core.explore.recorded import Faithful, RecordedSubject, run_faithful
-from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
-from sagaz_core.explore.world import World
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.outcome import Outcome, UnsoundError
+from sagaz_core.prove.recorded import Faithful, RecordedSubject, run_faithful
+from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_sagaz.goldens import GoldenAssertion
     from pytest_sagaz.runner import SagaClock
     from pytest_sagaz.session import Sagaz
-    from sagaz_core.explore.world import World
+    from sagaz_core.prove.world import World
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
 
@@ -53,7 +53,7 @@ def saga_factory() -> Any:
 @pytest.fixture
 def saga_world() -> World:
     """The outside that sagas act on. Override it, or register probes and fakes in it, to have it looked at too."""
-    from sagaz_core.explore.world import World
+    from sagaz_core.prove.world import World
 
     return World()
 

@@ -16,6 +16,7 @@ from pytest_sagaz.replays import REPLAYS, Target, context_keys, escaped, reprodu
 from pytest_sagaz.runner import runner_of
 from pytest_sagaz.sagas import class_of, maker, model_of
 from pytest_sagaz.settings import SagazWarning, Settings, settings_of
+from sagaz_core.adapters.locate import name_of
 from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import FaultPlan, single_fault_plans
@@ -24,7 +25,7 @@ from sagaz_core.replay.start import check_override
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sagaz_core.explore.world import World
+    from sagaz_core.prove.world import World
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
 
@@ -188,7 +189,7 @@ def given_case(request: pytest.FixtureRequest, factory: Any, world: World) -> Ca
         if matrix is not None:
             return Case(
                 runner,
-                maker(factory, "", matrix.saga),
+                maker(factory, name_of(matrix.saga), matrix.saga),
                 matrix.context,
                 request.param + forced_plan(item),
                 world=world,

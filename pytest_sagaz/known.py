@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from sagaz_core.errors import PlanError, UsageError
-from sagaz_core.explore.outcome import UnsoundError
 from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.prove.outcome import UnsoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,9 +21,9 @@ from pytest_sagaz.sagas import class_of, has_own_factory, model_or_none
 from pytest_sagaz.settings import Settings, parse_plan, settings_of, warn
 from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageError, nearest
 from sagaz_core.events import CompensationSucceeded, StepSucceeded
-from sagaz_core.explore.recorded import recorded_plans
 from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.model import SagaModel
+from sagaz_core.prove.recorded import recorded_plans
 from sagaz_core.replay.start import check_override
 from sagaz_core.settings import DEFAULT_STORE
 

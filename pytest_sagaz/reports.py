@@ -13,16 +13,16 @@ from pytest_sagaz.markers import forced_plan
 from pytest_sagaz.runner import runner_or_none
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import SagazError
-from sagaz_core.explore.explain import table
-from sagaz_core.explore.outcome import Outcome, UnsoundError
-from sagaz_core.explore.trial import NotRunnableError
+from sagaz_core.prove.explain import table
+from sagaz_core.prove.outcome import Outcome, UnsoundError
+from sagaz_core.prove.trial import NotRunnableError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from pytest_sagaz.cases import Case
-    from sagaz_core.explore.recorded import Faithful
     from sagaz_core.faults.plan import FaultPlan
+    from sagaz_core.prove.recorded import Faithful
 
 DRIFT = "sagaz drift"
 _AROUND = "sagaz-around-tests"

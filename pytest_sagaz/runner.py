@@ -17,7 +17,7 @@ from sagaz_core.virtual_time import VirtualRunner, frozen_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from sagaz_core.explore.outcome import Outcome
+    from sagaz_core.prove.outcome import Outcome
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from pytest_sagaz.runner import runner_of
 from pytest_sagaz.sagas import class_of, maker
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import UsageError
-from sagaz_core.explore.explorer import Exploration, aexplore
 from sagaz_core.faults.plan import FaultPlan, as_plan
+from sagaz_core.prove.explorer import Exploration, aexplore
 from sagaz_core.recording.base import Recording
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from sagaz_core.explore.outcome import Outcome
-    from sagaz_core.explore.world import World
+    from sagaz_core.prove.outcome import Outcome
+    from sagaz_core.prove.world import World
 
 
 class Sagaz:
@@ -118,7 +118,7 @@ class Sagaz:
         world: World | None = None,
         max_executions: int | None = None,
     ) -> Exploration:
-        """Try every failure of the saga; see `sagaz_core.explore`."""
+        """Try every failure of the saga; see `sagaz_core.prove`."""
         __tracebackhide__ = True
         self._outside_a_loop("aexplore")
         main = self._exploring(saga, context, kinds, depth, world, max_executions)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sagaz_core.engine.result import SagaResult
     from sagaz_core.errors import SagazError, StepRejected
-    from sagaz_core.explore.explorer import explore
-    from sagaz_core.explore.outcome import Outcome
-    from sagaz_core.explore.world import World
     from sagaz_core.faults.build import crash, fail, repeat
     from sagaz_core.faults.plan import FaultPlan
+    from sagaz_core.prove.explorer import explore
+    from sagaz_core.prove.outcome import Outcome, UnsoundError
+    from sagaz_core.prove.world import World
     from sagaz_core.recording.base import Recording
     from sagaz_core.replay.replay import SagaReplay
     from sagaz_core.replay.result import ReplayResult, ReplayStatus
@@ -36,7 +36,7 @@ _WHERE = {
     "FaultPlan": "faults.plan",
     "HistoricalState": "time_travel",
     "InMemorySnapshotStorage": "storage.memory",
-    "Outcome": "explore.outcome",
+    "Outcome": "prove.outcome",
     "Recording": "recording.base",
     "Recovery": "saga.definition",
     "ReplayConfig": "saga.config",
@@ -54,11 +54,12 @@ _WHERE = {
     "SnapshotStorage": "storage.base",
     "SnapshotStrategy": "saga.config",
     "StepRejected": "errors",
-    "World": "explore.world",
+    "UnsoundError": "prove.outcome",
+    "World": "prove.world",
     "action": "saga.declare",
     "compensate": "saga.declare",
     "crash": "faults.build",
-    "explore": "explore.explorer",
+    "explore": "prove.explorer",
     "fail": "faults.build",
     "forward_recovery": "saga.declare",
     "open_storage": "storage.url",
@@ -88,6 +89,7 @@ __all__ = [
     "SnapshotStorage",
     "SnapshotStrategy",
     "StepRejected",
+    "UnsoundError",
     "World",
     "action",
     "compensate",

@@ -86,8 +86,16 @@ class Injector:
     async def _before(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
         raise _exception(fault)
 
+    async def _effect(self, fault: Fault, proceed: Proceed) -> Any:
+        """Let the effect happen that the fault comes after. If it fails by itself, the fault has not happened."""
+        try:
+            return await proceed()
+        except BaseException:
+            self.fired[fault] -= 1
+            raise
+
     async def _after(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await proceed()
+        await self._effect(fault, proceed)
         raise _exception(fault)
 
     async def _hang(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
@@ -98,17 +106,17 @@ class Injector:
         await asyncio.get_running_loop().create_future()
 
     async def _cancel(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await proceed()
+        await self._effect(fault, proceed)
         assert call.cancel_saga is not None
         call.cancel_saga()
         await asyncio.get_running_loop().create_future()
 
     async def _crash(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await proceed()
+        await self._effect(fault, proceed)
         raise SimulatedCrash(str(fault))
 
     async def _repeat(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await proceed()
+        await self._effect(fault, proceed)
         return await proceed()
 
 

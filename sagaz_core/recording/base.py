@@ -65,7 +65,8 @@ class Recording:
         """Write it to a store. Raises `DuplicateSagaError` when a saga of its id is there already."""
         if await storage.get_saga(self.saga_id) is not None:
             raise DuplicateSagaError(
-                f"saga {self.saga_id!r} is in the store {safe_url(storage.url)} already: nothing was written; use another store"
+                f"saga {self.saga_id!r} is in the store {safe_url(storage.url)} already: "
+                f"nothing was written; use another store"
             )
         events = [pack_event(self.saga_id, event) for event in self.events]
         await storage.write(Batch(self.saga_id, self.record, events, self.snapshots))

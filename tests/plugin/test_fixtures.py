@@ -70,7 +70,7 @@ def test_an_unsound_outcome_fails_in_the_test_s_own_lines_with_the_table_beside(
             "step * left",
         ]
     )
-    result.stdout.no_fnmatch_line("*sagaz_core/explore*")
+    result.stdout.no_fnmatch_line("*sagaz_core/prove*")
 
 
 def test_faults_are_stacked(shop: Shop) -> None:

@@ -17,8 +17,8 @@ from examples.orders import OrderSaga
 from pytest_sagaz.strategies import contexts, fault_plans
 from sagaz_core import FaultPlan, Saga
 from sagaz_core.errors import UsageError
-from sagaz_core.explore.trial import Subject, run_trial
 from sagaz_core.faults.kinds import KINDS
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sagaz_core.explore.verdict import MEANING
 from sagaz_core.model import END
+from sagaz_core.prove.verdict import MEANING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sagaz_core.explore.outcome import Outcome
+    from sagaz_core.prove.outcome import Outcome
 
 
 def explain(outcome: Outcome) -> str:

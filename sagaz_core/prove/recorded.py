@@ -17,17 +17,17 @@ from sagaz_core.events import (
     StepFailed,
     StepSucceeded,
 )
-from sagaz_core.explore.trace import Normaliser, trace_rows
-from sagaz_core.explore.trial import Subject, run_trial
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, single_fault_plans
 from sagaz_core.model import END, SagaModel
+from sagaz_core.prove.trace import Normaliser, trace_rows
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.replay.start import start_at
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import encode
 
 if TYPE_CHECKING:
-    from sagaz_core.explore.outcome import Outcome
     from sagaz_core.interceptor import Proceed, StepCall
+    from sagaz_core.prove.outcome import Outcome
     from sagaz_core.recording.base import Recording
 
 
@@ -79,6 +79,8 @@ class RecordedSubject:
     def at(self, plan: FaultPlan, model: SagaModel) -> Subject:
         """Return what to run under the plan: from its checkpoint, with the recorded results of the steps before it."""
         recording = self.recording
+        if not plan and self.from_step is None:
+            return replace(self.subject, context={**recording.context, **self.override})
         step = self.from_step or checkpoint_of(plan, model)
         if step == END:
             served = recording.served()

@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sagaz_core.events import StepSucceeded
-from sagaz_core.explore.verdict import Finding, Verdict
 from sagaz_core.model import END
+from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
-    from sagaz_core.explore.evidence import Evidence
+    from sagaz_core.prove.evidence import Evidence
 
 Rule = Callable[["Case"], Iterator[Finding]]
 
@@ -135,8 +135,8 @@ def _orphan_advice(case: Case, name: str) -> str:
         return "the engine does not compensate when its task is cancelled: shield the run, or resume it elsewhere"
     if name in case.state.ambiguous and case.evidence.engine != "native":
         return (
-            "this engine never undoes a step that failed: let the compensation of an earlier step undo this effect too, "
-            "if it happened"
+            "this engine never undoes a step that failed: let the compensation of an earlier step undo this effect "
+            "too, if it happened"
         )
     if name in case.state.ambiguous and not step.undone_in_doubt:
         return f'declare in_doubt="compensate" at step {name!r}: its effect may have happened although it failed'

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sagaz_core.events import Event
-    from sagaz_core.explore.ledger import Ledger
-    from sagaz_core.explore.world import Change
     from sagaz_core.faults.plan import Fault, FaultPlan
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.ledger import Ledger
+    from sagaz_core.prove.world import Change
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from sagaz_core.events import (
 from sagaz_core.model import END, SagaModel
 
 if TYPE_CHECKING:
-    from sagaz_core.explore.evidence import Evidence
-    from sagaz_core.explore.world import Change
+    from sagaz_core.prove.evidence import Evidence
+    from sagaz_core.prove.world import Change
 
 SECRET = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I

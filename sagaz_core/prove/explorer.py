@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import UsageError
-from sagaz_core.explore.explain import table
-from sagaz_core.explore.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
-from sagaz_core.explore.verdict import Verdict
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import single_fault_plans
+from sagaz_core.prove.explain import table
+from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.prove.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sagaz_core.explore.outcome import Outcome
-    from sagaz_core.explore.world import World
+    from sagaz_core.prove.outcome import Outcome
+    from sagaz_core.prove.world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from sagaz_core import Outcome, Saga, SagaConfig, World, action, compensate, crash, fail, repeat
-from sagaz_core.explore.ledger import Ledger
-from sagaz_core.explore.outcome import UnsoundError
-from sagaz_core.explore.trial import Subject, reference_reading, run_trial
-from sagaz_core.explore.verdict import Verdict
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.ledger import Ledger
+from sagaz_core.prove.outcome import UnsoundError
+from sagaz_core.prove.trial import Subject, reference_reading, run_trial
+from sagaz_core.prove.verdict import Verdict
 from sagaz_core.virtual_time import run
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagaz_core import Saga
-from sagaz_core.explore.trace import Normaliser
-from sagaz_core.explore.trial import Subject, run_trial
 from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.prove.trace import Normaliser
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -87,7 +87,7 @@ def test_the_text_of_a_run_is_readable() -> None:
 
 def test_the_hash_seed_changes_nothing() -> None:
     code = (
-        "from tests.explore.test_trace import NAMES, golden\n"
+        "from tests.prove.test_trace import NAMES, golden\n"
         "base = dict.fromkeys(NAMES, 0.0)\n"
         "print(golden(base, base))\n"
     )

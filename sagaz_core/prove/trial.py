@@ -11,11 +11,11 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import PlanError, SagazError
-from sagaz_core.explore.evidence import Evidence
-from sagaz_core.explore.ledger import Ledger
-from sagaz_core.explore.outcome import Outcome
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.ledger import Ledger
+from sagaz_core.prove.outcome import Outcome
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.engine.journal import Journal
     from sagaz_core.events import Event
-    from sagaz_core.explore.world import Reading, World
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.world import Reading, World
     from sagaz_core.saga.config import ReplayConfig
 
 MAX_RESUMES = 20

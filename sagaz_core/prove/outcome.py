@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import UnknownStepError, UsageError, nearest
 from sagaz_core.events import Event, StepStarted
-from sagaz_core.explore.explain import explain, explain_difference
-from sagaz_core.explore.oracle import judge
-from sagaz_core.explore.trace import Normaliser, render, trace_rows
-from sagaz_core.explore.verdict import Finding, Verdict, worst
+from sagaz_core.prove.explain import explain, explain_difference
+from sagaz_core.prove.oracle import judge
+from sagaz_core.prove.trace import Normaliser, render, trace_rows
+from sagaz_core.prove.verdict import Finding, Verdict, worst
 from sagaz_core.state import SagaState, SagaStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sagaz_core.explore.evidence import Evidence
-    from sagaz_core.explore.world import Change, Reading
     from sagaz_core.faults.plan import FaultPlan
+    from sagaz_core.prove.evidence import Evidence
+    from sagaz_core.prove.world import Change, Reading
 
 
 class UnsoundError(AssertionError):
@@ -27,6 +27,9 @@ class UnsoundError(AssertionError):
     def __init__(self, message: str, report: str) -> None:
         super().__init__(message)
         self.report = report
+
+
+UnsoundError.__module__ = "sagaz_core"  # where it is public, and what a failing test shows
 
 
 class Outcome:

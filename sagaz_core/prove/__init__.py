@@ -1,0 +1,1 @@
+"""Proving rollback: runs under fault plans, and the judgement of how they end."""
