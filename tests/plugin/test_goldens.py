@@ -52,7 +52,7 @@ THREE_FILES = {
 }
 
 
-ALONE = ("-p", "no:sagaz", "-p", "no:randomly", "-p", "no:hypothesispytest")
+ALONE = tuple(o for name in ("sagaz", "randomly", "hypothesispytest", "asyncio", "anyio") for o in ("-p", f"no:{name}"))
 
 
 class Project:
