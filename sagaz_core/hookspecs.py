@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sagaz_core.adapters.base import Adapter
+    from sagaz_core.prove.evidence import Evidence
+    from sagaz_core.prove.verdict import Finding
     from sagaz_core.storage.base import SnapshotStorage
 
 hookspec = pluggy.HookspecMarker("sagaz")
@@ -47,9 +49,15 @@ def sagaz_storages() -> Mapping[str, Callable[[str], SnapshotStorage]]:  # type:
 
 @hookspec
 def sagaz_key_providers() -> Mapping[str, Callable[[str], Any]]:  # type: ignore[empty-body] # see above
-    """Return makers of key providers by name, for contexts of which fields are encrypted."""
+    """Return makers of key providers by name, for contexts of which fields are encrypted.
+
+    Nothing asks for them yet: `ReplayConfig(encrypt_fields=...)` is refused.
+    """
 
 
 @hookspec
-def sagaz_monitors() -> list[Any]:  # type: ignore[empty-body] # see above
-    """Return monitors: invariants of your own, which every explored outcome is checked against."""
+def sagaz_monitors() -> list[Callable[[Evidence], Iterable[Finding]]]:  # type: ignore[empty-body] # see above
+    """Return monitors: invariants of your own. Each is given the evidence of a run and yields what is wrong with it.
+
+    Every run under a plan is judged by them too, unless its faults never happened.
+    """

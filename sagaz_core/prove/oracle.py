@@ -6,19 +6,19 @@ Each rule below reads the evidence and yields what is wrong; no rule needs anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from sagaz_core.events import StepSucceeded
 from sagaz_core.model import END
+from sagaz_core.plugins import results_by_plugin
+from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
 
-if TYPE_CHECKING:
-    from sagaz_core.prove.evidence import Evidence
-
 Rule = Callable[["Case"], Iterator[Finding]]
+Monitor = Callable[[Evidence], Iterable[Finding]]
 
 
 class Case:
@@ -59,7 +59,14 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
     if evidence.missed:
         return tuple(_vacuous(evidence))
     case = Case(evidence)
-    return tuple(finding for rule in RULES for finding in rule(case))
+    found = [finding for rule in RULES for finding in rule(case)]
+    return (*found, *(finding for monitor in monitors() for finding in monitor(evidence)))
+
+
+@cache
+def monitors() -> tuple[Monitor, ...]:
+    """Return the monitors that plugins bring."""
+    return tuple(monitor for _, brought in results_by_plugin("sagaz_monitors") for monitor in brought)
 
 
 def _vacuous(evidence: Evidence) -> Iterator[Finding]:

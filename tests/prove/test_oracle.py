@@ -324,3 +324,28 @@ def test_every_plan_of_a_saga_with_a_pivot_is_judged_by_going_forward() -> None:
     }
     ship = next(o for o in exploration.outcomes if str(o.plan) == "ship@before")
     assert (ship.status.value, ship.stuck, ship.compensated) == ("failed", ["ship"], [])
+
+
+def test_a_plugin_s_monitor_judges_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagaz_core.hookspecs import hookimpl
+    from sagaz_core.plugins import plugin_manager
+    from sagaz_core.prove.oracle import monitors
+    from sagaz_core.prove.verdict import Finding
+
+    def no_refund_on_sunday(evidence: Any) -> Any:
+        if "pay" in evidence.state.undone:
+            yield Finding(Verdict.LIE, "pay", "the bank is closed")
+
+    class Plugin:
+        @hookimpl
+        def sagaz_monitors(self) -> list[Any]:
+            return [no_refund_on_sunday]
+
+    plugin_manager().register(plugin := Plugin())
+    monitors.cache_clear()
+    try:
+        assert [finding.sentence for finding in trial(Shop(), "ship@before").findings] == ["the bank is closed"]
+    finally:
+        plugin_manager().unregister(plugin)
+        monitors.cache_clear()
+    assert trial(Shop(), "ship@before").verdict is Verdict.CLEAN
