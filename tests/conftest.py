@@ -1,1 +1,14 @@
+"""For all tests. This is loaded by `pytest --sagaz-replay` in this folder too, where the test extra may be missing."""
+
+from __future__ import annotations
+
 pytest_plugins = ["pytester"]
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass
+else:
+    # How fast examples are made says nothing on a busy machine.
+    settings.register_profile("sagaz", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("sagaz")
