@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from operator import attrgetter
 from typing import Any, cast
 
 from sagaz_core.events import (
@@ -152,13 +151,34 @@ class SagaState:
         return other
 
     def to_data(self, **encoded: Any) -> dict[str, Any]:
-        """Return it as plain data for a codec; `from_data` is the inverse. `encoded` parts are taken as given."""
-        data = dict(zip(self.__slots__, _ALL(self), strict=True))
-        data["status"] = self.status.value
-        data["ambiguous"] = list(self.ambiguous)
-        data["error"] = None if self.error is None else list(self.error)
-        data["stuck"] = list(self.stuck)
-        if "layers" not in encoded:
+        """Return it as plain data for a codec, without what is empty; `from_data` is the inverse.
+
+        `encoded` parts are taken as given.
+        """
+        data: dict[str, Any] = {
+            "saga_id": self.saga_id,
+            "saga_name": self.saga_name,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "status": self.status.value,
+            "seq": self.seq,
+            "started_at": self.started_at,
+            "at": self.at,
+            "initial": self.initial,
+            "context": self.context,
+            "results": self.results,
+            "attempts": self.attempts,
+        }
+        for name in _OFTEN_EMPTY:
+            if value := getattr(self, name):
+                data[name] = value
+        if self.ambiguous:
+            data["ambiguous"] = list(self.ambiguous)
+        if self.error is not None:
+            data["error"] = list(self.error)
+        if self.stuck:
+            data["stuck"] = list(self.stuck)
+        if self.layers and "layers" not in encoded:
             data["layers"] = {step: [dict(layer.set), list(layer.deleted)] for step, layer in self.layers.items()}
         data.update(encoded)
         return data
@@ -167,18 +187,22 @@ class SagaState:
     def from_data(cls, data: Mapping[str, Any]) -> SagaState:
         """Build it from `to_data()` data. Raises `KeyError`, `TypeError` or `ValueError` for any other shape."""
         state = cls()
+        for name in ("status", "seq", "context", "initial"):
+            data[name]  # without these it is no state
         for name in cls.__slots__:
-            value = data[name]
-            if not isinstance(value, _TYPES[name]):
-                raise TypeError(f"{name} is of type {type(value).__name__!r}")
-            setattr(state, name, value)
+            if name in data:
+                value = data[name]
+                if not isinstance(value, _TYPES[name]):
+                    raise TypeError(f"{name} is of type {type(value).__name__!r}")
+                setattr(state, name, value)
         state.status = SagaStatus(data["status"])
-        state.ambiguous = dict.fromkeys(data["ambiguous"])
-        state.error = None if data["error"] is None else ErrorInfo(*map(_text, data["error"]))
-        state.stuck = tuple(map(_text, data["stuck"]))
+        state.ambiguous = dict.fromkeys(data.get("ambiguous", ()))
+        error = data.get("error")
+        state.error = None if error is None else ErrorInfo(*map(_text, error))
+        state.stuck = tuple(map(_text, data.get("stuck", ())))
         state.layers = {
             step: Delta(dict(changed), tuple(map(_text, deleted)))
-            for step, (changed, deleted) in data["layers"].items()
+            for step, (changed, deleted) in data.get("layers", {}).items()
         }
         return state
 
@@ -225,7 +249,7 @@ class SagaState:
         return self.initial.get(key, _MISSING)
 
 
-_ALL = attrgetter(*SagaState.__slots__)
+_OFTEN_EMPTY = ("failed_step", "running", "undo_attempts", "undoing", "undone")
 
 
 def _text(value: object) -> str:

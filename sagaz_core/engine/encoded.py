@@ -86,13 +86,13 @@ class Encoded:
     def parts(self) -> dict[str, Any]:
         """Return the parts of the state's data that are encoded already."""
         state, results, layers = self._state, self.results, self.layers
-        found: dict[str, Any] = {
-            "context": Raw(self.context),
-            "results": {name: results.get(name, value) for name, value in state.results.items()},
-            "layers": {
+        found: dict[str, Any] = {"context": Raw(self.context)}
+        if state.results:
+            found["results"] = {name: results.get(name, value) for name, value in state.results.items()}
+        if state.layers:
+            found["layers"] = {
                 name: layers.get(name) or [dict(layer.set), list(layer.deleted)] for name, layer in state.layers.items()
-            },
-        }
+            }
         if self._started_at is None:
             self._started_at = Raw(encode(state.started_at))
         found["started_at"] = self._started_at

@@ -85,8 +85,9 @@ class Redactor:
         for part in ("context", "initial"):
             state[part] = self.tree(state[part])
         for part in ("results", "undone", "layers"):
-            state[part] = {step: self.tree(value) for step, value in state[part].items()}
-        if state["error"] is not None:
+            if part in state:
+                state[part] = {step: self.tree(value) for step, value in state[part].items()}
+        if state.get("error") is not None:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
         data = compressed(encode(state, "state"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from sagaz_core.errors import CorruptDataError
+from sagaz_core.errors import CannotStoreError, CorruptDataError
 from sagaz_core.events import (
     EVENT_TYPES,
     NO_DELTA,
@@ -86,7 +86,11 @@ def pack_event(saga_id: str, event: Event, fields: list[Any] | None = None) -> S
     """Return the event for a store; `fields` may hold parts that are encoded already. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
-    data = encode(event_fields(event) if fields is None else fields, f"{kind} of {step!r}" if step else kind)
+    plain = event_fields(event) if fields is None else fields
+    try:
+        data = encode(plain, kind)
+    except CannotStoreError:
+        data = encode(plain, f"{kind} of {step!r}" if step else kind)  # raises again, and says of which step
     return StoredEvent(saga_id, event.seq, event.at, kind, step, data)
 
 
