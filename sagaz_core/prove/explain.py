@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sagaz_core.model import END
-from sagaz_core.prove.verdict import MEANING
+from sagaz_core.prove.verdict import MEANING, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def explain(outcome: Outcome) -> str:
     expected = [step for step in reversed(evidence.model.order) if step in actual]
     if actual:
         lines.append(f"undone in the order  {', '.join(actual)}")
-        if sorted(actual) == sorted(expected) and actual != expected:
+        if any(finding.verdict is Verdict.OUT_OF_ORDER for finding in outcome.findings):
             lines.append(f"a legal order        {', '.join(expected)}")
     if state.error is not None:
         lines.append(f"turned back by       {state.failed_step or 'the run'}: {state.error}")

@@ -199,6 +199,8 @@ def test_undoing_a_step_before_its_dependant_is_out_of_order() -> None:
     wrong = Outcome(replace(outcome.evidence, ledger=ledger))
     assert wrong.verdict is Verdict.OUT_OF_ORDER
     assert "'reserve' was undone while 'pay'" in wrong.findings[0].sentence
+    assert "a legal order        pay, reserve" in wrong.explain()
+    assert "a legal order" not in outcome.explain()
 
 
 def test_a_compensation_that_fails_by_itself_is_stuck() -> None:
