@@ -37,12 +37,12 @@ class Interceptor(Protocol):
         """Make the call by `await proceed()`, or not."""
 
 
-async def run_intercepted(interceptors: Sequence[Interceptor], call: StepCall, function: Proceed) -> Any:
-    """Make the call through the interceptors, the first one outermost."""
+def run_intercepted(interceptors: Sequence[Interceptor], call: StepCall, function: Proceed) -> Awaitable[Any]:
+    """Return the awaitable that makes the call through the interceptors, the first one outermost."""
     proceed = function
-    for interceptor in reversed(interceptors):
+    for interceptor in reversed(interceptors[1:]):
         proceed = _bind(interceptor, call, proceed)
-    return await proceed()
+    return interceptors[0].intercept(call, proceed) if interceptors else proceed()
 
 
 def _bind(interceptor: Interceptor, call: StepCall, proceed: Proceed) -> Proceed:

@@ -20,7 +20,7 @@ from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.engine.journal import Journal
@@ -109,14 +109,14 @@ class Trial:
             replay_config=_no_capture(),
         )
 
-    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
+    def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
         if self.injector.concerns(call):
-            return await self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
-        return await self.ledger.intercept(call, proceed)
+            return self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
+        return self.ledger.intercept(call, proceed)
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state
