@@ -13,7 +13,6 @@ from sagaz_core.events import (
     CompensationFailed,
     ErrorInfo,
     Event,
-    SagaResumed,
     StepFailed,
     StepSucceeded,
 )
@@ -159,8 +158,10 @@ def shape_differences(recording: Recording, outcome: Outcome) -> tuple[str, ...]
 
     Of a recorded saga whose process died, only what it did is compared.
     """
-    model, found = outcome.evidence.model, list(model_differences(recording, outcome))
-    then, now = _shape(recording.model, recording.events), _shape(model, outcome.events)
+    model = outcome.evidence.model
+    recorded = model if model.fingerprint == recording.record.fingerprint else recording.model
+    found = list(model.differences(recorded))
+    then, now = _shape(recorded, recording.events), _shape(model, outcome.events)
     if not recording.status.ended:
         missing = [row for row in then if row not in now]
         return (*found, *(f"{mark} {step!r} was recorded and did not happen" for mark, step in missing))
@@ -176,18 +177,20 @@ def shape_differences(recording: Recording, outcome: Outcome) -> tuple[str, ...]
     return tuple(found)
 
 
-def model_differences(recording: Recording, outcome: Outcome) -> tuple[str, ...]:
-    """Return in what the definitions differ."""
-    return outcome.evidence.model.differences(recording.model)
+class _Mute(Normaliser):
+    """For a shape, in which nothing is read but marks and steps."""
+
+    def text(self, text: str) -> str:
+        return ""
+
+    def value(self, value: Any, key: str = "") -> str:
+        return ""
 
 
 def _shape(model: SagaModel, events: Iterable[Event]) -> list[tuple[str, str]]:
-    events = [
-        event
-        for event in events
-        if not isinstance(event, SagaResumed) and getattr(event, "step", None) in (*model.names, END)
-    ]
-    return [(mark, step) for mark, step, _ in trace_rows(model, events, Normaliser())]
+    steps = {*model.names, END}
+    seen = [event for event in events if getattr(event, "step", None) in steps]
+    return [(mark, step) for mark, step, _ in trace_rows(model, seen, _Mute())]
 
 
 def value_drift(recording: Recording, outcome: Outcome) -> tuple[tuple[str, Any, Any], ...]:
@@ -215,7 +218,13 @@ def _drift(where: str, then: Any, now: Any, rows: list[tuple[str, Any, Any]]) ->
         rows.append((where, then, now))
 
 
+_PLAIN = frozenset({str, int, bool, bytes, type(None)})
+
+
 def _same(then: Any, now: Any) -> bool:
+    kind = type(then)
+    if kind in _PLAIN:
+        return kind is type(now) and bool(then == now)
     try:
         return encode(then) == encode(now) or bool(then == now and type(then) is type(now))
     except Exception:  # a value of now that cannot be stored, or a broken __eq__
