@@ -116,7 +116,7 @@ def plans(rounds: int) -> None:
         for title, subject in subjects:
             for text in ("s9@before", "s0@before", "end@before"):
                 plan = FaultPlan.parse(text)
-                seconds = runner.run(best(lambda s=subject, p=plan: lambda: run_trial(s, p), rounds))  # type: ignore[misc]
+                seconds = runner.run(best(lambda s=subject, p=plan: lambda: run_trial(s, p), rounds))  # type: ignore[misc] # bound
                 print(f"  {title + ', ' + text:42} {1 / seconds:8,.0f}")
 
 

@@ -20,7 +20,6 @@ from sagaz_core.storage.url import open_storage, safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
@@ -215,11 +214,3 @@ def warn(config: pytest.Config, messages: Sequence[str]) -> None:
             config.issue_config_time_warning(SagazWarning(message), stacklevel=2)
         except SagazWarning as error:
             raise pytest.UsageError(str(error)) from error
-
-
-def relative(path: Path, start: Path) -> str:
-    """Return the path as a reader in the folder `start` writes it."""
-    try:
-        return os.path.relpath(path, start).replace(os.sep, "/")
-    except ValueError:  # on another drive
-        return str(path)

@@ -19,7 +19,7 @@ def copy_of(saga: Any, base: type, **arguments: Any) -> Any:
     """Return a saga of the same class and attributes, in which `base` has set up all that it keeps afresh."""
     copied = object.__new__(type(saga))
     copied.__dict__.update(saga.__dict__)
-    base.__init__(copied, **arguments)  # type: ignore[misc]
+    base.__init__(copied, **arguments)  # type: ignore[misc] # on a copy, on purpose
     return copied
 
 

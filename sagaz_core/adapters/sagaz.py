@@ -10,14 +10,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.result import SagaResult, result_of
-from sagaz_core.engine.run import RunOptions, Served
+from sagaz_core.engine.run import RunOptions, Served, open_journal
 from sagaz_core.errors import DefinitionError, UsageError
 from sagaz_core.events import SagaStarted, StepSucceeded
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaState
-from sagaz_core.storage.base import SagaRecord, checked_id
+from sagaz_core.storage.base import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +83,7 @@ class SagazAdapter:
         initial = prepared.initial(mapping_or_empty(context))
         identity = _identity(saga_id, initial, options)
         model, state = prepared.model, SagaState()
-        journal = _open_journal(prepared, state, identity, options)
+        journal = open_journal(model, state, identity, options, source=prepared.source, adapter=self.name)
         watch = Watch(prepared, journal, options.interceptors, served)
         journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
         for step in served:
@@ -147,28 +146,3 @@ def _identity(saga_id: str | None, initial: Mapping[str, Any], options: RunOptio
         if not isinstance(given, str | UUID) or not given:
             return options.new_id()
     return checked_id(given)
-
-
-def _open_journal(prepared: Prepared, state: SagaState, saga_id: str, options: RunOptions) -> Journal:
-    journal = Journal(state, options.clock, observers=options.observers)
-    storage, config = options.storage, options.replay_config
-    if storage is not None and (config is None or config.enable_snapshots):
-        from sagaz_core.engine.capture import Capture  # a run without a store does not load the codec
-        from sagaz_core.saga.config import ReplayConfig
-
-        model = prepared.model
-        record = SagaRecord(
-            saga_id=saga_id,
-            saga_name=model.name,
-            version=model.version,
-            fingerprint=model.fingerprint,
-            model=model.to_dict(),
-            started_at=options.clock(),
-            source=options.source or prepared.source,
-            adapter=SagazAdapter.name,
-            plan=options.plan,
-        )
-        journal.capture = Capture(storage, config or ReplayConfig(), record, state, options.new_id)
-    if options.on_journal is not None:
-        options.on_journal(journal)
-    return journal

@@ -71,7 +71,7 @@ async def run_saga(
     if definition.typed is not None:
         initial = definition.typed.initial(definition.model.name, initial)
     state = SagaState()
-    journal = open_journal(saga, definition, state, identity, options)
+    journal = _journal_of(saga, definition, state, identity, options)
     model = definition.model
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
     for step in served:
@@ -83,7 +83,7 @@ async def run_saga(
 async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
     """Run the saga on from a state that another process left. The state is not copied."""
     definition = await saga.prepare()
-    journal = open_journal(saga, definition, state, state.saga_id, options, resumed=True)
+    journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
     return await _run(execution, execution.resume)
 
@@ -123,6 +123,48 @@ async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
 
 
 def open_journal(
+    model: SagaModel,
+    state: SagaState,
+    saga_id: str,
+    options: RunOptions,
+    *,
+    source: str,
+    storage: SnapshotStorage | None = None,
+    config: ReplayConfig | None = None,
+    adapter: str = "native",
+    resumed: bool = False,
+) -> Journal:
+    """Return the journal of a run, with its capture if one is asked for.
+
+    `storage`, `config` and `source` are the saga's own, which those of the options stand above.
+    """
+    journal = Journal(state, options.clock, observers=options.observers)
+    storage, config = options.storage or storage, options.replay_config or config
+    if storage is not None and (config is None or config.enable_snapshots):
+        from sagaz_core.engine.capture import Capture  # a run without a store does not load the codec
+
+        if config is None:
+            from sagaz_core.saga.config import ReplayConfig
+
+            config = ReplayConfig()
+        record = SagaRecord(
+            saga_id=saga_id,
+            saga_name=model.name,
+            version=model.version,
+            fingerprint=model.fingerprint,
+            model=model.to_dict(),
+            started_at=state.started_at or options.clock(),
+            source=options.source or source,
+            adapter=adapter,
+            plan=options.plan,
+        )
+        journal.capture = Capture(storage, config, record, state, options.new_id, resumed=resumed)
+    if options.on_journal is not None:
+        options.on_journal(journal)
+    return journal
+
+
+def _journal_of(
     saga: Saga[Any],
     definition: Definition,
     state: SagaState,
@@ -131,32 +173,16 @@ def open_journal(
     *,
     resumed: bool = False,
 ) -> Journal:
-    """Return the journal of a run, with its capture if one is asked for."""
-    journal = Journal(state, options.clock, observers=options.observers)
-    storage = options.storage or saga.snapshot_storage
-    config = options.replay_config or saga.replay_config
-    if storage is not None and (config is None or config.enable_snapshots):
-        from sagaz_core.engine.capture import Capture  # a run without a store does not load the codec
-
-        if config is None:
-            from sagaz_core.saga.config import ReplayConfig
-
-            config = ReplayConfig()
-        model = definition.model
-        record = SagaRecord(
-            saga_id=saga_id,
-            saga_name=model.name,
-            version=model.version,
-            fingerprint=model.fingerprint,
-            model=model.to_dict(),
-            started_at=state.started_at or options.clock(),
-            source=options.source or source_of(saga),
-            plan=options.plan,
-        )
-        journal.capture = Capture(storage, config, record, state, options.new_id, resumed=resumed)
-    if options.on_journal is not None:
-        options.on_journal(journal)
-    return journal
+    return open_journal(
+        definition.model,
+        state,
+        saga_id,
+        options,
+        source=source_of(saga),
+        storage=saga.snapshot_storage,
+        config=saga.replay_config,
+        resumed=resumed,
+    )
 
 
 def source_of(saga: object) -> str:

@@ -29,7 +29,7 @@ from sagaz_core.storage.records import Resolve, pack_event
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True)
@@ -207,12 +207,3 @@ class Recording:
                 found.pop(event.step, None)
                 found[event.step] = Served(event.step, event.result, event.delta)
         return tuple(found.values())
-
-
-def recorded_failures(events: Sequence[Event]) -> dict[tuple[str, int], StepFailed]:
-    """Return the failed attempts of the events, by step and attempt."""
-    return {
-        (event.step, event.attempt): event
-        for event in events
-        if isinstance(event, StepFailed) and event.step is not None and event.attempt > 0
-    }

@@ -121,7 +121,7 @@ class SqliteSnapshotStorage:
         read, more = min(max(after_seq, -1), _MAX_EVENT_SEQ), True
         while more:
             asked = (saga_id, read)
-            rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc]
+            rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
                 read = event_id & _MAX_EVENT_SEQ
                 yield StoredEvent(saga_id, read, _moment(at), kind, step, data)
