@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import DefinitionError, SagazError, StepRejected
 from sagaz_core.events import NO_DELTA, StepFailed, StepRetryScheduled, StepStarted, StepSucceeded, describe_error
-from sagaz_core.interceptor import StepCall
 from sagaz_core.saga.context import SagaContext, context_for_undo, delta_of
 from sagaz_core.saga.definition import Recovery, is_rejection
 
@@ -50,7 +48,9 @@ class Attempts:
             given, view = state.context, None
             try:
                 view = SagaContext(given) if typed is None else typed.view(given, {})
-                result = await (operation.function(view) if plain else self._call(step, attempt, view))
+                result = await (
+                    operation.function(view) if plain else execution.call(operation, (view,), "action", name, attempt)
+                )
             except asyncio.CancelledError as error:
                 if execution.dead:
                     raise
@@ -70,13 +70,6 @@ class Attempts:
             if execution.dead or not await self._again(step, attempt, attempt - first, failure):
                 return
             attempt += 1
-
-    async def _call(self, step: Step, attempt: int, view: Any) -> Any:
-        execution = self._execution
-        call = None
-        if execution.interceptors is not None:
-            call = StepCall(self._state.saga_id, step.name, "action", attempt, view, None, execution.cancel)
-        return await call_operation(step.action, (view,), call, execution.interceptors)
 
     def stand_in(self, name: str, result: dict[str, Any] | None) -> None:
         """Take the result, or nothing, for that of a step that failed after a pivot."""
@@ -121,7 +114,7 @@ class Attempts:
             delay = operation.backoff.delay(retried + 1)
             self._emit(StepRetryScheduled, step.name, attempt + 1, delay)
             try:
-                await asyncio.sleep(delay)
+                await execution.sleep(delay)
             except asyncio.CancelledError as error:
                 if execution.dead:
                     raise
@@ -220,8 +213,7 @@ class Attempts:
             else:
                 view = self._typed.view(state.context, state.undone)
             arguments = (view, error) if step.recovery.takes_second else (view,)
-            call = StepCall(state.saga_id, step.name, "recovery", attempt, view, error, execution.cancel)
-            return await call_operation(step.recovery, arguments, call, execution.interceptors)
+            return await execution.call(step.recovery, arguments, "recovery", step.name, attempt, error)
         except asyncio.CancelledError as stopped:
             if execution.dead:
                 raise

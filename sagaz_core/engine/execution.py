@@ -7,10 +7,11 @@ from there. That is how a crashed saga is resumed, how a replay starts at a chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
+from sagaz_core.engine.calls import call_operation
 from sagaz_core.engine.rollback import Rollback
 from sagaz_core.errors import ContextConflictError, DefinitionError
 from sagaz_core.events import (
@@ -23,13 +24,14 @@ from sagaz_core.events import (
     StepRetryScheduled,
     describe_error,
 )
-from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
+from sagaz_core.interceptor import CallKind, Interceptor, StepCall, run_intercepted
 from sagaz_core.model import END
 from sagaz_core.saga.definition import Definition, Recovery
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
     from sagaz_core.engine.journal import Journal
+    from sagaz_core.saga.step import Operation
 
 
 class Execution:
@@ -90,6 +92,27 @@ class Execution:
         """Cancel the task that runs the saga."""
         if self.task is not None:
             self.task.cancel()
+
+    # ---- the two ways out of the engine: to the user's code, and into waiting
+
+    def call(
+        self,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        kind: CallKind,
+        step: str,
+        attempt: int,
+        result: Any = None,
+    ) -> Awaitable[Any]:
+        """Return the awaitable of one call of an operation, through the interceptors."""
+        if self.interceptors is None:
+            return call_operation(operation, arguments, None, None)
+        call = StepCall(self.state.saga_id, step, kind, attempt, arguments[0], result, self.cancel)
+        return call_operation(operation, arguments, call, self.interceptors)
+
+    async def sleep(self, delay: float) -> None:
+        """Wait this many seconds before the next attempt."""
+        await asyncio.sleep(delay)
 
     # ---- what is known of the run
 
@@ -329,7 +352,7 @@ class Execution:
 
     async def _slept(self, delay: float) -> bool:
         try:
-            await asyncio.sleep(delay)
+            await self.sleep(delay)
         except asyncio.CancelledError as error:
             self.note_cancelled(error)
             return False

@@ -7,9 +7,8 @@ every run. They are shielded: cancelling the saga's task again does not stop the
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core.engine.calls import call_operation
 from sagaz_core.events import (
     NO_DELTA,
     CompensationFailed,
@@ -20,14 +19,38 @@ from sagaz_core.events import (
     StepRetryScheduled,
     describe_error,
 )
-from sagaz_core.interceptor import StepCall
 from sagaz_core.saga.context import context_for_undo, delta_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sagaz_core.engine.execution import Execution
-    from sagaz_core.saga.step import Operation
+    from sagaz_core.model import SagaModel
+
+
+class Undoing(NamedTuple):
+    """How far a rollback is: what is still to be undone, in order, and what was tried and did not succeed.
+
+    `again`: what failed is being tried once more.
+    """
+
+    todo: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    again: bool = False
+
+    def after(self, step: str, undone: bool, model: SagaModel) -> Undoing:
+        """Return it after the step was undone, or was not: then the model's failure policy says what is still tried."""
+        todo = self.todo[1:] if self.todo[0] == step else tuple(name for name in self.todo if name != step)
+        failed, policy = self.failed, model.on_compensation_failure
+        if not undone:
+            failed = (*failed, step)
+            left = model.ancestors[step] if policy == "skip_dependents" else todo if policy == "fail_fast" else ()
+            if left:
+                failed = (*failed, *(name for name in todo if name in left))
+                todo = tuple(name for name in todo if name not in left)
+        if failed and not todo and policy == "retry_then_continue" and not self.again:
+            return Undoing(failed, (), True)
+        return Undoing(todo, failed, self.again)
 
 
 class Rollback:
@@ -39,7 +62,6 @@ class Rollback:
         self._capture = execution.journal.capture
         self._state = execution.state
         self._model = execution.model
-        self._policy = execution.model.on_compensation_failure
 
     async def run(self) -> None:
         """Undo all that can be undone, to the end, even if the task is cancelled meanwhile."""
@@ -55,33 +77,29 @@ class Rollback:
     async def _undo_all(self, steps: list[str]) -> None:
         if self._capture is not None:
             await self._captured(self._capture.failed)
-        failed: list[str] = []
-        for step in steps:
-            if self._policy == "skip_dependents" and any(step in self._model.ancestors[other] for other in failed):
-                failed.append(step)
-            elif not await self._undo(step):
-                failed.append(step)
-                if self._policy == "fail_fast":
-                    return
-        if self._policy == "retry_then_continue":
-            for step in failed:
-                await self._undo(step)
+        undoing = Undoing(tuple(steps))
+        while undoing.todo:
+            step = undoing.todo[0]
+            undoing = undoing.after(step, await self.undo(step), self._model)
 
-    async def _undo(self, name: str) -> bool:
+    async def undo(self, name: str) -> bool:
+        """Undo one step, with all the attempts that its compensation has, and say whether it is undone."""
         operation = self._execution.definition.steps[name].compensation
         assert operation is not None
-        capture = self._capture
-        first = attempt = self._state.undo_attempts.get(name, 0) + 1
+        execution, state, capture = self._execution, self._state, self._capture
+        first = attempt = state.undo_attempts.get(name, 0) + 1
         while True:
             self._emit(CompensationStarted, name, attempt)
             if capture is not None:
                 await self._captured(None)
-            given, view = self._state.context, None
+            given, view = state.context, None
             try:
                 view = self._view()
-                result = await self._call(name, operation, attempt, view)
+                result = state.results.get(name)
+                arguments = (view, result) if operation.takes_second else (view,)
+                result = await execution.call(operation, arguments, "compensation", name, attempt, result)
             except asyncio.CancelledError as error:
-                if self._execution.dead or self._execution.being_cancelled():
+                if execution.dead or execution.being_cancelled():
                     raise
                 failure: BaseException = error
             except Exception as error:  # the user's code: anything
@@ -100,21 +118,12 @@ class Rollback:
             attempt += 1
             delay = operation.backoff.delay(attempt - first)
             self._emit(StepRetryScheduled, name, attempt, delay, True)
-            await asyncio.sleep(delay)
+            await execution.sleep(delay)
 
     def _view(self) -> Any:
         typed, state = self._execution.definition.typed, self._state
         view = context_for_undo if typed is None else typed.view
         return view(state.context, state.undone)
-
-    async def _call(self, name: str, operation: Operation, attempt: int, view: Any) -> Any:
-        execution, state = self._execution, self._state
-        result = state.results.get(name)
-        arguments = (view, result) if operation.takes_second else (view,)
-        call = None
-        if execution.interceptors is not None:
-            call = StepCall(state.saga_id, name, "compensation", attempt, view, result, execution.cancel)
-        return await call_operation(operation, arguments, call, execution.interceptors)
 
     def _undone(self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any) -> None:
         typed = self._execution.definition.typed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,23 +20,28 @@ class SimulatedCrash(BaseException):  # no error to be handled: the process is g
 class Injector:
     """Makes the faults of a plan happen in one run, also when the run is resumed.
 
-    Give it to the engine as an interceptor and its `observe` as an observer. After the run, `deliver_late` lets the
-    effects happen that were still under way when their step's time was up. `fired` counts what happened.
+    Give it to the engine as an interceptor and its `observe` as an observer. Of two faults at one call the one that is
+    written first strikes first. An effect that is late comes as soon as its step's compensation has run; after the run,
+    `deliver_late` lets those happen that are then still under way.
     """
 
     def __init__(self, plan: FaultPlan) -> None:
         self.plan = plan.completed()
-        self.fired: Counter[Fault] = Counter()
-        self._late: list[Proceed] = []
-        self._calls: dict[tuple[str, str], list[Fault]] = {}
-        self._recorded: dict[tuple[type[Event], str], Fault] = {}
-        for fault in self.plan:
+        self._fired = [0] * len(self.plan.faults)
+        self._late: dict[str, list[Proceed]] = {}
+        self._calls: dict[tuple[str, str], list[int]] = {}
+        self._recorded: dict[tuple[type[Event], str], list[int]] = {}
+        for index, fault in enumerate(self.plan):
             undo = fault.described.undo
             if fault.kind.endswith("crash-recorded"):
-                self._recorded[CompensationSucceeded if undo else StepSucceeded, fault.step] = fault
-            else:
-                kind = "compensation" if undo else "end" if fault.step == "end" else "action"
-                self._calls.setdefault((kind, fault.step), []).append(fault)
+                self._recorded.setdefault((CompensationSucceeded if undo else StepSucceeded, fault.step), []).append(
+                    index
+                )
+                continue
+            kind = "compensation" if undo else "end" if fault.step == "end" else "action"
+            self._calls.setdefault((kind, fault.step), []).append(index)
+            if fault.kind == "late":
+                self._calls.setdefault(("compensation", fault.step), [])
 
     @property
     def observes(self) -> bool:
@@ -45,9 +49,14 @@ class Injector:
         return bool(self._recorded)
 
     @property
+    def fired(self) -> list[Fault]:
+        """The faults of the plan that happened."""
+        return [fault for fault, times in zip(self.plan, self._fired, strict=True) if times]
+
+    @property
     def missed(self) -> list[Fault]:
         """The faults of the plan that never happened."""
-        return [fault for fault in self.plan if not self.fired[fault]]
+        return [fault for fault, times in zip(self.plan, self._fired, strict=True) if not times]
 
     def concerns(self, call: StepCall) -> bool:
         """Whether the plan has a fault for calls of this kind at this step."""
@@ -55,73 +64,79 @@ class Injector:
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, as the plan has it."""
-        for fault in self._calls.get((call.kind, call.step), ()):
-            if self._strikes(fault, call.attempt):
-                self.fired[fault] += 1
-                return await _STRIKE[fault.kind.removeprefix("undo-")](self, fault, call, proceed)
-        return await proceed()
+        result = await self._struck(call, proceed)
+        if call.kind == "compensation" and call.step in self._late:
+            await _deliver(self._late.pop(call.step))
+        return result
 
     def observe(self, event: Event) -> None:
         """Die when what the plan names has been recorded."""
-        if self._recorded:
-            fault = self._recorded.get((type(event), getattr(event, "step", "")))
-            if fault is not None and not self.fired[fault] and fault.attempt in (None, getattr(event, "attempt", None)):
-                self.fired[fault] += 1
+        for index in self._recorded.get((type(event), getattr(event, "step", "")), ()):
+            fault = self.plan.faults[index]
+            if not self._fired[index] and fault.attempt in (None, getattr(event, "attempt", None)):
+                self._fired[index] += 1
                 raise SimulatedCrash(str(fault))
 
     async def deliver_late(self) -> None:
         """Let the effects happen that are still under way."""
-        late, self._late = self._late, []
-        for proceed in late:
-            with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
-                await proceed()
+        late, self._late = self._late, {}
+        for calls in late.values():
+            await _deliver(calls)
 
-    def _strikes(self, fault: Fault, attempt: int) -> bool:
+    def _struck(self, call: StepCall, proceed: Proceed) -> Awaitable[Any]:
+        for index in self._calls.get((call.kind, call.step), ()):
+            fault = self.plan.faults[index]
+            if self._strikes(index, fault, call.attempt):
+                self._fired[index] += 1
+                return _STRIKE[fault.kind.removeprefix("undo-")](self, index, call, proceed)
+        return proceed()
+
+    def _strikes(self, index: int, fault: Fault, attempt: int) -> bool:
         if fault.attempt is not None:
             return attempt == fault.attempt
-        if fault.kind.removeprefix("undo-") in _ALWAYS:
-            return True
-        return self.fired[fault] < fault.times
+        return fault.kind.removeprefix("undo-") in PERSISTENT or self._fired[index] < fault.times
 
-    async def _before(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        raise _exception(fault)
+    async def _before(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        raise exception_of(self.plan.faults[index])
 
-    async def _effect(self, fault: Fault, proceed: Proceed) -> Any:
+    async def _effect(self, index: int, proceed: Proceed) -> Any:
         """Let the effect happen that the fault comes after. If it fails by itself, the fault has not happened."""
         try:
             return await proceed()
         except BaseException:
-            self.fired[fault] -= 1
+            self._fired[index] -= 1
             raise
 
-    async def _after(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await self._effect(fault, proceed)
-        raise _exception(fault)
+    async def _after(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        await self._effect(index, proceed)
+        raise exception_of(self.plan.faults[index])
 
-    async def _hang(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
+    async def _hang(self, index: int, call: StepCall, proceed: Proceed) -> Any:
         await asyncio.get_running_loop().create_future()
 
-    async def _late_effect(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        self._late.append(proceed)
+    async def _late_effect(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        self._late.setdefault(call.step, []).append(proceed)
         await asyncio.get_running_loop().create_future()
 
-    async def _cancel(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await self._effect(fault, proceed)
+    async def _cancel(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        await self._effect(index, proceed)
         assert call.cancel_saga is not None
         call.cancel_saga()
         await asyncio.get_running_loop().create_future()
 
-    async def _crash(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await self._effect(fault, proceed)
-        raise SimulatedCrash(str(fault))
+    async def _crash(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        await self._effect(index, proceed)
+        raise SimulatedCrash(str(self.plan.faults[index]))
 
-    async def _repeat(self, fault: Fault, call: StepCall, proceed: Proceed) -> Any:
-        await self._effect(fault, proceed)
+    async def _repeat(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        await self._effect(index, proceed)
         return await proceed()
 
 
-_ALWAYS = frozenset({"before", "after", "hang", "late", "fail", "fail-after"})
-_Strike = Callable[[Injector, Fault, StepCall, Proceed], Awaitable[Any]]
+PERSISTENT = frozenset({"before", "after", "hang", "late", "fail", "fail-after"})
+"""The kinds, without `undo-`, that strike at every attempt."""
+
+_Strike = Callable[[Injector, int, StepCall, Proceed], Awaitable[Any]]
 _STRIKE: dict[str, _Strike] = {
     "before": Injector._before,
     "after": Injector._after,
@@ -137,7 +152,14 @@ _STRIKE: dict[str, _Strike] = {
 }
 
 
-def _exception(fault: Fault) -> BaseException:
+async def _deliver(calls: list[Proceed]) -> None:
+    for proceed in calls:
+        with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
+            await proceed()
+
+
+def exception_of(fault: Fault) -> BaseException:
+    """Return what the fault raises."""
     if fault.exception is None:
         return InjectedFaultError(f"injected by {fault}")
     return fault.exception if isinstance(fault.exception, BaseException) else fault.exception()
