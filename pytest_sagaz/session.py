@@ -12,7 +12,8 @@ from pytest_sagaz.sagas import class_of, maker
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan, as_plan
-from sagaz_core.prove.explorer import Exploration, aexplore
+from sagaz_core.prove.exploration import Exploration
+from sagaz_core.prove.explorer import DEFAULT_DEPTH, aexplore
 from sagaz_core.recording.base import Recording
 
 if TYPE_CHECKING:
@@ -114,14 +115,15 @@ class Sagaz:
         context: Mapping[str, Any] | None = None,
         *,
         kinds: str | Iterable[str] = "all",
-        depth: int = 1,
+        depth: int = DEFAULT_DEPTH,
         world: World | None = None,
         max_executions: int | None = None,
+        mode: str = "auto",
     ) -> Exploration:
-        """Try every failure of the saga; see `sagaz_core.prove`."""
+        """Try every failure of the saga, in the test's `saga_world` unless one is given; see `sagaz_core.explore`."""
         __tracebackhide__ = True
         self._outside_a_loop("aexplore")
-        main = self._exploring(saga, context, kinds, depth, world, max_executions)
+        main = self._exploring(saga, context, kinds, depth, world, max_executions, mode)
         return self._runner.run(main, instead="sagaz.aexplore")
 
     async def aexplore(
@@ -130,12 +132,13 @@ class Sagaz:
         context: Mapping[str, Any] | None = None,
         *,
         kinds: str | Iterable[str] = "all",
-        depth: int = 1,
+        depth: int = DEFAULT_DEPTH,
         world: World | None = None,
         max_executions: int | None = None,
+        mode: str = "auto",
     ) -> Exploration:
         """Do what `explore` does, inside a running loop."""
-        main = self._exploring(saga, context, kinds, depth, world, max_executions)
+        main = self._exploring(saga, context, kinds, depth, world, max_executions, mode)
         return await self._runner.arun(main)
 
     def _exploring(
@@ -146,9 +149,12 @@ class Sagaz:
         depth: int,
         world: World | None,
         max_executions: int | None,
+        mode: str,
     ) -> Callable[[], Coroutine[Any, Any, Exploration]]:
         seen = self._world(world)
-        return lambda: aexplore(saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions)
+        return lambda: aexplore(
+            saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions, mode=mode
+        )
 
     def _case(
         self,

@@ -145,9 +145,20 @@ class SagaState:
     def fork(self) -> SagaState:
         """Return an independent state. The values in it are shared: they are never changed in place by a fold."""
         other = SagaState.__new__(SagaState)
-        for name in self.__slots__:
-            value = getattr(self, name)
-            setattr(other, name, value.copy() if type(value) is dict else value)
+        other.saga_id, other.saga_name = self.saga_id, self.saga_name
+        other.version, other.fingerprint = self.version, self.fingerprint
+        other.status, other.seq = self.status, self.seq
+        other.started_at, other.at = self.started_at, self.at
+        other.initial, other.context = self.initial, self.context  # replaced when they change
+        other.layers = self.layers.copy()
+        other.results = self.results.copy()
+        other.undone = self.undone.copy()
+        other.attempts = self.attempts.copy()
+        other.undo_attempts = self.undo_attempts.copy()
+        other.running = self.running.copy()
+        other.ambiguous = self.ambiguous.copy()
+        other.undoing = self.undoing
+        other.failed_step, other.error, other.stuck = self.failed_step, self.error, self.stuck
         return other
 
     def to_data(self, **encoded: Any) -> dict[str, Any]:
@@ -217,9 +228,9 @@ class SagaState:
                 cast(dict[str, Any], layer.set)[key] = value
                 return
         if key in self.initial:
-            self.initial[key] = value
+            self.initial = {**self.initial, key: value}
 
-    # The context is never changed in place: a running step compares with the one that it was given.
+    # The context is never changed in place: a running step compares with the one that it was given. Nor is `initial`.
 
     def _put_in(self, delta: Delta) -> None:
         context = {**self.context, **delta.set}

@@ -143,6 +143,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
         self.jumps = 0
+        self.tasks_made = 0
         self._turns = 0
         self._ready.clear()
         self._timers.clear()
@@ -188,6 +189,12 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             self._timer_cancelled_count = 0
 
     # Turning
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        """As in asyncio; `tasks_made` counts them, for who wants to know whether something was started."""
+        self.tasks_made += 1
+        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        return task
 
     def _run_once(self) -> None:
         # In place of BaseEventLoop's, with the same order: what is ready, and after it the timers that are due.
@@ -412,7 +419,8 @@ class VirtualRunner:
         loop._turns = 0
         task = loop.create_task(main, context=context)
         try:
-            return loop.run_until_complete(task)
+            result: T = loop.run_until_complete(task)
+            return result
         except DeadlockError:
             if not task.done():
                 self._settle()

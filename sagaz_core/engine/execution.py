@@ -228,8 +228,8 @@ class Execution:
                 self._waiter = None
         ended, self._ended = self._ended, []
         names = [self._tasks.pop(task) for task in ended]
-        for task in ended:
-            death = None if task.cancelled() else task.exception()
+        deaths = [task.exception() for task in ended if not task.cancelled()]  # all are looked at, or asyncio complains
+        for death in deaths:
             if death is not None:
                 await self._die()
                 raise death

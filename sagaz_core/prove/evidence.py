@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagaz_core.faults.plan import Fault, FaultPlan
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.ledger import Ledger
+    from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Change
 
 
@@ -22,7 +23,7 @@ class Evidence:
     """What the witnesses say of one run. `claimed` is what the engine says, `state` the fold of what happened.
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
-    faults; each is `None` when there is no world to look at.
+    faults; each is `None` when there is no world to look at. `noticed` was found before any judgement.
     """
 
     model: SagaModel
@@ -37,11 +38,25 @@ class Evidence:
     reference_changes: Sequence[Change] | None = None
     cancelled: bool = False
     left_in_context: Mapping[str, str] = field(default_factory=dict)
+    noticed: Sequence[Finding] = ()
 
     @property
     def turned_back(self) -> bool:
         """Whether the run ended, or was left, without having completed."""
         return self.claimed is not SagaStatus.COMPLETED
+
+    def exhausted(self, *, undo: bool) -> set[str]:
+        """Return the steps at which more transient faults happened than the operation has retries."""
+        count: dict[str, int] = {}
+        for fault in self.plan:
+            if "flaky" in fault.kind and fault.described.undo is undo and fault not in self.missed:
+                count[fault.step] = count.get(fault.step, 0) + fault.times
+        found = set()
+        for name, times in count.items():
+            step = self.model.step(name)
+            if times > (step.compensation_retries if undo else step.retries):
+                found.add(name)
+        return found
 
     def struck(self, *kinds: str) -> set[str]:
         """Return the steps at which a fault of one of these kinds happened."""

@@ -1,103 +1,53 @@
-"""Trying every failure of a saga, one at a time, each from the start of the saga."""
+"""Trying every failure of a saga.
+
+A saga whose world is made of fakes is forked between its steps (`forked`); any other is run from its start for each
+plan, many benign faults at once (`packed`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import UsageError
+from sagaz_core.adapters.locate import adapter_for
+from sagaz_core.errors import PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
-from sagaz_core.faults.plan import single_fault_plans
-from sagaz_core.prove.explain import table
-from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.exploration import MODES, Exploration
+from sagaz_core.prove.forked import Forked, why_not_forkable
+from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
+from sagaz_core.prove.worlds import NotForkableError
+from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
+    from sagaz_core.engine.run import Served
+    from sagaz_core.model import SagaModel
     from sagaz_core.prove.outcome import Outcome
-    from sagaz_core.prove.world import World
+    from sagaz_core.prove.world import Reading, World
+
+DEFAULT_DEPTH = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Exploration:
-    """What was tried. `plans` were covered, by `executions` calls of actions and compensations; `not_run` has the
-    reason for each plan that the engine cannot have, or that the budget did not reach.
+@dataclass(frozen=True)
+class Search:
+    """How to explore: which kinds, how many faults at once, in which mode, and when to stop.
+
+    `known` plans failed before and are run first. `recorded` steps are taken from a record until a fault strikes.
+    `over` says that the time is up; `on_progress` is told how many plans are done, and how many there are.
     """
 
-    saga_name: str
-    outcomes: tuple[Outcome, ...] = ()
-    not_run: Mapping[str, str] = field(default_factory=dict)
-    executions: int = 0
-
-    @property
-    def plans(self) -> int:
-        """How many plans were tried."""
-        return len(self.outcomes)
-
-    @property
-    def failures(self) -> tuple[Outcome, ...]:
-        """The outcomes that are not sound, the worst first."""
-        order = list(Verdict)
-        bad = [outcome for outcome in self.outcomes if outcome.findings]
-        return tuple(sorted(bad, key=lambda outcome: order.index(outcome.verdict)))
-
-    @property
-    def coverage(self) -> tuple[int, int]:
-        """How many pairs of an operation and a kind of fault were tried, and how many there are."""
-        return self.plans, self.plans + len(self.not_run)
-
-    def explain(self) -> str:
-        """Return a table of the failures, each with its sentence."""
-        done, there_are = self.coverage
-        lines = [f"saga {self.saga_name!r}: {done} of {there_are} plans, {len(self.failures)} not sound"]
-        if self.failures:
-            rows = [(str(o.plan), o.verdict.value, o.findings[0].sentence) for o in self.failures]
-            lines += ["", *table(("plan", "verdict", "what is wrong"), rows)]
-        lines += [f"not run: {reason}" for reason in dict.fromkeys(self.not_run.values())]
-        return "\n".join(lines)
-
-    def assert_sound(self) -> None:
-        """Raise the first failure's `UnsoundError`, if there is one."""
-        __tracebackhide__ = True
-        if self.failures:
-            self.failures[0].assert_sound()
-
-
-async def aexplore(
-    saga: Any,
-    context: Mapping[str, Any] | None = None,
-    *,
-    kinds: str | Iterable[str] = "all",
-    depth: int = 1,
-    world: World | None = None,
-    max_executions: int | None = None,
-) -> Exploration:
-    """Do what `explore` does, inside a running loop."""
-    if depth != 1:
-        raise UsageError(f"depth={depth}: this release explores plans of one fault; write depth=1")
-    make = _maker(saga)
-    subject = Subject(make, dict(context or {}), world=world)
-    _, model = await describe(subject)
-    reference = await reference_reading(subject)
-    saved = world.save() if world is not None and world.restorable else None
-    outcomes: list[Outcome] = []
-    not_run: dict[str, str] = {}
-    executions = 0
-    for plan in single_fault_plans(model, parse_kinds(kinds)):
-        if max_executions is not None and executions >= max_executions:
-            not_run[str(plan)] = f"the budget of {max_executions} executions was used up"
-            continue
-        try:
-            outcome = await run_trial(subject, plan, reference=reference)
-        except NotRunnableError as error:
-            not_run[str(plan)] = str(error)
-            continue
-        executions += len(outcome.evidence.ledger.entries)
-        outcomes.append(outcome)
-        if world is not None and saved is not None:
-            world.restore(saved)
-    return Exploration(model.name, tuple(outcomes), not_run, executions)
+    kinds: tuple[str, ...]
+    depth: int = DEFAULT_DEPTH
+    mode: str = "auto"
+    max_executions: int | None = None
+    known: Sequence[FaultPlan] = ()
+    recorded: Mapping[str, Served] = field(default_factory=dict)
+    over: Callable[[], bool] = lambda: False
+    on_progress: Callable[[int, int], object] | None = None
 
 
 def explore(
@@ -105,18 +55,170 @@ def explore(
     context: Mapping[str, Any] | None = None,
     *,
     kinds: str | Iterable[str] = "all",
-    depth: int = 1,
+    depth: int = DEFAULT_DEPTH,
     world: World | None = None,
     max_executions: int | None = None,
+    mode: str = "auto",
 ) -> Exploration:
-    """Try every plan of one fault from the start of the saga, each judged with no assertion of yours.
+    """Try every plan of at most `depth` faults, each judged with no assertion of yours.
 
-    `saga` is a class, an instance or a factory; `kinds` is `all`, `quick` or a list. The `world`'s fakes are put back
-    between the plans. Runs on a virtual clock; raises `RunningLoopError` inside a running loop (use `aexplore`).
+    `saga` is a class, an instance or a factory; `kinds` is `all`, `quick` or a list. With a `world` that is made of
+    fakes alone the saga is forked between its steps and equal states are merged; else each plan is run from the start,
+    and only plans of one fault (and packed ones) are tried: `.mode` and `.reason` say which. `mode` asks for one of
+    `merged`, `tree` (forked, not merged) and `packed`. When forked, a compensation's fault is the second one of a plan,
+    after what makes the compensation run. Runs on a virtual clock; raises `RunningLoopError` inside a running loop (use
+    `aexplore`).
     """
     from sagaz_core.virtual_time import run  # the loop is only for those who have none
 
-    return run(aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions))
+    return run(aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions, mode=mode))
+
+
+async def aexplore(
+    saga: Any,
+    context: Mapping[str, Any] | None = None,
+    *,
+    kinds: str | Iterable[str] = "all",
+    depth: int = DEFAULT_DEPTH,
+    world: World | None = None,
+    max_executions: int | None = None,
+    mode: str = "auto",
+) -> Exploration:
+    """Do what `explore` does, inside a running loop."""
+    subject = Subject(_maker(saga), dict(context or {}), world=world)
+    search = Search(parse_kinds(kinds), depth, mode, max_executions)
+    return await explore_subject(subject, search)
+
+
+async def explore_subject(subject: Subject, search: Search) -> Exploration:
+    """Explore what is tried of a subject. Its world's fakes end as they were."""
+    if search.depth < 0:
+        raise UsageError(f"depth={search.depth}: give a number of faults from 0")
+    if search.mode != "auto" and search.mode not in MODES:
+        raise UsageError(f"mode={search.mode!r}: write auto, merged, tree or packed")
+    made = subject.make()
+    adapter = adapter_for(made)
+    saga = adapter.create(made)
+    model = await adapter.describe(saga)
+    reason = why_not_forkable(adapter, saga, subject) if search.mode in ("auto", "packed") else ""
+    if search.mode in ("merged", "tree") and adapter.name != "native":
+        raise UsageError(f"mode={search.mode!r}: {why_not_forkable(adapter, saga, subject)}; write mode='packed'")
+    if search.mode == "packed":
+        reason = "asked for"
+    if not reason:
+        saved = subject.world.save() if subject.world else None
+        try:
+            return await Forked(subject, saga, model, search).explore()
+        except NotForkableError as error:
+            if search.mode != "auto":
+                raise
+            reason = str(error)
+        finally:
+            if saved is not None and subject.world is not None:
+                subject.world.restore(saved)
+    return await _Packed(subject, model, search, reason).explore()
+
+
+class _Packed:
+    """Runs each plan from the start."""
+
+    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str) -> None:
+        self.subject = subject
+        self.model = model
+        self.search = search
+        self.reason = reason
+        self.outcomes: dict[FaultPlan, Outcome] = {}
+        self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
+        self.not_run: dict[str, str] = {}
+        self.executions = 0
+        self.reference: Reading | None = None
+        world = subject.world
+        self.saved = world.save() if world is not None and world.restorable else None
+
+    async def explore(self) -> Exploration:
+        """Run them all and return what came of it."""
+        search, model = self.search, self.model
+        clean = await self._run(NO_FAULTS)
+        if clean is not None and self.saved is not None and clean.status is SagaStatus.COMPLETED:
+            self.reference = clean.world_after
+        singles = single_plans(model, search.kinds) if search.depth else []
+        packs = packed_plans(model, search.kinds) if search.depth else []
+        known = [plan for plan in search.known if _fits(plan, model)]
+        for plan in known:
+            await self._run(plan)
+        for plan in packs:
+            await self._run_packed(plan)
+        for plan in singles:
+            await self._run(plan)
+            if search.on_progress is not None:
+                search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
+        outcomes = tuple(self.outcomes.values())
+        order = list(Verdict)
+        bad = sorted(
+            (o for plan, o in self.outcomes.items() if o.findings and plan not in self.said),
+            key=lambda outcome: order.index(outcome.verdict),
+        )
+        checked = {
+            (fault.step, fault.kind)
+            for outcome in outcomes
+            for fault in outcome.evidence.plan
+            if fault not in outcome.evidence.missed
+        }
+        applicable = Scripts(model, search.kinds).pairs()
+        return Exploration(
+            model=model,
+            mode="packed",
+            reason=self.reason,
+            depth=min(search.depth, 1),
+            plans=len(outcomes),
+            possible=len(outcomes) + len(self.not_run),
+            executions=self.executions,
+            outcomes=outcomes,
+            failures=tuple(bad),
+            checked=frozenset(checked & applicable),
+            applicable=applicable,
+            not_run=self.not_run,
+        )
+
+    async def _run(self, plan: FaultPlan) -> Outcome | None:
+        search = self.search
+        if plan in self.outcomes:
+            return self.outcomes[plan]
+        if (search.max_executions is not None and self.executions >= search.max_executions) or search.over():
+            self.not_run[str(plan)] = f"the budget was used up after {self.executions:,} executions"
+            return None
+        try:
+            outcome = await run_trial(self.subject, plan, reference=self.reference)
+        except NotRunnableError as error:
+            self.not_run[str(plan)] = str(error)
+            return None
+        self.executions += len(outcome.evidence.ledger.entries)
+        if self.subject.world is not None and self.saved is not None:
+            self.subject.world.restore(self.saved)
+        self.outcomes[plan] = outcome
+        return outcome
+
+    async def _run_packed(self, plan: FaultPlan) -> None:
+        outcome = await self._run(plan)
+        if outcome is None or not outcome.findings:
+            return
+
+        async def fails(part: FaultPlan) -> bool:
+            tried = await self._run(part)
+            return tried is not None and bool(tried.findings)
+
+        smallest = await bisected(plan, fails)
+        for tried in self.outcomes:
+            if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
+                self.said.add(tried)
+
+
+def _fits(plan: FaultPlan, model: SagaModel) -> bool:
+    try:
+        plan.check(model)
+    except PlanError:
+        return False
+    return True
 
 
 def _maker(saga: Any) -> Callable[[], Any]:

@@ -42,7 +42,8 @@ class Case:
 
     def _expected_stuck(self) -> set[str]:
         """The steps that may be left because a fault says so, and those that the failure policy leaves with them."""
-        struck = self.evidence.struck("undo-fail", "undo-fail-after", "undo-hang")
+        evidence = self.evidence
+        struck = evidence.struck("undo-fail", "undo-fail-after", "undo-hang") | evidence.exhausted(undo=True)
         expected = set(struck)
         for step in struck:
             if self.model.on_compensation_failure == "fail_fast":
@@ -50,7 +51,7 @@ class Case:
             elif self.model.on_compensation_failure == "skip_dependents":
                 expected |= self.model.ancestors[step]
         if self.past_pivot:
-            expected |= {fault.step for fault in self.evidence.plan if fault.step != END}
+            expected |= {fault.step for fault in evidence.plan if fault.step != END}
         return expected
 
 
@@ -60,7 +61,7 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
         return tuple(_vacuous(evidence))
     case = Case(evidence)
     found = [finding for rule in RULES for finding in rule(case)]
-    return (*found, *(finding for monitor in monitors() for finding in monitor(evidence)))
+    return (*evidence.noticed, *found, *(finding for monitor in monitors() for finding in monitor(evidence)))
 
 
 @cache
@@ -86,8 +87,11 @@ def _swallowed(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
     if evidence.claimed is not SagaStatus.COMPLETED or case.past_pivot:
         return
+    died = bool(evidence.struck("crash", "crash-recorded"))
     for fault in evidence.plan:
         kind = fault.described
+        if fault.kind == "cancel" and died:
+            continue  # whoever was cancelled died with the process, and the one that resumed knows nothing of it
         if kind.fatal and not kind.undo and fault.attempt is None:
             yield Finding(
                 Verdict.LIE,
@@ -102,9 +106,8 @@ def _benign_was_fatal(case: Case) -> Iterator[Finding]:
     faults = list(evidence.plan)
     if not faults or any(f.described.fatal or f.attempt is not None for f in faults) or not evidence.turned_back:
         return
-    for fault in faults:
-        if "flaky" in fault.kind and fault.times > 1:
-            return  # more failures than there may be retries
+    if evidence.exhausted(undo=False) or evidence.exhausted(undo=True):
+        return
     error = case.state.error
     yield Finding(
         Verdict.NOT_IDEMPOTENT,

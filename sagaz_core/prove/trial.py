@@ -156,24 +156,9 @@ class Trial:
             world_changes=None if subject.served else changes,
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
-            left_in_context=self._left_in_context(),
+            left_in_context=left_in_context(self.state, self.began),
         )
         return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
-
-    def _left_in_context(self) -> dict[str, str]:
-        context = self.state.context
-        if self.state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == self.began:
-            return {}
-        began: dict[str, Any] = decode(self.began, resolve=importing_class)
-        found = {}
-        for key in [*began, *(key for key in context if key not in began)]:
-            if key not in context:
-                found[key] = "gone"
-            elif key not in began:
-                found[key] = "still there"
-            elif encode(began[key]) != encode(context[key]):
-                found[key] = "changed"
-        return found
 
     async def _run_to_its_end(self, adapter: Adapter, saga: Any, context: dict[str, Any]) -> SagaStatus:
         subject = self.subject
@@ -205,6 +190,23 @@ class Trial:
             return await run()
         # The plan cancels the task that runs the saga, which must not be the one that judges.
         return await asyncio.ensure_future(run())
+
+
+def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
+    """Return the keys of a rolled-back saga's context that are not as they were, and how. `began` is encoded."""
+    context = state.context
+    if state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
+        return {}
+    before: dict[str, Any] = decode(began, resolve=importing_class)
+    found = {}
+    for key in [*before, *(key for key in context if key not in before)]:
+        if key not in context:
+            found[key] = "gone"
+        elif key not in before:
+            found[key] = "still there"
+        elif encode(before[key]) != encode(context[key]):
+            found[key] = "changed"
+    return found
 
 
 async def reference_reading(subject: Subject) -> Reading | None:

@@ -100,6 +100,31 @@ class World:
         for name, state in saved.items():
             _put_back(self._fakes[name], copy.deepcopy(state))
 
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The names of the probes."""
+        return tuple(self._probes)
+
+    @property
+    def fakes(self) -> tuple[str, ...]:
+        """The names of the fakes."""
+        return tuple(self._fakes)
+
+    def state_of(self, name: str) -> Any:
+        """Return the state of one fake, not copied."""
+        return _state_now(self._fakes[name])
+
+    def put_back(self, name: str, state: Any) -> None:
+        """Put one fake into a state, which becomes the fake's own."""
+        _put_back(self._fakes[name], state)
+
+    def without_append_only(self, name: str, state: Any) -> Any:
+        """Return a fake's state without what may grow."""
+        grown = self._append_only.get(name)
+        if not grown or not isinstance(state, Mapping):
+            return state
+        return {key: value for key, value in state.items() if key not in grown}
+
     def changes(self, before: Reading, after: Reading) -> tuple[Change, ...]:
         """Return where two readings differ."""
         found: list[Change] = []
@@ -116,12 +141,14 @@ class World:
 
 
 def _state_of(fake: Any) -> Any:
+    return copy.deepcopy(_state_now(fake))
+
+
+def _state_now(fake: Any) -> Any:
     snapshot = getattr(fake, "snapshot", None)
     if callable(snapshot) and callable(getattr(fake, "restore", None)):
-        return copy.deepcopy(snapshot())
-    if isinstance(fake, (dict, list, set)):
-        return copy.deepcopy(fake)
-    return copy.deepcopy(vars(fake))
+        return snapshot()
+    return fake if isinstance(fake, (dict, list, set)) else vars(fake)
 
 
 def _put_back(fake: Any, state: Any) -> None:

@@ -97,6 +97,11 @@ class TypedContext:
         found = {key: value for key, value in view.__dict__.items() if key != "_sagaz_results"}
         return {**found, **(view.__pydantic_extra__ or {})}
 
+    def put(self, view: Any, values: Mapping[str, Any]) -> None:
+        """Set fields of a view, unchecked."""
+        for key, value in values.items():
+            (view.__dict__ if key in self.model.model_fields else view.__pydantic_extra__)[key] = value
+
     def delta(self, step: str, before: Mapping[str, Any], view: Any, result: Any) -> Delta:
         """Return what a call changed: fields of its view, and its result if it is a mapping. Raises `DefinitionError`.
 

@@ -1,0 +1,455 @@
+"""One branch of an exploration: the engine's own execution, at a state between two steps, under scripted faults.
+
+A branch is forked, one operation is run on the fork by the engine's own code, and the result is the next branch. What
+differs from a run is only what the engine reaches through `call` and `sleep`: operations are called once for all that
+they can see (`effects`), and nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.engine.attempts import Attempts
+from sagaz_core.engine.execution import Execution
+from sagaz_core.engine.journal import Journal
+from sagaz_core.engine.rollback import Rollback, Undoing, steps_to_undo
+from sagaz_core.errors import StepTimeoutError
+from sagaz_core.events import (
+    NO_DELTA,
+    Delta,
+    Event,
+    SagaCompleted,
+    SagaFailed,
+    SagaResumed,
+    SagaRolledBack,
+    SagaStarted,
+    StepFailed,
+    StepRetryScheduled,
+    StepSucceeded,
+    describe_error,
+)
+from sagaz_core.faults.inject import PERSISTENT, SimulatedCrash, exception_of
+from sagaz_core.faults.plan import Fault
+from sagaz_core.model import END
+from sagaz_core.prove.effects import Effect, Effects, Sight
+from sagaz_core.prove.ledger import Entry
+from sagaz_core.state import SagaState, SagaStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sagaz_core.clock import Clock
+    from sagaz_core.engine.run import Served
+    from sagaz_core.interceptor import CallKind
+    from sagaz_core.saga.definition import Definition
+    from sagaz_core.saga.step import Operation
+
+
+class _Quick(Journal):
+    """Folds events and keeps none."""
+
+    __slots__ = ()
+
+    def __init__(self, state: SagaState, clock: Clock) -> None:
+        self.state = state
+        self.clock = clock
+        self.capture = None
+        self.observers = ()
+
+    def emit(self, kind: Callable[..., Event], *fields: Any) -> None:
+        """Let the next event happen."""
+        if kind is not StepRetryScheduled:
+            state = self.state
+            state.apply(kind(state.seq + 1, state.at, *fields))
+
+
+class Branch(Execution):
+    """A saga between two operations. All that tells two branches apart is in `forward_key` and `backward_key`.
+
+    `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
+    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
+    """
+
+    def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
+        # Not through `Execution.__init__`: branches are made by the thousand, and run no steps side by side.
+        self.definition = definition
+        self.model = definition.model
+        self.journal = journal
+        self.state = state
+        self.interceptors = ()  # not None: every call comes to `call`
+        self.exception = self.abort = self.cancelled = None
+        self.failed = {}
+        self.dead = False
+        self._siblings_stopped = False
+        self.effects = effects
+        self.world = effects.worlds.current
+        self.served: tuple[str, ...] = ()
+        self.alive: frozenset[str] = frozenset()
+        self.numbers: dict[str, int] = {}
+        self.layers: dict[str, int] = {}
+        self.mutations: tuple[tuple[str, int], ...] = ()
+        self.undone: tuple[tuple[str, int], ...] = ()
+        self.late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
+        self.struck: dict[str, str] = {}
+        self.fatal: tuple[Fault, ...] = ()
+        self.undoing: Undoing | None = None
+        self.live = True
+        self.void = False
+        self.entries: list[Entry] | None = None
+        self._script: Sequence[Fault] = ()
+        self._place = 0
+        self._hits = 0
+        self._cancelled_here = False
+        self._last: Effect | None = None
+        self._raised: list[BaseException] = []
+        self._context_key: tuple[Any, ...] | None = None
+
+    @classmethod
+    def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
+        """Return the branch of a saga that has just started."""
+        made = cls(definition, SagaState(), effects, Journal(SagaState(), lambda: at))
+        made.journal.state = made.state
+        made.journal.emit(SagaStarted, *started[2:])
+        made.task = asyncio.current_task()
+        return made
+
+    @property
+    def _attempts(self) -> Attempts:  # type: ignore[override]  # made when it is needed: no cycle keeps a branch alive
+        return Attempts(self)
+
+    def fork(self) -> Branch:
+        """Return an independent branch in the same state."""
+        state = self.state.fork()
+        other = Branch(self.definition, state, self.effects, _Quick(state, self.journal.clock))
+        other.world = self.world
+        other.served = self.served
+        other.alive = self.alive
+        other.numbers = self.numbers.copy()
+        other.layers = self.layers.copy()
+        other.mutations = self.mutations
+        other.undone = self.undone
+        other.late = self.late
+        other.struck = self.struck
+        other.fatal = self.fatal
+        other.undoing = self.undoing
+        other.live = self.live
+        other.task = self.task
+        other.cancelled = self.cancelled
+        other._context_key = self._context_key
+        if self.entries is not None:
+            other.entries = self.entries.copy()
+            other.journal = Journal(state, self.journal.clock)
+            other.journal.events = self.journal.events.copy()
+        return other
+
+    # ---- what it is
+
+    def context_key(self) -> tuple[Any, ...]:
+        """Return what decides the context."""
+        key = self._context_key
+        if key is None:
+            key = self._context_key = (*self.layers.items(), *self.mutations)
+        return key
+
+    def forward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
+        """Return what decides all that can follow with this many faults left, before the saga turns back."""
+        numbers: Any = tuple(self.numbers.items())
+        return (
+            left,
+            numbers if ordered else frozenset(numbers),
+            self.context_key() if ordered else frozenset(self.context_key()),
+            frozenset(self.state.ambiguous),
+            self.alive,
+            self.effects.worlds.key(self.world),
+            tuple([sight for sight, _ in self.late]),
+            self.fatal,
+            self.live,
+        )
+
+    def backward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
+        """Return what decides all that can follow while undoing: "undone" and "never ran" are the same.
+
+        What struck a compensation for good only matters for later when it may be called again.
+        """
+        assert self.undoing is not None
+        numbers: Any = tuple(self.numbers.items())
+        again = left > 0 or self.model.on_compensation_failure == "retry_then_continue"
+        return (
+            left,
+            self.undoing,
+            numbers if ordered else frozenset(numbers),
+            self.context_key() if ordered else frozenset(self.context_key()),
+            frozenset(self.state.ambiguous),
+            self.alive,
+            self.effects.worlds.key(self.world),
+            tuple([sight for sight, _ in self.late]),
+            tuple(self.struck.items()) if again else tuple(self.struck),
+            self.undone if self.effects.undone_read else None,
+        )
+
+    def ready(self) -> list[str]:
+        """Return the steps that can start, in the model's order."""
+        done, model = self.state.results, self.model
+        if model.linear:
+            return [model.order[len(done)]] if len(done) < len(model.order) else []
+        return [
+            name
+            for name in model.order
+            if name not in done and all(needed in done for needed in model.step(name).depends_on)
+        ]
+
+    # ---- operations, each of which changes this branch
+
+    def serve(self, step: Served) -> None:
+        """Take a step's result from a record."""
+        self.journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
+        self._keep_number(step.step, self.effects.number_of(step.result, step.delta))
+        self.served += (step.step,)
+        self.alive |= {step.step}
+
+    async def act(self, name: str, script: Sequence[Fault] = ()) -> None:
+        """Run a step's action, with all its attempts, under the faults, one after the other."""
+        self._script = script
+        if script:
+            self.live = True  # what was recorded is no more what happens
+            self.fatal += tuple(fault for fault in script if fault.described.fatal)
+        try:
+            await Attempts(self).run(name)
+        except SimulatedCrash:
+            self._resume()
+            return
+        finally:
+            self._let_go()
+        if name in self.state.results:
+            assert self._last is not None
+            self._keep_number(name, self._last.number)
+        if self._dies_when_recorded("crash-recorded", name in self.state.results):
+            self._resume()
+
+    async def undo(self, name: str, script: Sequence[Fault] = ()) -> None:
+        """Run a step's compensation, with all its attempts, under the faults, one after the other."""
+        assert self.undoing is not None
+        self._script = script
+        try:
+            undone = await Rollback(self).undo(name)
+        except SimulatedCrash:
+            self._resume()
+            self.begin_undoing()
+            return
+        finally:
+            self._let_go()
+        if undone:
+            assert self._last is not None
+            self._forget(name, self._last)
+            await self.deliver(name)
+        elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
+            self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
+        self.undoing = self.undoing.after(name, undone, self.model)
+        if self._dies_when_recorded("undo-crash-recorded", undone):
+            self._resume()
+            self.begin_undoing()
+
+    async def recover(self) -> bool:
+        """Do what the engine does with a step that failed after a pivot."""
+        recovered = await self._recover()
+        state = self.state
+        for name, result in state.results.items():
+            if name not in self.numbers:
+                self._keep_number(name, self.effects.number_of(result, state.layers.get(name, NO_DELTA)))
+        return recovered
+
+    def fail_end(self, fault: Fault) -> None:
+        """Fail the saga after its last step."""
+        self.live = True
+        error = exception_of(fault)
+        self.fatal += (fault,)
+        self.note_failed(END, error)
+        self.journal.emit(StepFailed, END, 1, describe_error(error))
+
+    def begin_undoing(self) -> None:
+        """Turn back, or take a rollback up again."""
+        self._turn_back()
+        self.undoing = Undoing(tuple(steps_to_undo(self)))
+
+    async def deliver(self, step: str | None = None) -> None:
+        """Let the effects happen that are late: of one step, or all of them."""
+        waiting = [late for late in self.late if step is None or late[0].step == step]
+        self.late = tuple([late for late in self.late if late not in waiting])
+        for sight, context in waiting:
+            operation = self.definition.steps[sight.step].action
+            now = sight._replace(world=self.world)
+            effect, self.world = self.effects.known(now) or await self.effects.call(now, operation, context, (), {})
+            if effect.error is None:
+                self.alive |= {sight.step}
+            self._enter(sight.step, False, 0, effect.error is None)
+
+    async def end(self) -> None:
+        """End the saga, as the engine would."""
+        if self.state.status is SagaStatus.EXECUTING:
+            if not self.turning_back:
+                self.journal.emit(SagaCompleted)
+            elif self.cancelled is None and self.abort is None:
+                self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
+        elif self.undoing is not None:
+            if self.undoing.failed:
+                self.journal.emit(SagaFailed, self.undoing.failed, None)
+            else:
+                self.journal.emit(SagaRolledBack)
+        await self.deliver()
+
+    # ---- what the engine calls
+
+    async def call(
+        self,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        kind: CallKind,
+        step: str,
+        attempt: int,
+        result: Any = None,
+    ) -> Any:
+        """Make the call as the script has it."""
+        fault = self._next_fault(kind, step)
+        if fault is None:
+            return await self._effect(operation, arguments, kind, step, attempt)
+        how = fault.kind.removeprefix("undo-")
+        if how == "late":
+            # What the world will be then is not known yet.
+            self.late += ((self._sight(kind, step, arguments)._replace(world=-1), self.state.context),)
+        if how == "hang" or how == "late":
+            raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
+        if how not in ("before", "flaky", "fail"):
+            try:
+                await self._effect(operation, arguments, kind, step, attempt)
+            except Exception:
+                self.void = True
+                raise
+            if how == "crash":
+                raise SimulatedCrash(str(fault))
+            if how == "repeat":
+                return await self._effect(operation, arguments, kind, step, attempt)
+            if how == "cancel":
+                self._cancelled_here = True
+                raise asyncio.CancelledError
+        raise self._noted(exception_of(fault))
+
+    async def sleep(self, delay: float) -> None:
+        """Wait no longer."""
+
+    def being_cancelled(self) -> bool:
+        """Whether the script has cancelled the saga's task."""
+        return self._cancelled_here
+
+    # ---- the parts
+
+    def _next_fault(self, kind: CallKind, step: str) -> Fault | None:
+        undo = kind == "compensation"
+        if self._place < len(self._script):
+            fault = self._script[self._place]
+            if not fault.kind.endswith("crash-recorded"):
+                self._hits = self._place + 1
+                if fault.kind.removeprefix("undo-") not in PERSISTENT:
+                    self._place += 1
+                elif undo and step not in self.struck:
+                    self.struck = {**self.struck, step: fault.kind}
+                return fault
+        if undo and self.struck.get(step, "").removeprefix("undo-") in PERSISTENT:
+            return Fault(step, self.struck[step])
+        return None
+
+    def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
+        """Say whether the process dies now, and note a script of which not all has happened."""
+        dies = recorded and self._hits == len(self._script) - 1 and self._script[-1].kind == kind
+        self.void = self.void or (self._hits < len(self._script) and not dies)
+        return dies
+
+    def _sight(self, kind: CallKind, step: str, arguments: tuple[Any, ...]) -> Sight:
+        undo = kind != "action"
+        second = self.numbers.get(step, 0) if undo and len(arguments) > 1 else 0
+        undone = self.undone if undo and self.effects.undone_read else ()
+        return Sight(step, kind, self.context_key(), second, undone, self.world)
+
+    async def _effect(
+        self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
+    ) -> Any:
+        sight, state, effects = self._sight(kind, step, arguments), self.state, self.effects
+        found = effects.known(sight)
+        if found is None:
+            undone = state.undone if kind != "action" else {}
+            found = await effects.call(sight, operation, state.context, arguments[1:], undone)
+        effect, self.world = found
+        self._last = effect
+        if effect.mutated:
+            self._change_in_place(effect)
+        happened = effect.error is None
+        undo = kind == "compensation"
+        if self.entries is not None and (undo or kind == "action"):
+            self._enter(step, undo, attempt, happened)
+        if effect.error is not None:
+            raise self._noted(effect.error)
+        if undo:
+            self.alive -= {step}
+        elif kind == "action" and step not in self.alive:
+            self.alive |= {step}
+        view = arguments[0]
+        if effect.set or effect.deleted:
+            typed = self.definition.typed
+            if typed is None:
+                view.update(effect.set)
+                for key in effect.deleted:
+                    view.pop(key, None)
+            else:
+                typed.put(view, effect.set)
+        return effect.result
+
+    def _enter(self, step: str, undo: bool, attempt: int, happened: bool) -> None:
+        if self.entries is not None:
+            moment = 2 * len(self.entries) + 1
+            self.entries.append(Entry(step, undo, attempt, moment, moment + 1, happened))
+
+    def _change_in_place(self, effect: Effect) -> None:
+        # As in a run: the value that was changed is the one that the context, its layer or its beginning holds.
+        state = self.state
+        for key, value in effect.mutated.items():
+            state.context = {**state.context, key: value}
+            for name, layer in reversed(state.layers.items()):
+                if key in layer.set:
+                    state.layers[name] = Delta({**layer.set, key: value}, layer.deleted)
+                    break
+            else:
+                state.initial = {**state.initial, key: value}
+            self.mutations += ((key, effect.number),)
+        self._context_key = None
+
+    def _keep_number(self, step: str, number: int) -> None:
+        self._context_key = None
+        self.numbers[step] = number
+        if step in self.state.layers:
+            self.layers.pop(step, None)
+            self.layers[step] = number
+
+    def _forget(self, step: str, effect: Effect) -> None:
+        self._context_key = None
+        self.numbers.pop(step, None)
+        self.layers.pop(step, None)
+        self.undone += ((step, effect.number),)
+        layer = f"undo:{step}"
+        if layer in self.state.layers:
+            self.layers[layer] = effect.number
+
+    def _noted(self, error: BaseException) -> BaseException:
+        self._raised.append(error)
+        return error
+
+    def _let_go(self) -> None:
+        # A traceback holds the frames that hold the error: circles, of which there would be thousands.
+        for error in self._raised:
+            error.__traceback__ = None
+        self._raised.clear()
+
+    def _resume(self) -> None:
+        # Another process takes over, and nothing is left of this one.
+        self.failed, self.cancelled, self.abort, self.exception = {}, None, None, None
+        self.journal.emit(SagaResumed)

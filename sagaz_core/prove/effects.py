@@ -1,0 +1,263 @@
+"""What each operation does to the context and the world, found out by calling it once for each state it can see.
+
+An operation is the user's code, and sees the context, the step's result, what compensations returned, and the world.
+Where all of these are the same, so is what it does: that is measured before it is relied on (see `explorer`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from sagaz_core.engine.calls import call_operation
+from sagaz_core.errors import CannotStoreError
+from sagaz_core.events import describe_error
+from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.worlds import NotForkableError, Worlds
+from sagaz_core.saga.context import SagaContext, TypedContext
+from sagaz_core.storage.codec import decode, encode, importing_class
+
+if TYPE_CHECKING:
+    from sagaz_core.saga.step import Operation
+
+_ATOMS = frozenset(
+    {str, int, float, bool, bytes, type(None), Decimal, UUID, datetime, date, time, timedelta, complex, frozenset}
+)
+_MISSING = object()
+
+
+class BudgetSpentError(Exception):
+    """No more operation may be called."""
+
+
+class Sight(NamedTuple):
+    """All that an operation can see, as numbers: what decides what it does."""
+
+    step: str
+    kind: str
+    context: tuple[Any, ...]
+    result: int
+    undone: tuple[Any, ...]
+    world: int
+
+
+class Effect(NamedTuple):
+    """What one call did. Effects that are the same have the same number.
+
+    `set`, `deleted` and `mutated` are what it did to the context; `mutated` keys hold the value they had, changed.
+    """
+
+    number: int
+    result: Any = None
+    error: BaseException | None = None
+    set: Mapping[str, Any] = MappingProxyType({})
+    deleted: tuple[str, ...] = ()
+    mutated: Mapping[str, Any] = MappingProxyType({})
+
+
+class Effects:
+    """Calls operations, each once for all that it can see. `executions` counts the calls.
+
+    `reads` and `writes` are the context keys that each step's action was seen to use. `noticed` is what was found out
+    by looking at the calls themselves.
+    """
+
+    def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
+        self.worlds = worlds
+        self.executions = 0
+        self.limit = limit
+        self.reads: dict[str, set[str]] = {}
+        self.writes: dict[str, set[str]] = {}
+        self.seen_by_world: set[str] = set()
+        self.undone_read = False
+        self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
+        self._typed = typed
+        self._known: dict[Sight, tuple[Effect, int]] = {}
+        self._numbers: dict[Any, Effect] = {}
+        self._keep = keep
+        self._loop = asyncio.get_running_loop()
+        self._bystanders = asyncio.all_tasks()
+
+    def known(self, sight: Sight) -> tuple[Effect, int] | None:
+        """Return what a call did that saw the same, and the world's state after it."""
+        return self._known.get(sight)
+
+    def number_of(self, result: Any, changes: Any) -> int:
+        """Return the number of an effect that was not found out here but recorded."""
+        return self._numbered(result, dict(changes.set), tuple(changes.deleted), {}).number
+
+    async def call(
+        self,
+        sight: Sight,
+        operation: Operation,
+        context: Mapping[str, Any],
+        second: tuple[Any, ...],
+        undone: Mapping[str, Any],
+    ) -> tuple[Effect, int]:
+        """Call the operation in the world that it sees. Raises `NotForkableError` and `BudgetSpentError`."""
+        if self.limit is not None and self.executions >= self.limit:
+            raise BudgetSpentError
+        self.executions += 1
+        self.worlds.put(sight.world)
+        made = _Made(self._typed, context, undone)
+        effect = await self._called(sight, operation, made, second)
+        world = self.worlds.look()
+        if world != sight.world:
+            self.seen_by_world.add(sight.step)
+        if made.undone_read:
+            self.undone_read = True
+        if sight.kind == "action":
+            self.reads.setdefault(sight.step, set()).update(made.reads)
+            self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted)
+        found = effect, world
+        if self._keep:
+            self._known[sight] = found
+        return found
+
+    async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
+        made_before = self._tasks_made()
+        try:
+            result = await call_operation(operation, (made.view, *map(_copied, second)), None, None)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return self._failed(error, made)
+        except Exception as error:  # the user's code: anything
+            return self._failed(error, made)
+        finally:
+            if self._tasks_made() != made_before or made_before is None:
+                self._look_for_tasks(sight)
+        changed, deleted, mutated = made.changes()
+        try:
+            if isinstance(result, Mapping):
+                result = dict(result) if type(result) is not dict else result
+            return self._numbered(result, changed, deleted, mutated)
+        except CannotStoreError as error:
+            raise NotForkableError(f"what step {sight.step!r} leaves cannot be kept: {error}") from error
+
+    def _tasks_made(self) -> int | None:
+        return getattr(self._loop, "tasks_made", None)  # which our own loop counts
+
+    def _look_for_tasks(self, sight: Sight) -> None:
+        left = [task for task in asyncio.all_tasks() - self._bystanders if not task.done()]
+        if left:
+            what = "compensation" if sight.kind == "compensation" else "action"
+            names = ", ".join(sorted(task.get_name() for task in left))
+            self.noticed[Verdict.ORPHAN, sight.step] = Finding(
+                Verdict.ORPHAN,
+                sight.step,
+                f"the {what} of {sight.step!r} left a task running ({names}), whose effects may come at any time",
+                "await every task that the step starts, or cancel it, before the step returns",
+            )
+            for task in left:
+                task.cancel()
+
+    def _failed(self, error: BaseException, made: _Made) -> Effect:
+        info = describe_error(error)
+        _, _, mutated = made.changes()
+        key = ("error", info, encode(mutated) if mutated else b"")
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = Effect(len(self._numbers) + 1, error=error, mutated=mutated)
+        return found
+
+    def _numbered(
+        self, result: Any, changed: dict[str, Any], deleted: tuple[str, ...], mutated: dict[str, Any]
+    ) -> Effect:
+        content = encode([result, changed, deleted, mutated])
+        found = self._numbers.get(content)
+        if found is None:
+            # Kept as a copy: what the operation holds on to may change behind our back.
+            result, changed, deleted, mutated = decode(content, resolve=importing_class)
+            found = Effect(len(self._numbers) + 1, result, None, changed, deleted, mutated)
+            self._numbers[content] = found
+        return found
+
+
+class _Made:
+    """A context of its own for one call, and what the call did to it."""
+
+    def __init__(self, typed: TypedContext | None, context: Mapping[str, Any], undone: Mapping[str, Any]) -> None:
+        self._typed = typed
+        self._given = {key: _copied(value) for key, value in context.items()}
+        self._context = context
+        self.reads: set[str] = set()
+        self.undone_read = False
+        self.view: Any
+        seen = _Undone(self, undone)
+        if typed is None:
+            self.view = _WatchedContext(self._given)
+            self.view._reads = self.reads
+            self.view.compensation_results = seen
+        else:
+            self.view = typed.view(self._given, seen)
+            self.undone_read = bool(undone)  # a model is not watched: it may have looked
+
+    def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
+        """Return the keys set, deleted, and changed in place."""
+        if self._typed is not None:
+            after = self._typed.data(self.view)
+            changed = {key: v for key, v in after.items() if key not in self._given or _differ(self._given[key], v)}
+            return changed, (), {}
+        view = self.view
+        after = {key: dict.__getitem__(view, key) for key in dict.keys(view)}
+        changed = {key: value for key, value in after.items() if self._given.get(key, _MISSING) is not value}
+        deleted = tuple(key for key in self._given if key not in after)
+        mutated = {
+            key: value
+            for key, value in self._given.items()
+            if type(value) not in _ATOMS and _differ(self._context[key], value)
+        }
+        return changed, deleted, {key: value for key, value in mutated.items() if key not in changed}
+
+
+class _Undone(Mapping[str, Any]):
+    """What the compensations returned; it notices that somebody looks."""
+
+    def __init__(self, made: _Made, results: Mapping[str, Any]) -> None:
+        self._made = made
+        self._results = results
+
+    def __getitem__(self, key: str) -> Any:
+        self._made.undone_read = True
+        return self._results[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._made.undone_read = True
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        self._made.undone_read = True
+        return len(self._results)
+
+
+class _WatchedContext(SagaContext):
+    """A context that notes which keys are read. What looks at all of it reads all of it."""
+
+    _reads: set[str]
+
+    def __getitem__(self, key: str) -> Any:
+        self._reads.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._reads.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, str):
+            self._reads.add(key)
+        return super().__contains__(key)
+
+
+def _copied(value: Any) -> Any:
+    return value if type(value) in _ATOMS else decode(encode(value), resolve=importing_class)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return encode(one) != encode(other)

@@ -1,0 +1,94 @@
+"""`Exploration`: what was tried of a saga, how, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sagaz_core.prove.explain import table
+
+if TYPE_CHECKING:
+    from sagaz_core.model import SagaModel
+    from sagaz_core.prove.outcome import Outcome
+
+MODES = {
+    "merged": "forked between steps, equal states merged",
+    "tree": "forked between steps, not merged",
+    "packed": "each plan from the start; benign faults at every step at once",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """What was tried.
+
+    `plans` of at most `depth` faults were covered, of the `possible` ones, by `executions` calls of actions and
+    compensations. `failures` are the outcomes that are not sound, the worst first: each thing that is wrong once, with
+    the smallest plan that shows it (in `packed` mode each plan that failed). `checked` are the pairs of a step and a
+    kind of fault that were tried, of the `applicable` ones. `blind` are steps whose effect no fake of the world shows,
+    so that only the call itself is known. `not_run` has the reason for each plan (or part) that was not run.
+    """
+
+    model: SagaModel
+    mode: str
+    reason: str = ""
+    depth: int = 1
+    plans: int = 0
+    possible: int = 0
+    executions: int = 0
+    outcomes: tuple[Outcome, ...] = ()
+    failures: tuple[Outcome, ...] = ()
+    checked: frozenset[tuple[str, str]] = frozenset()
+    applicable: frozenset[tuple[str, str]] = frozenset()
+    blind: frozenset[str] = frozenset()
+    not_run: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def saga_name(self) -> str:
+        """The saga's name."""
+        return self.model.name
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """How many pairs of a step and a kind of fault were tried, and how many there are."""
+        return len(self.checked & self.applicable), len(self.applicable)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was tried that was asked for."""
+        return not self.not_run and self.plans >= self.possible
+
+    def summary(self) -> str:
+        """Return what was done, in a few lines."""
+        done, there_are = self.coverage
+        faults = "1 fault" if self.depth == 1 else f"{self.depth} faults"
+        share = f"{done}/{there_are}" + (f" ({done / there_are:.0%})" if there_are else "")
+        lines = [
+            (
+                f"saga {self.saga_name!r}: {self.plans:,} of {self.possible:,} plans of at most {faults} by "
+                f"{self.executions:,} executions, {len(self.failures)} not sound"
+            ),
+            f"coverage: {share} of steps and kinds of faults; {self.mode}: {MODES[self.mode]}",
+        ]
+        if self.reason:
+            lines.append(f"why {self.mode}: {self.reason}")
+        if self.blind:
+            names = ", ".join(name for name in self.model.order if name in self.blind)
+            lines.append(f"effect-blind: the world shows nothing of {names}; for them only their calls are known")
+        lines += [f"not run: {reason}" for reason in dict.fromkeys(self.not_run.values())]
+        return "\n".join(lines)
+
+    def explain(self) -> str:
+        """Return the summary, and a table of the failures, each with its sentence."""
+        lines = [self.summary()]
+        if self.failures:
+            rows = [(str(o.plan) or "no faults", o.verdict.value, o.findings[0].sentence) for o in self.failures]
+            lines += ["", *table(("plan", "verdict", "what is wrong"), rows)]
+        return "\n".join(lines)
+
+    def assert_sound(self) -> None:
+        """Raise the first failure's `UnsoundError`, if there is one."""
+        __tracebackhide__ = True
+        if self.failures:
+            self.failures[0].assert_sound()

@@ -1,0 +1,326 @@
+"""Exploring a saga by forking it, with what keeps that honest.
+
+Before anything is merged the saga is run twice without faults and the traces compared; of the merged plans one in a
+hundred is run again from the start, by the engine as it is, and must be judged alike. What is reported was seen on such
+a run too, or, where it needs an order of steps that the engine does not take by itself, on the branch.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.errors import CannotStoreError, PlanError
+from sagaz_core.events import SagaStarted
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.branch import Branch
+from sagaz_core.prove.effects import Effects
+from sagaz_core.prove.exploration import Exploration
+from sagaz_core.prove.oracle import monitors
+from sagaz_core.prove.outcome import Outcome
+from sagaz_core.prove.scripts import Scripts, plan_counts, rank
+from sagaz_core.prove.tree import Found, Path, Summary, Tree, noticed
+from sagaz_core.prove.trial import Subject, left_in_context, run_trial
+from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.worlds import NotForkableError, Worlds
+from sagaz_core.saga.definition import mapping_or_empty
+from sagaz_core.state import SagaStatus
+from sagaz_core.storage.codec import decode, encode, importing_class
+
+if TYPE_CHECKING:
+    from sagaz_core.adapters.base import Adapter
+    from sagaz_core.model import SagaModel
+    from sagaz_core.prove.explorer import Search
+    from sagaz_core.saga.definition import Definition
+
+
+def why_not_forkable(adapter: Adapter, saga: Any, subject: Subject) -> str:
+    """Say why the saga has to be run from the start for each plan, or return `""`."""
+    world = subject.world
+    if adapter.name != "native":
+        return f"the engine of the {adapter.name} package runs a saga from its start to its end, and cannot be forked"
+    if not world:
+        return "no world was given, so what the steps do outside cannot be put back: give a world made of fakes"
+    if not world.restorable:
+        return (
+            f"the world has probes ({', '.join(world.probes)}), which are read but cannot be put back: register fakes"
+        )
+    if saga.interceptors or subject.interceptors:
+        return "the saga has interceptors, which may hold a state of their own"
+    if monitors():
+        return "a plugin's monitor reads the whole history of a run"
+    return ""
+
+
+class Forked:
+    """One exploration by forking."""
+
+    def __init__(self, subject: Subject, saga: Any, model: SagaModel, search: Search) -> None:
+        self.subject = subject
+        self.saga = saga
+        self.model = model
+        self.search = search
+        self.scripts = Scripts(model, search.kinds)
+        self.worlds = Worlds(subject.world or None)
+        self.initial = self.worlds.current
+        self.reference: int | None = None
+        self.clean: Outcome | None = None
+        self.executions = 0
+        self.merge = search.mode != "tree"
+        self.reason = "asked for" if search.mode == "tree" else ""
+
+    async def explore(self) -> Exploration:
+        """Explore, check, and return what came of it. Raises `NotForkableError`."""
+        definition = await self.saga.prepare()
+        if not self.search.recorded:
+            await self._run_twice()
+        known = await self._run_known()
+        with _few_collections():
+            tree, root, summary = await self._searched(definition)
+            if self.merge and not await self._samples_hold(tree):
+                self.merge = False
+                tree, root, summary = await self._searched(definition)
+        found = {**self._found(summary), **self._noticed(tree)}
+        failures = await self._failures(tree, root, found)
+        plans = {str(outcome.plan) for outcome in failures}
+        failures += [outcome for outcome in known if str(outcome.plan) not in plans]
+        return self._exploration(tree, summary, failures)
+
+    # ---- before
+
+    async def _run_twice(self) -> None:
+        first = await self._trial(NO_FAULTS)
+        if first.status is SagaStatus.COMPLETED and self.subject.world:
+            self.reference = self._after
+        second = await self._trial(NO_FAULTS)
+        self.clean = first
+        pairs = zip_longest(first.trace, second.trace, fillvalue="(nothing)")
+        differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        if differs is not None:
+            self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
+        elif self.worlds.key(self._after) != self.worlds.key(self._after_first):
+            changes = "; ".join(map(str, self.worlds.changes(self._after_first, self._after)[:3]))
+            self._do_not_merge(f"two runs without faults leave different worlds ({changes})")
+
+    def _do_not_merge(self, why: str) -> None:
+        self.merge = False
+        self.reason = why
+
+    async def _run_known(self) -> list[Outcome]:
+        failed = []
+        for plan in self.search.known:
+            try:
+                plan.check(self.model)
+            except PlanError:
+                continue  # of a saga that has changed since
+            outcome = await self._trial(plan)
+            if outcome.findings:
+                failed.append(outcome)
+        return failed
+
+    async def _trial(self, plan: FaultPlan) -> Outcome:
+        """Run a plan from the start by the engine as it is, in the world as it was."""
+        self.worlds.put(self.initial)
+        subject = self.subject
+        if self.search.recorded:
+            subject = replace(subject, served=self._served(plan))
+        reference = None if self.reference is None else self.worlds.reading(self.reference)
+        outcome = await run_trial(subject, plan, reference=reference)
+        self.executions += len(outcome.evidence.ledger.entries)
+        self._after_first = getattr(self, "_after", self.initial)
+        self._after = self.worlds.look()
+        self.worlds.put(self.initial)
+        return outcome
+
+    def _served(self, plan: FaultPlan) -> tuple[Any, ...]:
+        """Return the recorded steps before the first that a fault strikes."""
+        struck = {fault.step for fault in plan}
+        served = []
+        for name in self.model.order:
+            if name in struck or name not in self.search.recorded:
+                break
+            served.append(self.search.recorded[name])
+        return tuple(served)
+
+    # ---- the search
+
+    async def _searched(self, definition: Definition) -> tuple[Tree, Branch, Summary]:
+        limit = self.search.max_executions
+        effects = Effects(
+            self.worlds,
+            definition.typed,
+            keep=self.merge,
+            limit=None if limit is None else max(0, limit - self.executions),
+        )
+        initial = self._context(definition)
+        root = Branch.first(definition, effects, self.subject.clock(), self._started(initial))
+        root.live = not self.search.recorded
+        began = encode(initial)
+        possible = sum(plan_counts(self.scripts, self.search.depth))
+        progress = self.search.on_progress
+        tree = Tree(
+            self.scripts,
+            effects,
+            self.initial,
+            lambda state: left_in_context(state, began),
+            reference=self.reference,
+            witness=bool(self.subject.world) and not self.search.recorded,
+            merge=self.merge,
+            recorded=dict(self.search.recorded),
+            over=self.search.over,
+            on_progress=None if progress is None else lambda covered: progress(covered, possible),
+        )
+        before = dict(vars(self.saga))
+        summary = await tree.explore(root, self.search.depth)
+        self._check_instance(before)
+        self.executions += effects.executions
+        return tree, root, summary
+
+    def _context(self, definition: Definition) -> dict[str, Any]:
+        try:
+            given = decode(encode(mapping_or_empty(dict(self.subject.context))), resolve=importing_class)
+        except CannotStoreError as error:
+            raise NotForkableError(f"the context cannot be copied: {error}") from error
+        if definition.typed is not None:
+            return definition.typed.initial(self.model.name, given)
+        return dict(given)
+
+    def _started(self, initial: dict[str, Any]) -> SagaStarted:
+        model = self.model
+        return SagaStarted(
+            0,
+            self.subject.clock(),
+            self.subject.saga_id or "explored",
+            model.name,
+            model.version,
+            model.fingerprint,
+            initial,
+        )
+
+    def _check_instance(self, before: dict[str, Any]) -> None:
+        after = vars(self.saga)
+        for name in after:
+            if not name.startswith("_") and (name not in before or before[name] is not after[name]):
+                raise NotForkableError(
+                    f"the saga keeps state of a run on itself (self.{name}), which a fork shares with all others: "
+                    f"return it from the step"
+                )
+
+    async def _samples_hold(self, tree: Tree) -> bool:
+        """Run what was sampled from the start, and say whether it ends as its merged state said it would."""
+        if not self.model.linear:
+            return True  # the engine takes one order, and a sample may be of another
+        for faults, expected in tree.samples:
+            outcome = await self._trial(FaultPlan(faults))
+            got = frozenset((finding.verdict, finding.step) for finding in outcome.findings)
+            if got != expected:
+                shown = ", ".join(sorted(f"{verdict.value} at {step}" for verdict, step in got ^ expected))
+                self._do_not_merge(
+                    f"{outcome.plan} run from the start was not judged as the state it was merged with ({shown}): "
+                    f"something that the steps see is not in the world or the context"
+                )
+                return False
+        return True
+
+    # ---- after
+
+    def _found(self, summary: Summary) -> dict[Found, Path]:
+        """Return what is wrong. A plan of benign faults that turned the saga back counts if it completes without."""
+        completes = self.clean is None or self.clean.status is SagaStatus.COMPLETED
+        found: dict[Found, Path] = {}
+        for (verdict, step), path in summary.found.items():
+            if verdict is not Verdict.CLEAN:
+                found[verdict, step] = path
+            elif step is not None and completes:
+                found.setdefault((Verdict.NOT_IDEMPOTENT, step), path)
+        return found
+
+    def _noticed(self, tree: Tree) -> dict[Found, Finding]:
+        return noticed(tree.effects, self.model)
+
+    async def _failures(self, tree: Tree, root: Branch, found: dict[Found, Any]) -> list[Outcome]:
+        places = tree.places
+        paths = {key: path for key, path in found.items() if isinstance(path, Path)}
+        outcomes: dict[tuple[Any, ...], Outcome] = {}
+        shown: set[Found] = set()
+        for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
+            if key in shown:
+                continue
+            path = paths[key]
+            outcome = outcomes.get(path.faults) or await self._trial(FaultPlan(path.faults))
+            if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
+                outcome = await self._walked(tree, root, path)
+            outcomes[path.faults] = outcome
+            shown.add(key)
+        failures = list(outcomes.values())
+        seen = tuple(finding for finding in found.values() if isinstance(finding, Finding))
+        if seen:
+            failures.append(await self._shown(seen))
+        order = list(Verdict)
+        return sorted(failures, key=lambda outcome: order.index(outcome.verdict))
+
+    async def _shown(self, seen: tuple[Finding, ...]) -> Outcome:
+        clean = self.clean or await self._trial(NO_FAULTS)
+        return Outcome(replace(clean.evidence, noticed=seen), clean.world_changes, clean.reproduce, clean.exception)
+
+    async def _walked(self, tree: Tree, root: Branch, path: Path) -> Outcome:
+        """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
+        end = await tree.walk(root, path)
+        plan = FaultPlan(path.faults)
+        evidence = tree.evidence(end, plan)
+        changes = self.worlds.changes(self.initial, end.world)
+        return Outcome(evidence, changes, self.subject.reproduce, None, self.worlds.reading(end.world), plan)
+
+    def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
+        applicable = self.scripts.pairs()
+        plans = sum(summary.counts)
+        possible = sum(plan_counts(self.scripts, self.search.depth))
+        checked = frozenset(tree.checked)
+        not_run: dict[str, str] = {}
+        if tree.spent:
+            not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+        else:
+            possible = max(plans, possible) if checked >= applicable or not self.search.depth else possible
+            not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
+        if not self.search.depth or (self.search.depth == 1 and not tree.spent):
+            not_run = {}  # compensations are struck by the second fault
+        compensated = {step.name for step in self.model.steps if step.has_compensation}
+        return Exploration(
+            model=self.model,
+            mode="merged" if self.merge else "tree",
+            reason=self.reason,
+            depth=self.search.depth,
+            plans=plans,
+            possible=possible,
+            executions=self.executions,
+            outcomes=(*([self.clean] if self.clean is not None else []), *failures),
+            failures=tuple(failures),
+            checked=checked,
+            applicable=applicable,
+            blind=frozenset(compensated - tree.effects.seen_by_world) if self.subject.world else frozenset(),
+            not_run=not_run,
+        )
+
+    def _why(self, step: str, kind: str) -> str:
+        clean = self.clean
+        if clean is not None and clean.status is not SagaStatus.COMPLETED:
+            error = clean.evidence.state.error
+            return (
+                f"without faults the saga ends {clean.status.value} at {clean.evidence.state.failed_step!r} ({error})"
+            )
+        return f"no run got to where {step}@{kind} strikes"
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let the garbage collector run seldom: what is made here by the thousand is no garbage, nor in circles."""
+    before = gc.get_threshold()
+    gc.set_threshold(200_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

@@ -1,0 +1,80 @@
+"""Plans for a saga that cannot be forked: many benign faults at once, and single ones in the order that finds most.
+
+A benign fault must change nothing, so one kind at every step at once is as good as one after the other, until it fails;
+then it is bisected. After them come the single faults, those first that find most, the last step first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
+
+from sagaz_core.faults.kinds import KINDS, why_not
+from sagaz_core.faults.plan import Fault, FaultPlan, single_fault_plans
+from sagaz_core.model import END
+from sagaz_core.prove.scripts import ORDER
+
+if TYPE_CHECKING:
+    from sagaz_core.model import SagaModel
+
+_PLACE = {kind: place for place, kind in enumerate(ORDER)}
+
+
+def packed_plans(model: SagaModel, kinds: Iterable[str]) -> list[FaultPlan]:
+    """Return one plan a benign kind, with a fault at every step that can have it."""
+    wanted = set(kinds)
+    plans = []
+    for kind in ORDER:
+        described = KINDS[kind]
+        if kind not in wanted or described.fatal:
+            continue
+        steps = [step.name for step in model.steps if not why_not(described, step)]
+        faults = tuple(Fault(name, kind) for name in steps)
+        if described.undo:
+            faults = _undone(model, faults)
+        if len(faults) > 1:
+            plans.append(FaultPlan(faults))
+    return plans
+
+
+def _undone(model: SagaModel, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """Put what makes the compensations run before their faults: the end of the saga, or its first pivot."""
+    pivots = [name for name in model.order if model.step(name).pivot]
+    if not pivots:
+        return (Fault(END, "before"), *faults)
+    before = model.ancestors[pivots[0]]
+    return (Fault(pivots[0], "before"), *(fault for fault in faults if fault.step in before))
+
+
+def ordered(model: SagaModel, plans: Iterable[FaultPlan]) -> list[FaultPlan]:
+    """Return plans of a fault in the order in which they find most: by kind, the last step first."""
+    places = {name: place for place, name in enumerate(model.order)}
+
+    def place(plan: FaultPlan) -> tuple[int, int]:
+        last = plan.faults[-1]
+        return _PLACE[last.kind], -places.get(last.step, len(places))
+
+    return sorted(plans, key=place)
+
+
+def single_plans(model: SagaModel, kinds: Iterable[str]) -> list[FaultPlan]:
+    """Return every plan of one fault, in the order in which they find most."""
+    return ordered(model, single_fault_plans(model, kinds))
+
+
+async def bisected(plan: FaultPlan, fails: Callable[[FaultPlan], Awaitable[bool]]) -> FaultPlan:
+    """Return a smallest part of a failing packed plan that still fails (Zeller's delta debugging, by halves)."""
+    faults = list(plan.faults)
+    kept = [fault for fault in faults if fault.step == END or (fault.kind == "before" and len(faults) > 1)]
+    packed = [fault for fault in faults if fault not in kept]
+    size = len(packed) // 2
+    while size:
+        start = 0
+        while start < len(packed) and len(packed) > 1:
+            part = packed[:start] + packed[start + size :]
+            if part and await fails(FaultPlan((*kept, *part))):
+                packed = part
+            else:
+                start += size
+        size //= 2
+    return FaultPlan((*kept, *packed))

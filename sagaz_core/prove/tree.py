@@ -1,0 +1,424 @@
+"""Every plan of up to k faults of a saga, by forking its state between operations and merging equal states.
+
+A node is a saga between two operations with a number of faults left. From it go one branch without a fault and one for
+each script of faults that the next operation can have. What follows from a node depends on its key alone (see
+`Branch.forward_key`), so it is worked out once: `counts` adds up the plans that end below it, `found` has what is wrong
+with them.
+
+In a DAG the nodes are the sets of steps that can be complete together (the ideals of the order), not interleavings; so
+are the states of a rollback. With more than `MAX_IDEALS` of them two orders are tried: newest first, oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.prove.branch import Branch
+from sagaz_core.prove.effects import BudgetSpentError, Effects
+from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.ledger import Entry, Ledger
+from sagaz_core.prove.oracle import judge
+from sagaz_core.prove.scripts import Scripts, rank
+from sagaz_core.prove.verdict import Finding, Verdict
+
+if TYPE_CHECKING:
+    from sagaz_core.engine.run import Served
+    from sagaz_core.state import SagaState
+
+MAX_IDEALS = 4096
+SAMPLE = 100
+Found = tuple[Verdict, str | None]
+
+
+class Move(NamedTuple):
+    """What was done at a node: the operation at this place among the possible ones, under this script."""
+
+    place: int
+    script: tuple[Fault, ...]
+
+
+class Path(NamedTuple):
+    """Moves from a node to an end, and the faults among them."""
+
+    faults: tuple[Fault, ...]
+    moves: Any = None  # (Move, rest) or None: pairs, because paths share their ends
+
+    def after(self, move: Move) -> Path:
+        """Return the path that begins with the move."""
+        return Path(move.script + self.faults, (move, self.moves))
+
+
+class Summary(NamedTuple):
+    """What is below a node: how many plans of 0, 1 … faults, and for each thing that is wrong the smallest plan."""
+
+    counts: tuple[int, ...]
+    found: dict[Found, Path]
+
+
+TURNED_BACK: Found = (Verdict.CLEAN, None)
+"""Not wrong by itself: the saga turned back although nothing fatal struck. With a step: a benign fault struck there."""
+
+
+class Tree:
+    """Explores one saga. `merged` counts the nodes that were met again; `covered` the plans known to be done."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        effects: Effects,
+        initial: int,
+        left_in_context: Callable[[SagaState], dict[str, str]],
+        *,
+        reference: int | None = None,
+        witness: bool = True,
+        merge: bool = True,
+        recorded: dict[str, Served] | None = None,
+        over: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> None:
+        self.scripts = scripts
+        self.model = scripts.model
+        self.effects = effects
+        self.merged = 0
+        self.covered = 0
+        self.spent = False
+        self.checked: set[tuple[str, str]] = set()
+        self.samples: list[tuple[tuple[Fault, ...], frozenset[Found]]] = []
+        self.orders = self.model.linear is False and ideals(self.model, MAX_IDEALS) <= MAX_IDEALS
+        self._initial = initial
+        self._reference = reference
+        self._left_in_context = left_in_context
+        self._witness = witness
+        self._merge = merge
+        self._recorded = recorded or {}
+        self._over = over
+        self._on_progress = on_progress
+        self._memo: dict[tuple[Any, ...], Summary] = {}
+        self._prefix: list[tuple[Fault, ...]] = []
+        self._ordered = not self.orders
+        self._ends: dict[tuple[Any, ...], tuple[Found, ...]] = {}
+        self.places = {name: place for place, name in enumerate(self.model.order)}
+
+    async def explore(self, root: Branch, depth: int) -> Summary:
+        """Return what is below the root."""
+        self._depth = depth
+        self._zero = (0,) * (depth + 1)
+        self._one = (1,) + (0,) * depth
+        while True:
+            watched = self.effects.undone_read
+            summary = await self._forward(root, depth)
+            if self.effects.undone_read is watched:
+                return summary
+            # A compensation looks at what others returned, so states that were the same are not.
+            self._memo.clear()
+            self.samples.clear()
+            self.covered = self.merged = 0
+
+    # ---- forward
+
+    async def _forward(self, at: Branch, left: int, spine: bool = True) -> Summary:
+        ready = at.ready()
+        if not ready:
+            return await self._at_end(at, left)
+        key = at.forward_key(left, self._ordered)
+        known = self._known(key, at)
+        if known is not None:
+            return known
+        total = _Total(self)
+        for place, step in enumerate(self._forward_choices(ready)):
+            if place:
+                total.count = False
+            await self._act(at, step, left, place, total, spine and not place)
+        return self._kept(key, total)
+
+    def _forward_choices(self, ready: list[str]) -> Sequence[str]:
+        if self.orders:
+            return ready
+        return ready[:1] if len(ready) == 1 or self.model.linear else (ready[0], ready[-1])
+
+    async def _act(self, at: Branch, step: str, left: int, place: int, total: _Total, spine: bool) -> None:
+        if (below := await self._acted(at, step, (), left, spine)) is not None:
+            total.add(Move(place, ()), below)
+        for script in self.scripts.of(step, False, left) if left else ():
+            self._prefix.append(script)
+            below = await self._acted(at, step, script, left - len(script), False)
+            self._prefix.pop()
+            if below is not None:
+                total.add(Move(place, script), below)
+                if spine:
+                    self._progress(below)
+
+    async def _acted(self, at: Branch, step: str, script: Sequence[Fault], left: int, spine: bool) -> Summary | None:
+        branch = at.fork()
+        if not await self._run(branch, step, script, undo=False):
+            return None
+        if branch.abort is not None:
+            raise branch.abort
+        if not branch.turning_back:
+            return await self._forward(branch, left, spine)
+        if branch.past_pivot:
+            if await branch.recover():
+                return await self._forward(branch, left, spine)
+            return await self._ended(branch)
+        branch.begin_undoing()
+        below = await self._back(branch, left)
+        if not branch.fatal and not (script and self.scripts.fatal(tuple(script))):
+            below = Summary(below.counts, {TURNED_BACK: Path(()), **below.found})
+        return below
+
+    async def _run(self, branch: Branch, step: str, script: Sequence[Fault], *, undo: bool) -> bool:
+        """Run one operation, and say whether all of the script happened."""
+        if self.spent or self._over():
+            self.spent = True
+            return False
+        try:
+            if undo:
+                await branch.undo(step, script)
+            elif not script and not branch.live and step in self._recorded:
+                branch.serve(self._recorded[step])
+            else:
+                await branch.act(step, script)
+        except BudgetSpentError:
+            self.spent = True
+            return False
+        if branch.void:
+            return False
+        for fault in script:
+            self.checked.add((fault.step, fault.kind))
+        return True
+
+    async def _at_end(self, at: Branch, left: int) -> Summary:
+        total = _Total(self)
+        done = at.fork()
+        total.add(Move(0, ()), await self._ended(done))
+        if left and self.scripts.end is not None:
+            failed = at.fork()
+            failed.fail_end(self.scripts.end)
+            failed.begin_undoing()
+            script = (self.scripts.end,)
+            self._prefix.append(script)
+            total.add(Move(0, script), await self._back(failed, left - 1))
+            self._prefix.pop()
+        return total.summary()
+
+    # ---- back
+
+    async def _back(self, at: Branch, left: int) -> Summary:
+        assert at.undoing is not None
+        todo = at.undoing.todo
+        if not todo:
+            return await self._ended(at)
+        key = at.backward_key(left, self._ordered)
+        known = self._known(key, at)
+        if known is not None:
+            return known
+        total = _Total(self)
+        for place, step in enumerate(self._back_choices(todo)):
+            if place:
+                total.count = False
+            if (below := await self._undone(at, step, (), left)) is not None:
+                total.add(Move(place, ()), below)
+            for script in self.scripts.of(step, True, left) if left else ():
+                self._prefix.append(script)
+                below = await self._undone(at, step, script, left - len(script))
+                self._prefix.pop()
+                if below is not None:
+                    total.add(Move(place, script), below)
+        return self._kept(key, total)
+
+    def _back_choices(self, todo: tuple[str, ...]) -> Sequence[str]:
+        if self.model.linear or len(todo) == 1:
+            return todo[:1]
+        below, left = self.model.descendants, set(todo)
+        enabled = [step for step in todo if not below[step] & left]
+        if self.orders:
+            return enabled
+        return enabled[:1] if len(enabled) == 1 else (enabled[0], enabled[-1])
+
+    async def _undone(self, at: Branch, step: str, script: Sequence[Fault], left: int) -> Summary | None:
+        branch = at.fork()
+        if not await self._run(branch, step, script, undo=True):
+            return None
+        return await self._back(branch, left)
+
+    # ---- the ends
+
+    async def _ended(self, at: Branch) -> Summary:
+        branch = at if at.undoing is None and at.turning_back else at.fork()
+        try:
+            await branch.end()
+        except BudgetSpentError:
+            self.spent = True
+            return Summary(self._zero, {})
+        key = (*branch.backward_key(0, self._ordered), branch.state.status) if branch.undoing is not None else None
+        found = None if key is None else self._ends.get(key)
+        if found is None:
+            found = tuple({(finding.verdict, finding.step): None for finding in judge(self.evidence(branch))})
+            if key is not None:
+                self._ends[key] = found
+        return Summary(self._one, dict.fromkeys(found, Path(())))
+
+    def evidence(self, branch: Branch, plan: FaultPlan | None = None) -> Evidence:
+        """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
+        state, worlds = branch.state, self.effects.worlds
+        context_is_back = not branch.layers and not branch.mutations
+        ledger = Ledger(branch.served)
+        if branch.entries is not None:
+            ledger.entries = branch.entries
+        else:
+            alive = sorted(branch.alive, key=self.places.__getitem__)
+            ledger.entries = [Entry(step, False, 1, 1, 1, True) for step in alive]
+        return Evidence(
+            model=self.model,
+            plan=plan if plan is not None else self._plan(branch),
+            missed=(),
+            claimed=state.status,
+            state=state,
+            events=branch.journal.events if branch.entries is not None else (),
+            ledger=ledger,
+            world_changes=worlds.changes(self._initial, branch.world) if self._witness else None,
+            reference_changes=None
+            if not self._witness or self._reference is None
+            else worlds.changes(self._reference, branch.world),
+            cancelled=branch.cancelled is not None,
+            left_in_context={} if context_is_back else self._left_in_context(state),
+        )
+
+    def _plan(self, branch: Branch) -> FaultPlan:
+        kept = []
+        for step, kind in branch.struck.items():
+            times = self.model.step(step).compensation_retries + 1 if "flaky" in kind else 1
+            kept.append(Fault(step, kind, times=times))
+        return FaultPlan((*branch.fatal, *kept))
+
+    # ---- one path again, with all that happens on it
+
+    async def walk(self, root: Branch, path: Path) -> Branch:
+        """Go the path and return its end, with its events and the ledger's entries."""
+        at, moves = root.fork(), path.moves
+        at.entries = []
+        at.journal.events = root.journal.events.copy()
+        while moves is not None:
+            move, moves = moves
+            at = await self._moved(at.fork(), move)
+        if not at.state.status.ended:
+            await at.end()
+        return at
+
+    async def _moved(self, at: Branch, move: Move) -> Branch:
+        if at.undoing is not None:
+            await self._run(at, self._back_choices(at.undoing.todo)[move.place], move.script, undo=True)
+            return at
+        ready = at.ready()
+        if ready:
+            await self._run(at, self._forward_choices(ready)[move.place], move.script, undo=False)
+            if not at.turning_back or (at.past_pivot and await at.recover()):
+                return at
+        elif move.script:
+            at.fail_end(move.script[0])
+        if at.turning_back and not at.past_pivot:
+            at.begin_undoing()
+        else:
+            await at.end()
+        return at
+
+    # ---- bookkeeping
+
+    def _known(self, key: tuple[Any, ...], at: Branch) -> Summary | None:
+        if not self._merge:
+            return None
+        known = self._memo.get(key)
+        if known is not None:
+            self.merged += 1
+            if self.merged % SAMPLE == 0 and self._prefix:
+                self._sample(known)
+        return known
+
+    def _sample(self, below: Summary) -> None:
+        faults = tuple(fault for script in self._prefix for fault in script)
+        clean = frozenset(key for key, path in below.found.items() if not path.faults)
+        if TURNED_BACK not in clean:
+            self.samples.append((faults, clean))
+
+    def _kept(self, key: tuple[Any, ...], total: _Total) -> Summary:
+        summary = total.summary()
+        if self._merge and not self.spent:
+            self._memo[key] = summary
+        return summary
+
+    def _progress(self, below: Summary) -> None:
+        self.covered += sum(below.counts)
+        if self._on_progress is not None:
+            self._on_progress(self.covered)
+
+
+class _Total:
+    """A summary in the making. `count`: the plans below are not counted yet elsewhere."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._counts = list(tree._zero)
+        self._found: dict[Found, Path] = {}
+        self.count = True
+
+    def add(self, move: Move, below: Summary) -> None:
+        """Add what is below a move."""
+        spent = len(move.script)
+        if self.count:
+            counts = self._counts
+            for index in range(len(counts) - spent):
+                counts[index + spent] += below.counts[index]
+        if below.found:
+            self._take(move, below.found)
+
+    def _take(self, move: Move, found: dict[Found, Path]) -> None:
+        places = self._tree.places
+        for key, path in found.items():
+            if key[0] is Verdict.CLEAN and move.script:
+                if any(fault.described.fatal for fault in move.script):
+                    continue
+                key = (Verdict.CLEAN, move.script[0].step)
+            longer, known = path.after(move), self._found.get(key)
+            if known is None or rank(longer.faults, places) < rank(known.faults, places):
+                self._found[key] = longer
+
+    def summary(self) -> Summary:
+        """Return it."""
+        return Summary(tuple(self._counts), self._found)
+
+
+def ideals(model: Any, limit: int) -> int:
+    """Return how many sets of steps can be complete together, or a number above `limit`."""
+    seen: set[frozenset[str]] = {frozenset()}
+    new = list(seen)
+    while new and len(seen) <= limit:
+        done = new.pop()
+        for step in model.steps:
+            if step.name not in done and done.issuperset(step.depends_on):
+                more = done | {step.name}
+                if more not in seen:
+                    seen.add(more)
+                    new.append(more)
+    return len(seen)
+
+
+def noticed(effects: Effects, model: Any) -> dict[Found, Finding]:
+    """Return what was seen of steps that nothing orders: one reads what the other writes."""
+    found: dict[Found, Finding] = dict(effects.noticed)
+    for reader, keys in effects.reads.items():
+        for writer, written in effects.writes.items():
+            if reader == writer or reader in model.ancestors[writer] or writer in model.ancestors[reader]:
+                continue
+            for key in sorted(keys & written):
+                found.setdefault(
+                    (Verdict.OUT_OF_ORDER, reader),
+                    Finding(
+                        Verdict.OUT_OF_ORDER,
+                        reader,
+                        f"{reader!r} reads {key!r}, which {writer!r} writes, and nothing says which comes first",
+                        f"declare depends_on={writer!r} at step {reader!r}",
+                    ),
+                )
+    return found
