@@ -107,6 +107,13 @@ def array_head(size: int) -> bytes:
     return b"\xdc" + size.to_bytes(2, "big") if size < 65_536 else b"\xdd" + size.to_bytes(4, "big")
 
 
+def map_head(size: int) -> bytes:
+    """Return how MessagePack begins a map."""
+    if size < 16:
+        return bytes((0x80 | size,))
+    return b"\xde" + size.to_bytes(2, "big") if size < 65_536 else b"\xdf" + size.to_bytes(4, "big")
+
+
 def _holds_buffer(packed: bytes, parts: Any) -> bool:
     """Say whether lists and dicts in the parts hold a bytearray or memoryview, which ormsgpack 1.10 packs as bytes.
 

@@ -14,7 +14,7 @@ decoding runs no code of the application but `__hash__`, `__eq__` and default fa
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ormsgpack
 
@@ -29,8 +29,11 @@ from sagaz_core.storage._codec_classes import (
 )
 from sagaz_core.storage._codec_depth import deeper_than
 from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM, FORMS, LEAF, Form
-from sagaz_core.storage._codec_quick import pack
+from sagaz_core.storage._codec_quick import array_head, map_head, pack
 from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "FORMAT_VERSION",
@@ -43,7 +46,11 @@ __all__ = [
     "encode",
     "importing_class",
     "known_class",
+    "list_of",
+    "map_of",
     "opaque_class",
+    "part",
+    "whole",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -51,6 +58,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 _MARK: Final = 0xC1  # the one byte that MessagePack never uses
 _START: Final = bytes((_MARK, FORMAT_VERSION))
+_LISTS: Final = [array_head(size) for size in range(16)]
 _HEADER_SIZE: Final = 6  # mark, version, and the length of what follows in four bytes
 
 # ormsgpack reads 1024 levels in one call, at some 600 bytes of stack each. Three extensions inside each other are read
@@ -81,15 +89,45 @@ FORMS[Raw] = EMBEDDED_FORM
 
 def encode(value: Any, at: str = "context") -> bytes:
     """Return the value as bytes. Raises CannotStoreError whose path starts with `at`."""
+    return whole(part(value, at), at)
+
+
+def part(value: Any, at: str = "context") -> bytes:
+    """Return the value as bytes that are put together with others: `list_of` and `map_of` take them, then `whole`.
+
+    What is made of parts is the same as if it were encoded at once. Raises CannotStoreError as `encode` does.
+    """
     try:
-        body = pack(value)
+        packed = pack(value)
     except (TypeError, ValueError, RecursionError):
-        body = _walked(value, at)
-    if len(body) > MAX_BYTES:
-        raise CannotStoreError(
-            f"{at}: {len(body):,} bytes cannot be stored, {MAX_BYTES:,} at most; keep the bulk elsewhere", at
-        )
-    return _START + len(body).to_bytes(4, "big") + body
+        packed = _walked(value, at)
+    if len(packed) > MAX_BYTES:
+        raise _too_large(packed, at)
+    return packed
+
+
+def list_of(*parts: bytes) -> bytes:
+    """Return the part that is a list of these, 15 at most."""
+    return _LISTS[len(parts)] + b"".join(parts)
+
+
+def map_of(size: int, parts: Iterable[bytes]) -> bytes:
+    """Return the part that is a dict of so many keys; `parts` has them, each followed by its value."""
+    return map_head(size) + b"".join(parts)
+
+
+def whole(packed: bytes, at: str = "context") -> bytes:
+    """Return a part as what `decode` takes. Raises CannotStoreError."""
+    size = len(packed)
+    if size > MAX_BYTES:
+        raise _too_large(packed, at)
+    return _START + size.to_bytes(4, "big") + packed
+
+
+def _too_large(packed: bytes, at: str) -> CannotStoreError:
+    return CannotStoreError(
+        f"{at}: {len(packed):,} bytes cannot be stored, {MAX_BYTES:,} at most; keep the bulk elsewhere", at
+    )
 
 
 def decode(data: bytes | bytearray | memoryview, *, resolve: Resolve = known_class, limit: int = MAX_BYTES) -> Any:

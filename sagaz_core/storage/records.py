@@ -82,11 +82,11 @@ def _delta(data: Any) -> Delta:
     return Delta(dict(changed), tuple(deleted))
 
 
-def pack_event(saga_id: str, event: Event, fields: list[Any] | None = None) -> StoredEvent:
-    """Return the event for a store; `fields` may hold parts that are encoded already. Raises `CannotStoreError`."""
+def pack_event(saga_id: str, event: Event) -> StoredEvent:
+    """Return the event for a store. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
-    plain = event_fields(event) if fields is None else fields
+    plain = event_fields(event)
     try:
         data = encode(plain, kind)
     except CannotStoreError:

@@ -77,7 +77,7 @@ def recording(context: Any = None, *, failing: bool = True, saga_id: str = "S", 
 
 def everything(made: Recording) -> Any:
     """All that a recording says. Two snapshots of one state may be encoded in different parts."""
-    snapshots = [(replace(s, data=b""), unpack_state(s).to_data()) for s in made.snapshots]
+    snapshots = [(s._replace(data=b""), unpack_state(s).to_data()) for s in made.snapshots]
     return made.record, made.events, snapshots
 
 
