@@ -153,6 +153,7 @@ class SagaState:
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data for a codec, without what is empty; `from_data` is the inverse."""
         data = {**self.identity(), "initial": self.initial, **self.progress()}
+        data["at"] = self.at
         data["context"] = self.context
         data["results"] = self.results
         if self.layers:
@@ -172,11 +173,10 @@ class SagaState:
         }
 
     def progress(self) -> dict[str, Any]:
-        """Return the part of the data that says how far the saga is, without any value of the user's."""
+        """Return the part of the data that says how far the saga is, but for `at` and the users' values."""
         data: dict[str, Any] = {
             "status": self.status.value,
             "seq": self.seq,
-            "at": self.at,
             "attempts": self.attempts,
         }
         if self.running:

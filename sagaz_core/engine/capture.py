@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
 from sagaz_core.errors import StoreUnavailableError, UsageError
@@ -65,7 +65,6 @@ class Capture:
         self._record = record
         self._state = state
         self._saga_id = record.saga_id
-        self._journal = config.journal
         self._snapshot_ids = new_id()  # one for all of them: they differ in the number that follows it
         self._snapshot_number = count()
         self._announced = resumed
@@ -90,41 +89,36 @@ class Capture:
 
     def record(self, event: Event) -> None:
         """Take the event in, encoded. Raises `CannotStoreError` for a `SagaStarted` whose context cannot be stored."""
-        encoded = self._encoded
-        kind = type(event)
-        step: str | None = None
-        data: bytes | None = None
-        if kind is StepStarted or kind is CompensationStarted:
-            _, _, step, attempt = cast(StepStarted, event)
-            data = begun(step, attempt)
-        elif kind is StepSucceeded:
-            done = cast(StepSucceeded, event)
-            step = done.step
+        encoded, step, data = self._encoded, None, None
+        if isinstance(event, StepStarted):
+            step, data = event.step, begun(event.step, event.attempt)
+        elif isinstance(event, StepSucceeded):
+            step = event.step
             if step not in encoded.results:
-                encoded.step(step, done.delta, done.result)
-            if done.delta is not NO_DELTA:
+                encoded.step(step, event.delta, event.result)
+            if event.delta is not NO_DELTA:
                 encoded.renew()
-            data = encoded.succeeded(done)
-        elif kind is CompensationSucceeded:
-            undone = cast(CompensationSucceeded, event)
-            step = undone.step
+            data = encoded.succeeded(event)
+        elif isinstance(event, CompensationStarted):
+            step, data = event.step, begun(event.step, event.attempt)
+        elif isinstance(event, CompensationSucceeded):
+            step = event.step
             if step not in encoded.undone:
-                encoded.undo(step, undone.delta, undone.result)
+                encoded.undo(step, event.delta, event.result)
             encoded.forget(step)
             encoded.renew()
-            data = encoded.compensated(undone)
-        elif kind is SagaStarted:
-            started = cast(SagaStarted, event)
-            encoded.begin(started.context, strict=self._config.on_capture_error == "raise")
-            data = encoded.started(started)
-        elif kind is SagaRolledBack:
+            data = encoded.compensated(event)
+        elif isinstance(event, SagaStarted):
+            encoded.begin(event.context, strict=self._config.on_capture_error == "raise")
+            data = encoded.started(event)
+        elif isinstance(event, SagaRolledBack):
             encoded.renew()
-        if self._journal:
-            self._events.append(
-                pack_event(self._saga_id, event)
-                if data is None
-                else StoredEvent(self._saga_id, event.seq, event.at, kind.__name__, step, data)
-            )
+        if not self._config.journal:
+            return
+        if data is None:
+            self._events.append(pack_event(self._saga_id, event))
+        else:
+            self._events.append(StoredEvent(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.

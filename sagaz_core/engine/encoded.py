@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sagaz_core.errors import CodecError
 from sagaz_core.events import NO_DELTA, CompensationSucceeded, Delta, SagaStarted, StepSucceeded
-from sagaz_core.storage.codec import decode, importing_class, list_of, map_of, part, whole
+from sagaz_core.storage.codec import decode, importing_class, list_of, map_head, moment_part, part, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Iterable, Mapping
 
     from sagaz_core.state import SagaState
 
@@ -38,7 +38,8 @@ def begun(step: str, attempt: int) -> bytes:
 
 
 _NOTHING = part(None)
-_INITIAL, _CONTEXT, _RESULTS, _LAYERS, _UNDONE = map(part, ("initial", "context", "results", "layers", "undone"))
+_INITIAL, _CONTEXT, _AT = map(part, ("initial", "context", "at"))
+_RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
 
 class Encoded:
@@ -50,6 +51,7 @@ class Encoded:
 
     __slots__ = (
         "_identity",
+        "_results",
         "_state",
         "_unfit",
         "_watched",
@@ -69,6 +71,7 @@ class Encoded:
         self.layers: dict[str, bytes] = {}
         self.undone: dict[str, bytes] = {}
         self._identity = b""
+        self._results: bytes | None = b""  # what `results` are in a state, `None` when it must be made anew
         self._state = state
         self._unfit: set[str] = set()
         self._watched: dict[str, Any] = {}
@@ -77,7 +80,7 @@ class Encoded:
     def begin(self, context: Mapping[str, Any], *, strict: bool) -> None:
         """Encode the initial context. With `strict`, raises `CannotStoreError`."""
         try:
-            self.context = part(dict(context), "context")
+            self.context = part(context if type(context) is dict else dict(context), "context")
         except CodecError as error:
             if strict:
                 raise
@@ -91,6 +94,7 @@ class Encoded:
         state = self._state
         self.initial = part(state.initial, "context")
         self.results = {step: part(result, f"result of {step!r}") for step, result in state.results.items()}
+        self._results = None
         self.undone = {step: part(result, f"result of {step!r}") for step, result in state.undone.items()}
         for name, layer in state.layers.items():
             self._encode_layer(name, layer)
@@ -114,7 +118,9 @@ class Encoded:
         if self._watched:
             delta = self._with_changes_in_place(delta)
         self._encode_layer(step, delta)
-        self.results[step] = _NOTHING if result is None else self._encoded(result, f"result of {step!r}")
+        encoded = _NOTHING if result is None else self._encoded(result, f"result of {step!r}")
+        self._results = None if self._results is None or step in self.results else self._results + _text(step) + encoded
+        self.results[step] = encoded
         return delta
 
     def undo(self, step: str, delta: Delta, result: Any) -> Delta:
@@ -129,6 +135,7 @@ class Encoded:
     def forget(self, step: str) -> None:
         """Let go of a step that was undone."""
         self.results.pop(step, None)
+        self._results = None
         self.layers.pop(step, None)
 
     def put_back(self) -> None:
@@ -140,22 +147,29 @@ class Encoded:
     def state(self) -> bytes:
         """Return the state's data, encoded: what `encode(state.to_data())` gives, from parts that are there already."""
         state = self._state
+        assert state.at is not None
         progress = part(state.progress(), "state")
         if not self._identity:
             self._identity = b"".join((part(state.identity(), "state")[1:], _INITIAL, self.initial))
-        pieces = [self._identity, progress[1:], _CONTEXT, self.context, _RESULTS, _map(state.results, self.results)]
-        size = 8 + (progress[0] & 0x0F)  # the first byte of a map this small has its size
+        if self._results is None:
+            self._results = _pairs(state.results, self.results)
+        pieces = [
+            *(self._identity, progress[1:], _AT, moment_part(state.at), _CONTEXT, self.context),
+            *(_RESULTS, map_head(len(state.results)), self._results),
+        ]
+        size = 9 + (progress[0] & 0x0F)  # the first byte of a map this small has its size
         if state.layers:
             size += 1
-            pieces += (_LAYERS, _map(state.layers, self.layers))
+            pieces += (_LAYERS, map_head(len(state.layers)), _pairs(state.layers, self.layers))
         if state.undone:
             size += 1
-            pieces += (_UNDONE, _map(state.undone, self.undone))
-        return whole(map_of(size, pieces), "state")
+            pieces += (_UNDONE, map_head(len(state.undone)), _pairs(state.undone, self.undone))
+        return whole(map_head(size) + b"".join(pieces), "state")
 
     def started(self, event: SagaStarted) -> bytes:
         """Return the event's fields, encoded."""
-        return whole(list_of(*map(part, event[2:-1]), self.initial))
+        names = (_text(event.saga_name), _text(event.version), _text(event.fingerprint))
+        return whole(list_of(part(event.saga_id), *names, self.initial))
 
     def succeeded(self, event: StepSucceeded) -> bytes:
         """Return the event's fields, encoded."""
@@ -236,8 +250,8 @@ class Encoded:
             self.problem = error
 
 
-def _map(steps: Collection[str], parts: Mapping[str, bytes]) -> bytes:
-    return map_of(len(steps), [_text(step) + parts[step] for step in steps])
+def _pairs(steps: Iterable[str], parts: Mapping[str, bytes]) -> bytes:
+    return b"".join([_text(step) + parts[step] for step in steps])
 
 
 def _fits(value: Any) -> bool:

@@ -14,6 +14,7 @@ decoding runs no code of the application but `__hash__`, `__eq__` and default fa
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 import ormsgpack
@@ -28,12 +29,12 @@ from sagaz_core.storage._codec_classes import (
     opaque_class,
 )
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM, FORMS, LEAF, Form
+from sagaz_core.storage._codec_forms import BY_CODE, BY_TAG, EMBEDDED_FORM, FORMS, LEAF, Form
 from sagaz_core.storage._codec_quick import array_head, map_head, pack
 from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from datetime import datetime
 
 __all__ = [
     "FORMAT_VERSION",
@@ -47,7 +48,8 @@ __all__ = [
     "importing_class",
     "known_class",
     "list_of",
-    "map_of",
+    "map_head",
+    "moment_part",
     "opaque_class",
     "part",
     "whole",
@@ -58,6 +60,8 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 _MARK: Final = 0xC1  # the one byte that MessagePack never uses
 _START: Final = bytes((_MARK, FORMAT_VERSION))
+_DATETIME: Final = BY_TAG["datetime"]
+_UTC_MOMENT: Final = bytes((0xC7, 34, _DATETIME.code, 0xD9, 32))  # an extension of 34 bytes: a string of 32
 _LISTS: Final = [array_head(size) for size in range(16)]
 _HEADER_SIZE: Final = 6  # mark, version, and the length of what follows in four bytes
 
@@ -93,7 +97,8 @@ def encode(value: Any, at: str = "context") -> bytes:
 
 
 def part(value: Any, at: str = "context") -> bytes:
-    """Return the value as bytes that are put together with others: `list_of` and `map_of` take them, then `whole`.
+    """Return the value as bytes that are put together with others: `list_of` takes them, or `map_head` and
+    then keys and values in turn; at last `whole`.
 
     What is made of parts is the same as if it were encoded at once. Raises CannotStoreError as `encode` does.
     """
@@ -106,14 +111,16 @@ def part(value: Any, at: str = "context") -> bytes:
     return packed
 
 
+def moment_part(moment: datetime) -> bytes:
+    """Return the part of a time, which for one in UTC takes a third of what `part` takes."""
+    if moment.tzinfo is UTC and moment.microsecond and not moment.fold and FORMS.get(type(moment)) is _DATETIME:
+        return _UTC_MOMENT + moment.isoformat().encode()
+    return part(moment)
+
+
 def list_of(*parts: bytes) -> bytes:
     """Return the part that is a list of these, 15 at most."""
     return _LISTS[len(parts)] + b"".join(parts)
-
-
-def map_of(size: int, parts: Iterable[bytes]) -> bytes:
-    """Return the part that is a dict of so many keys; `parts` has them, each followed by its value."""
-    return map_head(size) + b"".join(parts)
 
 
 def whole(packed: bytes, at: str = "context") -> bytes:

@@ -69,22 +69,25 @@ class InMemorySnapshotStorage:
                 checked_id(batch.saga_id)
             if record is not None and saga.record is not None and saga.record != record:
                 raise another_saga(record.saga)
-            events = saga.new_events(batch.events)
-            snapshots = self._new_snapshots(batch.snapshots)
+            events = saga.new_events(batch.events) if batch.events else ()
+            snapshots = self._new_snapshots(batch.snapshots) if batch.snapshots else ()
             # Nothing raises from here on.
             if record is not None and saga.record is None:
                 saga.record = record
                 self._recorded = None
             if events:
                 saga.events.add(events)
-            if snapshots:
-                saga.add_snapshots(snapshots)
-                for snapshot in snapshots:
-                    self._snapshots[snapshot.snapshot_id] = snapshot
+            for snapshot in snapshots:
+                self._snapshots[snapshot.snapshot_id] = snapshot
+            if snapshots and not saga.snapshots.add(snapshots):
+                saga.forget_filters()
             if record or events or snapshots:
                 self._sagas[batch.saga_id] = saga
 
-    def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> list[SagaSnapshot]:
+    def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> Sequence[SagaSnapshot]:
+        """Return those that are not here yet, in order."""
+        if len(snapshots) == 1 and snapshots[0].snapshot_id not in self._snapshots:
+            return snapshots
         new: dict[str, SagaSnapshot] = {}
         for snapshot in snapshots:
             known = self._snapshots.get(snapshot.snapshot_id) or new.get(snapshot.snapshot_id)
@@ -92,7 +95,7 @@ class InMemorySnapshotStorage:
                 new[snapshot.snapshot_id] = snapshot
             elif known != snapshot:
                 raise another_snapshot(snapshot)
-        return sorted(new.values(), key=_place) if len(new) > 1 else list(new.values())
+        return sorted(new.values(), key=_place)
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
@@ -257,7 +260,7 @@ class _Saga:
         self.snapshots: Timeline[SagaSnapshot] = Timeline(_place, _created_at)
         self.forget_filters()
 
-    def new_events(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
+    def new_events(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Return those that are not here yet, in order."""
         items = self.events.items
         last = items[-1].seq if items else -1
@@ -265,7 +268,7 @@ class _Saga:
             if event.seq <= last:
                 return self._merged(events)
             last = event.seq
-        return list(events)
+        return events
 
     def _merged(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
         items, new = self.events.items, dict[int, StoredEvent]()
@@ -279,10 +282,6 @@ class _Saga:
             elif known != event:
                 raise another_event(event)
         return sorted(new.values(), key=_seq)
-
-    def add_snapshots(self, snapshots: list[SagaSnapshot]) -> None:
-        if not self.snapshots.add(snapshots):
-            self.forget_filters()
 
     def forget_filters(self) -> None:
         self._filters: dict[tuple[str | None, str | None], Timeline[SagaSnapshot]] = {}
