@@ -175,7 +175,7 @@ class SagaState:
     def progress(self) -> dict[str, Any]:
         """Return the part of the data that says how far the saga is, but for `at` and the users' values."""
         data: dict[str, Any] = {
-            "status": self.status.value,
+            "status": self.status._value_,  # `value` takes three times as long
             "seq": self.seq,
             "attempts": self.attempts,
         }

@@ -69,6 +69,8 @@ class Capture:
         self._snapshot_number = count()
         self._announced = resumed
         self._strategy = config.snapshot_strategy.value
+        self._compresses = config.compression is not None
+        self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
@@ -194,22 +196,22 @@ class Capture:
         await self.flush()
 
     def _snapshot(self, step: str, phase: str) -> None:
-        state, config = self._state, self._config
+        state, retention = self._state, self._retention
         assert state.at is not None
         data = self._encoded.state()
         self._snapshots.append(
             SagaSnapshot(
                 f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
-                state.saga_id,
+                self._saga_id,
                 state.saga_name,
                 step,
                 len(state.results),
                 state.seq,
                 phase,
-                state.status.value,
+                state.status._value_,
                 state.at,
-                data if config.compression is None else compressed(data),
-                None if config.retention_days is None else state.at + timedelta(days=config.retention_days),
+                compressed(data) if self._compresses else data,
+                None if retention is None else state.at + retention,
             )
         )
 
