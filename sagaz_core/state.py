@@ -152,10 +152,8 @@ class SagaState:
 
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data for a codec, without what is empty; `from_data` is the inverse."""
-        data = {**self.identity(), "initial": self.initial, **self.progress()}
-        data["at"] = self.at
-        data["context"] = self.context
-        data["results"] = self.results
+        data = {**self.identity(), "started_at": self.started_at, "initial": self.initial}
+        data.update(self.progress(), at=self.at, context=self.context, results=self.results)
         if self.layers:
             data["layers"] = {step: [dict(layer.set), list(layer.deleted)] for step, layer in self.layers.items()}
         if self.undone:
@@ -163,13 +161,12 @@ class SagaState:
         return data
 
     def identity(self) -> dict[str, Any]:
-        """Return the part of the data that never changes once the saga has started, without `initial`."""
+        """Return the part of the data that never changes, but for `started_at` and the users' values."""
         return {
             "saga_id": self.saga_id,
             "saga_name": self.saga_name,
             "version": self.version,
             "fingerprint": self.fingerprint,
-            "started_at": self.started_at,
         }
 
     def progress(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from sagaz_core.errors import CodecError
@@ -13,6 +13,7 @@ from sagaz_core.storage.codec import decode, importing_class, list_of, map_head,
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from sagaz_core.state import SagaState
 
@@ -38,7 +39,7 @@ def begun(step: str, attempt: int) -> bytes:
 
 
 _NOTHING = part(None)
-_INITIAL, _CONTEXT, _AT = map(part, ("initial", "context", "at"))
+_STARTED_AT, _INITIAL, _AT, _CONTEXT = map(part, ("started_at", "initial", "at", "context"))
 _RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
 
@@ -150,7 +151,9 @@ class Encoded:
         assert state.at is not None
         progress = part(state.progress(), "state")
         if not self._identity:
-            self._identity = b"".join((part(state.identity(), "state")[1:], _INITIAL, self.initial))
+            started_at = moment_part(cast("datetime", state.started_at))
+            names = part(state.identity(), "state")[1:]
+            self._identity = b"".join((names, _STARTED_AT, started_at, _INITIAL, self.initial))
         if self._results is None:
             self._results = _pairs(state.results, self.results)
         pieces = [
