@@ -12,7 +12,7 @@ import ormsgpack
 
 from sagaz_core.storage._codec_classes import form_of
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import EMBEDDED, FORMS, LEAF, SET, natural_order
+from sagaz_core.storage._codec_forms import FORMS, LEAF, SET, natural_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,8 +78,6 @@ def _hook(level: int, boxing: bool) -> Callable[[Any], Any]:
         shape = form.shape
         if shape is LEAF:
             return _Ext(form.code, _pack(form.parts(value), None, _OPTIONS))
-        if shape is EMBEDDED:
-            return _Ext(form.code, value.data)
         if below is None:
             raise NotQuickError
         parts = form.parts(value)

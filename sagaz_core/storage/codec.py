@@ -29,7 +29,7 @@ from sagaz_core.storage._codec_classes import (
     opaque_class,
 )
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import BY_CODE, BY_TAG, EMBEDDED_FORM, FORMS, LEAF, Form
+from sagaz_core.storage._codec_forms import BY_CODE, BY_TAG, FORMS, LEAF, Form
 from sagaz_core.storage._codec_quick import array_head, map_head, pack
 from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8
 
@@ -41,7 +41,6 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DEPTH",
     "Opaque",
-    "Raw",
     "Resolve",
     "decode",
     "encode",
@@ -69,26 +68,6 @@ _HEADER_SIZE: Final = 6  # mark, version, and the length of what follows in four
 # without a look; deeper ones only after the whole is measured. What is packed is never deeper: see _codec_quick.
 _UNMEASURED_EXTENSIONS: Final = 3
 _STORED_DEPTH: Final = 1030
-_EMBEDDED_DEPTH: Final = 4
-
-
-class Raw:
-    """Bytes that `encode` made, to stand inside another value; decoding gives the value they hold.
-
-    For a value made of parts that are encoded once. They may stand four deep inside each other.
-    """
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        _payload(data, MAX_BYTES)
-        self.data = data
-
-    def __repr__(self) -> str:
-        return f"Raw({len(self.data)} bytes)"
-
-
-FORMS[Raw] = EMBEDDED_FORM
 
 
 def encode(value: Any, at: str = "context") -> bytes:
@@ -172,9 +151,6 @@ class _Packer(Walk):
     def ordered(self, trees: list[Any]) -> list[Any]:
         return sorted(trees, key=ormsgpack.packb)
 
-    def embedded(self, form: Form, value: Any) -> Any:
-        return ormsgpack.Ext(form.code, value.data)
-
 
 def _walked(value: Any, at: str) -> bytes:
     walk = _Packer(at)
@@ -217,12 +193,11 @@ def _text(code: int, payload: bytes) -> Any:
 class _Reader:
     """Reads one value. ormsgpack keeps no cause of an error in a hook, so this does."""
 
-    __slots__ = ("body", "embedded", "error", "level", "measured", "resolve")
+    __slots__ = ("body", "error", "level", "measured", "resolve")
 
-    def __init__(self, resolve: Resolve, body: bytes, embedded: int = 0) -> None:
+    def __init__(self, resolve: Resolve, body: bytes) -> None:
         self.resolve = resolve
         self.body = body
-        self.embedded = embedded
         self.level = 0
         self.measured = False
         self.error: BaseException | None = None
@@ -240,8 +215,6 @@ class _Reader:
         try:
             form = BY_CODE.get(code)
             if form is None:
-                if code == EMBEDDED_FORM.code:
-                    return self.open(payload)
                 raise CorruptDataError(f"stored data is damaged: it has an extension {code}, which does not exist")
             if form.shape is LEAF:
                 return assemble(form, ormsgpack.unpackb(payload, ext_hook=_text), None, self.resolve)
@@ -261,8 +234,3 @@ class _Reader:
             if self.error is None:
                 self.error = error
             raise
-
-    def open(self, fragment: bytes) -> Any:
-        if self.embedded == _EMBEDDED_DEPTH:
-            raise CorruptDataError(f"stored data is damaged: values embedded deeper than {_EMBEDDED_DEPTH} levels")
-        return _Reader(self.resolve, _payload(fragment, MAX_BYTES), self.embedded + 1).read()
