@@ -29,6 +29,7 @@ def _real(name: str, owner: object) -> Any:
 
 # freezegun replaces the functions that it finds in the globals of modules; into tuples it does not look.
 _REAL_DATETIME: tuple[type[_datetime.datetime]] = (_real("datetime", _datetime),)
+_UTC = _datetime.UTC
 _PERF: tuple[Callable[[], float]] = (_real("perf_counter", time),)
 _MONOTONIC: tuple[Callable[[], float]] = (_real("monotonic", time),)
 _TIME_NS: tuple[Callable[[], int]] = (_real("time_ns", time),)
@@ -39,7 +40,7 @@ def utc_now() -> _datetime.datetime:
 
     Its class is always the real `datetime`, never freezegun's.
     """
-    now = _datetime.datetime.now(_datetime.UTC)  # noqa: TID251 - this is the clock
+    now = _datetime.datetime.now(_UTC)  # noqa: TID251 - this is the clock
     return now if type(now) is _REAL_DATETIME[0] else plain(now)
 
 

@@ -48,6 +48,15 @@ class StepModel:
         return data
 
 
+class Description(dict[str, Any]):
+    """What `SagaModel.to_dict()` gives, made once for all runs of a definition: to be read only.
+
+    `text` is its JSON as stores keep it, `""` for a copy.
+    """
+
+    text = ""
+
+
 @dataclass(frozen=True)
 class SagaModel:
     """A saga: its steps in declaration order, each with the steps that it depends on.
@@ -188,6 +197,13 @@ class SagaModel:
             "steps": [step.to_dict() for step in self.steps],
         }
 
+    @cached_property
+    def description(self) -> Description:
+        """Its data for a record."""
+        made = Description(self.to_dict())
+        made.text = json_text(made)
+        return made
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SagaModel:
         """Build it from `to_dict()` data; unknown keys are ignored. Raises `DefinitionError` for any other shape."""
@@ -201,6 +217,11 @@ class SagaModel:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DefinitionError(f"not the description of a saga: {type(error).__name__} at {error}") from error
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Return a model's data as text, the same for equal data. Raises `TypeError` or `ValueError` for no plain JSON."""
+    return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 _STEP_FIELDS = tuple(f.name for f in fields(StepModel))

@@ -11,9 +11,10 @@ import types
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-from sagaz_core.engine.encoded import Encoded
+from sagaz_core.engine.encoded import Encoded, begun
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
     NO_DELTA,
@@ -27,12 +28,11 @@ from sagaz_core.events import (
     StepSucceeded,
 )
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.codec import encode
 from sagaz_core.storage.records import compressed, pack_event
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 
     from sagaz_core.saga.config import ReplayConfig
     from sagaz_core.state import SagaState
@@ -64,9 +64,13 @@ class Capture:
         self._config = config
         self._record = record
         self._state = state
-        self._new_id = new_id
+        self._saga_id = record.saga_id
+        self._snapshot_ids = new_id()  # one for all of them: they differ in the number that follows it
+        self._snapshot_number = count()
         self._announced = resumed
         self._strategy = config.snapshot_strategy.value
+        self._compresses = config.compression is not None
+        self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
@@ -76,7 +80,7 @@ class Capture:
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         if resumed:
-            self._encoded.renew()
+            self._encoded.go_on()
 
     @property
     def troubled(self) -> bool:
@@ -87,32 +91,36 @@ class Capture:
 
     def record(self, event: Event) -> None:
         """Take the event in, encoded. Raises `CannotStoreError` for a `SagaStarted` whose context cannot be stored."""
-        encoded = self._encoded
-        kind = type(event)
-        fields: list[Any] | None = None
-        if kind is StepSucceeded:
-            _, _, step, attempt, result, delta, how = cast(StepSucceeded, event)
+        encoded, step, data = self._encoded, None, None
+        if isinstance(event, StepStarted):
+            step, data = event.step, begun(event.step, event.attempt)
+        elif isinstance(event, StepSucceeded):
+            step = event.step
             if step not in encoded.results:
-                encoded.step(step, delta, result)
-            if delta is not NO_DELTA:
+                encoded.step(step, event.delta, event.result)
+            if event.delta is not NO_DELTA:
                 encoded.renew()
-            fields = [step, attempt, encoded.results[step], encoded.layers.get(step), how]
-        elif kind is StepStarted or kind is CompensationStarted:
-            fields = [*event[2:]]
-        elif kind is CompensationSucceeded:
-            _, _, step, attempt, result, delta = cast(CompensationSucceeded, event)
+            data = encoded.succeeded(event)
+        elif isinstance(event, CompensationStarted):
+            step, data = event.step, begun(event.step, event.attempt)
+        elif isinstance(event, CompensationSucceeded):
+            step = event.step
             if step not in encoded.undone:
-                encoded.undo(step, delta, result)
+                encoded.undo(step, event.delta, event.result)
             encoded.forget(step)
             encoded.renew()
-            fields = [step, attempt, encoded.undone[step], encoded.layers.get(f"undo:{step}")]
-        elif kind is SagaStarted:
-            strict = self._config.on_capture_error == "raise"
-            fields = [*event[2:-1], encoded.begin(cast(SagaStarted, event).context, strict=strict)]
-        elif kind is SagaRolledBack:
+            data = encoded.compensated(event)
+        elif isinstance(event, SagaStarted):
+            encoded.begin(event.context, strict=self._config.on_capture_error == "raise")
+            data = encoded.started(event)
+        elif isinstance(event, SagaRolledBack):
             encoded.renew()
-        if self._config.journal:
-            self._events.append(pack_event(self._record.saga_id, event, fields))
+        if not self._config.journal:
+            return
+        if data is None:
+            self._events.append(pack_event(self._saga_id, event))
+        else:
+            self._events.append(StoredEvent(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.
@@ -188,22 +196,22 @@ class Capture:
         await self.flush()
 
     def _snapshot(self, step: str, phase: str) -> None:
-        state, config = self._state, self._config
+        state, retention = self._state, self._retention
         assert state.at is not None
-        data = encode(state.to_data(**self._encoded.parts()), "state")
+        data = self._encoded.state()
         self._snapshots.append(
             SagaSnapshot(
-                self._new_id(),
-                state.saga_id,
+                f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
+                self._saga_id,
                 state.saga_name,
                 step,
                 len(state.results),
                 state.seq,
                 phase,
-                state.status.value,
+                state.status._value_,
                 state.at,
-                data if config.compression is None else compressed(data),
-                None if config.retention_days is None else state.at + timedelta(days=config.retention_days),
+                compressed(data) if self._compresses else data,
+                None if retention is None else state.at + retention,
             )
         )
 
@@ -223,41 +231,47 @@ class Capture:
         if problem is not None:
             if self._config.on_capture_error == "raise":
                 raise problem
-            logger.warning("saga %s is captured without a value: %s", self._record.saga_id, problem)
+            logger.warning("saga %s is captured without a value: %s", self._saga_id, problem)
 
     def _resting(self) -> bool:
         return bool(self._not_before) and asyncio.get_running_loop().time() < self._not_before
 
     async def _write_all(self) -> None:
-        events, snapshots = self._events, self._snapshots
+        batch = Batch(self._saga_id, None if self._announced else self._record, self._events, self._snapshots)
         self._events, self._snapshots = [], []
-        record = None if self._announced else self._record
         written = False
         try:
-            await self._within_time(self.storage.write(Batch(self._record.saga_id, record, events, snapshots)))
+            waiting = self._begun(self.storage.write(batch))
+            if waiting is not None:
+                await waiting
             written = self._announced = True
-            if self._config.max_snapshots_per_saga is not None and snapshots:
-                await self._within_time(self._forget_old(snapshots, self._config.max_snapshots_per_saga))
+            limit = self._config.max_snapshots_per_saga
+            if limit is not None and batch.snapshots:
+                waiting = self._begun(self._forget_old(batch.snapshots, limit))
+                if waiting is not None:
+                    await waiting
         except Exception as error:  # the store's, which may be anyone's
             if self._config.on_capture_error == "raise":
                 raise
-            logger.warning("saga %s goes on without capture: %s", self._record.saga_id, error)
+            logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
         finally:
             if not written:
-                self._events[:0] = events
-                self._snapshots[:0] = snapshots
+                self._events[:0] = batch.events
+                self._snapshots[:0] = batch.snapshots
 
-    async def _within_time(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begun(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
+        """Do the work up to where it waits, and return what is left of it, to be awaited within its time.
+
+        An embedded store never waits: then nothing is left, and no timer, task or future was needed.
+        """
         try:
-            # An embedded store never waits: then no timer and no future is needed. One that does is run on from there.
-            waits_for = work.send(None)
-            await self._limited(work, waits_for)
+            return self._limited(work, work.send(None))
         except StopIteration:
-            return
+            return None
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
-            raise StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work") from error
+            raise self._cancelled_itself() from error
 
     async def _limited(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -266,6 +280,10 @@ class Capture:
         try:
             async with asyncio.timeout(limit) as scope:
                 await _run_on(work, waits_for)
+        except asyncio.CancelledError as error:
+            if _being_cancelled():
+                raise
+            raise self._cancelled_itself() from error
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -278,7 +296,10 @@ class Capture:
             self._writing.set_result(None)
             self._writing = None
 
-    async def _forget_old(self, snapshots: list[SagaSnapshot], limit: int) -> None:
+    def _cancelled_itself(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work")
+
+    async def _forget_old(self, snapshots: Sequence[SagaSnapshot], limit: int) -> None:
         if self._kept is None:  # another process wrote some before
             self._kept = await self._seqs_before({snapshot.snapshot_id for snapshot in snapshots})
         kept = self._kept
@@ -286,14 +307,14 @@ class Capture:
         if len(kept) > limit:
             # Those of one event go together; those of the last one stay, however many there are.
             first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
-            await self.storage.delete_snapshots(self._record.saga_id, below_seq=first)
+            await self.storage.delete_snapshots(self._saga_id, below_seq=first)
             self._kept = [seq for seq in kept if seq >= first]
 
     async def _seqs_before(self, mine: set[str]) -> list[int]:
         found: list[int] = []
         cursor: str | None = None
         while True:
-            page = await self.storage.list_snapshots(self._record.saga_id, cursor=cursor)
+            page = await self.storage.list_snapshots(self._saga_id, cursor=cursor)
             found += [snapshot.seq for snapshot in page.items if snapshot.snapshot_id not in mine]
             cursor = page.cursor
             if cursor is None:

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from sagaz_core.errors import CodecError
-from sagaz_core.events import NO_DELTA, Delta
-from sagaz_core.storage.codec import Raw, decode, encode, importing_class
+from sagaz_core.events import NO_DELTA, CompensationSucceeded, Delta, SagaStarted, StepSucceeded
+from sagaz_core.storage.codec import decode, importing_class, list_of, map_head, moment_part, part, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from sagaz_core.state import SagaState
+
+# What a fold of events never changes, nor user code: needs no look whether it was.
+_UNCHANGEABLE = frozenset({str, int, float, bool, type(None), bytes, Decimal, UUID})
+
+
+@lru_cache(maxsize=4096)
+def _text(text: str) -> bytes:
+    """Return the part that is this text, without its class if it has one of its own."""
+    return part(str.__str__(text), "name")
+
+
+@lru_cache(maxsize=64)
+def _number(number: int) -> bytes:
+    return part(int(number))
+
+
+@lru_cache(maxsize=4096)
+def begun(step: str, attempt: int) -> bytes:
+    """Return the fields of the start of an action or a compensation, encoded."""
+    return whole(list_of(_text(step), _number(attempt)))
+
+
+_NOTHING = part(None)
+_STARTED_AT, _INITIAL, _AT, _CONTEXT = map(part, ("started_at", "initial", "at", "context"))
+_RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
 
 class Encoded:
@@ -21,30 +50,56 @@ class Encoded:
     `problem`.
     """
 
-    __slots__ = ("_started_at", "_state", "_unfit", "context", "initial", "layers", "problem", "results", "undone")
+    __slots__ = (
+        "_identity",
+        "_results",
+        "_state",
+        "_unfit",
+        "_watched",
+        "_watched_part",
+        "context",
+        "initial",
+        "layers",
+        "problem",
+        "results",
+        "undone",
+    )
 
     def __init__(self, state: SagaState) -> None:
         self.problem: CodecError | None = None
-        self.context = b""
-        self.initial: Raw | None = None
-        self.results: dict[str, Raw | None] = {}
-        self.layers: dict[str, Raw] = {}
-        self.undone: dict[str, Raw | None] = {}
-        self._started_at: Raw | None = None
+        self.context = self.initial = part({})
+        self.results: dict[str, bytes] = {}
+        self.layers: dict[str, bytes] = {}
+        self.undone: dict[str, bytes] = {}
+        self._identity = b""
+        self._results: bytes | None = b""  # what `results` are in a state, `None` when it must be made anew
         self._state = state
         self._unfit: set[str] = set()
+        self._watched: dict[str, Any] = {}
+        self._watched_part = b""
 
-    def begin(self, context: Mapping[str, Any], *, strict: bool) -> Raw:
+    def begin(self, context: Mapping[str, Any], *, strict: bool) -> None:
         """Encode the initial context. With `strict`, raises `CannotStoreError`."""
         try:
-            self.context = encode(dict(context), "context")
+            self.context = part(context if type(context) is dict else dict(context), "context")
         except CodecError as error:
             if strict:
                 raise
             self._note(error)
-            self.context = encode(self._fitting(context), "context")
-        self.initial = Raw(self.context)
-        return self.initial
+            self.context = part(self._fitting(context), "context")
+        self.initial = self.context
+        self._watch()
+
+    def go_on(self) -> None:
+        """Encode what a resumed run begins with."""
+        state = self._state
+        self.initial = part(state.initial, "context")
+        self.results = {step: part(result, f"result of {step!r}") for step, result in state.results.items()}
+        self._results = None
+        self.undone = {step: part(result, f"result of {step!r}") for step, result in state.undone.items()}
+        for name, layer in state.layers.items():
+            self._encode_layer(name, layer)
+        self.renew()
 
     def renew(self) -> None:
         """Encode the context, which an event has changed."""
@@ -53,80 +108,113 @@ class Encoded:
             self._unfit.intersection_update(context)
             context = self._without_unfit(context)
         try:
-            self.context = encode(context, "context")
+            self.context = part(context, "context")
         except CodecError as error:  # a value that was stored before was changed in place
             self._note(error)
-            self.context = encode(self._fitting(context), "context")
+            self.context = part(self._fitting(context), "context")
+        self._watch()
 
     def step(self, step: str, delta: Delta, result: Any) -> Delta:
         """Encode what a step returned and changed, and return the whole change, with what it changed in place."""
-        delta = self._with_changes_in_place(delta)
+        if self._watched:
+            delta = self._with_changes_in_place(delta)
         self._encode_layer(step, delta)
-        self.results[step] = None if result is None else self._encoded(result, f"result of {step!r}")
+        encoded = _NOTHING if result is None else self._encoded(result, f"result of {step!r}")
+        self._results = None if self._results is None or step in self.results else self._results + _text(step) + encoded
+        self.results[step] = encoded
         return delta
 
     def undo(self, step: str, delta: Delta, result: Any) -> Delta:
         """Do the same for a compensation."""
-        delta = self._with_changes_in_place(delta)
+        if self._watched:
+            delta = self._with_changes_in_place(delta)
         self._encode_layer(f"undo:{step}", delta)
         at = f"result of the compensation of {step!r}"
-        self.undone[step] = None if result is None else self._encoded(result, at)
+        self.undone[step] = _NOTHING if result is None else self._encoded(result, at)
         return delta
 
     def forget(self, step: str) -> None:
         """Let go of a step that was undone."""
         self.results.pop(step, None)
+        self._results = None
         self.layers.pop(step, None)
 
     def put_back(self) -> None:
         """Put back what user code changed in place."""
-        for key, before, _ in self._changes_in_place():
-            self._state.unalias(key, before)
+        self._with_changes_in_place(NO_DELTA)
 
-    def parts(self) -> dict[str, Any]:
-        """Return the parts of the state's data that are encoded already."""
-        state, results, layers = self._state, self.results, self.layers
-        found: dict[str, Any] = {"context": Raw(self.context)}
-        if state.results:
-            found["results"] = {name: results.get(name, value) for name, value in state.results.items()}
+    # ---- put together
+
+    def state(self) -> bytes:
+        """Return the state's data, encoded: what `encode(state.to_data())` gives, from parts that are there already."""
+        state = self._state
+        assert state.at is not None
+        progress = part(state.progress(), "state")
+        if not self._identity:
+            started_at = moment_part(cast("datetime", state.started_at))
+            names = part(state.identity(), "state")[1:]
+            self._identity = b"".join((names, _STARTED_AT, started_at, _INITIAL, self.initial))
+        if self._results is None:
+            self._results = _pairs(state.results, self.results)
+        pieces = [
+            *(self._identity, progress[1:], _AT, moment_part(state.at), _CONTEXT, self.context),
+            *(_RESULTS, map_head(len(state.results)), self._results),
+        ]
+        size = 9 + (progress[0] & 0x0F)  # the first byte of a map this small has its size
         if state.layers:
-            found["layers"] = {
-                name: layers.get(name) or [dict(layer.set), list(layer.deleted)] for name, layer in state.layers.items()
-            }
-        if self._started_at is None:
-            self._started_at = Raw(encode(state.started_at))
-        found["started_at"] = self._started_at
-        if self.initial is not None:
-            found["initial"] = self.initial
+            size += 1
+            pieces += (_LAYERS, map_head(len(state.layers)), _pairs(state.layers, self.layers))
         if state.undone:
-            found["undone"] = {name: self.undone.get(name, value) for name, value in state.undone.items()}
-        return found
+            size += 1
+            pieces += (_UNDONE, map_head(len(state.undone)), _pairs(state.undone, self.undone))
+        return whole(map_head(size) + b"".join(pieces), "state")
+
+    def started(self, event: SagaStarted) -> bytes:
+        """Return the event's fields, encoded."""
+        names = (_text(event.saga_name), _text(event.version), _text(event.fingerprint))
+        return whole(list_of(part(event.saga_id), *names, self.initial))
+
+    def succeeded(self, event: StepSucceeded) -> bytes:
+        """Return the event's fields, encoded."""
+        step = event.step
+        layer = self.layers.get(step, _NOTHING)
+        fields = (_text(step), _number(event.attempt), self.results[step], layer, _text(event.how))
+        return whole(list_of(*fields), f"result of {step!r}")
+
+    def compensated(self, event: CompensationSucceeded) -> bytes:
+        """Return the event's fields, encoded."""
+        step = event.step
+        layer = self.layers.get(f"undo:{step}", _NOTHING)
+        fields = (_text(step), _number(event.attempt), self.undone[step], layer)
+        return whole(list_of(*fields), f"result of the compensation of {step!r}")
 
     # ---- what was changed in place
 
-    def _changes_in_place(self) -> Iterator[tuple[str, Any, Any]]:
-        """Iterate `(key, value before, value now)` of the context's values that user code changed in place."""
-        context = self._state.context
-        if self._unfit:
-            context = self._without_unfit(context)
-        try:
-            if encode(context, "context") == self.context:
-                return
-        except CodecError as error:
-            self._note(error)
-        before: dict[str, Any] = decode(self.context, resolve=importing_class)
-        for key, value in context.items():
-            if key in before and not _same(value, before[key]):
-                yield key, before[key], value
+    def _watch(self) -> None:
+        """Remember those of the context's values that can be changed in place, and what they are now."""
+        unfit, context = self._unfit, self._state.context
+        self._watched = {
+            key: value for key, value in context.items() if type(value) not in _UNCHANGEABLE and key not in unfit
+        }
+        if self._watched:
+            self._watched_part = part(self._watched, "context")
 
     def _with_changes_in_place(self, delta: Delta) -> Delta:
-        changed: dict[str, Any] | None = None
-        for key, before, now in self._changes_in_place():
-            changed = dict(delta.set) if changed is None else changed
-            if key not in changed and key not in delta.deleted:
-                changed[key] = now
-            self._state.unalias(key, before)
-        return delta if changed is None else Delta(changed, delta.deleted)
+        """Put back what user code changed in place, and return the change with what it was changed to."""
+        try:
+            if part(self._watched, "context") == self._watched_part:
+                return delta
+        except CodecError as error:
+            self._note(error)
+        before: dict[str, Any] = decode(whole(self.context), resolve=importing_class)
+        changed = dict(delta.set)
+        for key, now in self._watched.items():
+            if key in before and not _same(now, before[key]):
+                if key not in delta.deleted:
+                    changed.setdefault(key, now)
+                self._state.unalias(key, before[key])
+        self._watch()
+        return Delta(changed, delta.deleted)
 
     # ---- what cannot be stored
 
@@ -137,20 +225,20 @@ class Encoded:
         changed = dict(delta.set)
         self._unfit.difference_update(changed)
         try:
-            raw = Raw(encode(changed, "context"))
+            raw = part(changed, "context")
         except CodecError as error:
             self._note(error)
-            raw = Raw(encode(self._fitting(changed), "context"))
-        self.layers[name] = Raw(encode([raw, list(delta.deleted)]))
+            raw = part(self._fitting(changed), "context")
+        self.layers[name] = list_of(raw, part(list(delta.deleted)))
 
-    def _encoded(self, value: Any, at: str) -> Raw | None:
+    def _encoded(self, value: Any, at: str) -> bytes:
         try:
-            return Raw(encode(value, at))
+            return part(value, at)
         except CodecError as error:
             self._note(error)
         if type(value) is dict:
-            return Raw(encode({key: part for key, part in value.items() if _fits(key) and _fits(part)}, at))
-        return None
+            return part({key: item for key, item in value.items() if _fits(key) and _fits(item)}, at)
+        return _NOTHING
 
     def _fitting(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what can be stored of the values, and remember the keys of the others."""
@@ -165,9 +253,13 @@ class Encoded:
             self.problem = error
 
 
+def _pairs(steps: Iterable[str], parts: Mapping[str, bytes]) -> bytes:
+    return b"".join([_text(step) + parts[step] for step in steps])
+
+
 def _fits(value: Any) -> bool:
     try:
-        encode(value)
+        part(value)
     except CodecError:
         return False
     return True
@@ -175,6 +267,6 @@ def _fits(value: Any) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     try:
-        return encode(one) == encode(other)
+        return part(one) == part(other)
     except CodecError:
         return False

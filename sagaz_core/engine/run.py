@@ -152,7 +152,7 @@ def open_journal(
             saga_name=model.name,
             version=model.version,
             fingerprint=model.fingerprint,
-            model=model.to_dict(),
+            model=model.description,
             started_at=state.started_at or options.clock(),
             source=options.source or source,
             adapter=adapter,

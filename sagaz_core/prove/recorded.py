@@ -14,6 +14,7 @@ from sagaz_core.events import (
     ErrorInfo,
     Event,
     StepFailed,
+    StepStarted,
     StepSucceeded,
 )
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, single_fault_plans
@@ -161,7 +162,10 @@ def shape_differences(recording: Recording, outcome: Outcome) -> tuple[str, ...]
     model = outcome.evidence.model
     recorded = model if model.fingerprint == recording.record.fingerprint else recording.model
     found = list(model.differences(recorded))
-    then, now = _shape(recorded, recording.events), _shape(model, outcome.events)
+    then: list[tuple[str, str]] = []
+    now = then
+    if recorded is not model or _kinds(recording.events) != _kinds(outcome.events):
+        then, now = _shape(recorded, recording.events), _shape(model, outcome.events)
     if not recording.status.ended:
         missing = [row for row in then if row not in now]
         return (*found, *(f"{mark} {step!r} was recorded and did not happen" for mark, step in missing))
@@ -187,6 +191,15 @@ class _Mute(Normaliser):
         return ""
 
 
+def _kinds(events: Iterable[Event]) -> list[tuple[type[Event], str | None, object]]:
+    """Return what a shape is made of: where these are the same, so are the shapes."""
+    return [
+        (type(event), getattr(event, "step", None), getattr(event, "final", None))
+        for event in events
+        if not isinstance(event, StepStarted)
+    ]
+
+
 def _shape(model: SagaModel, events: Iterable[Event]) -> list[tuple[str, str]]:
     steps = {*model.names, END}
     seen = [event for event in events if getattr(event, "step", None) in steps]
@@ -199,13 +212,13 @@ def value_drift(recording: Recording, outcome: Outcome) -> tuple[tuple[str, Any,
     then = {event.step: event.result for event in recording.events if isinstance(event, StepSucceeded)}
     now = {event.step: event.result for event in outcome.events if isinstance(event, StepSucceeded)}
     for step in then:
-        if step in now:
+        if step in now and not _plainly_same(then[step], now[step]):
             _drift(f"result of {step}", then[step], now[step], rows)
     if recording.status is SagaStatus.COMPLETED and outcome.status is SagaStatus.COMPLETED:
         seen = {key for value in then.values() if isinstance(value, Mapping) for key in value}
         was, is_now = recording.state.context, outcome.context
         for key in was:
-            if key not in seen:
+            if key not in seen and not _plainly_same(was[key], is_now.get(key)):
                 _drift(f"context {key}", was[key], is_now.get(key), rows)
     return tuple(rows)
 
@@ -221,10 +234,14 @@ def _drift(where: str, then: Any, now: Any, rows: list[tuple[str, Any, Any]]) ->
 _PLAIN = frozenset({str, int, bool, bytes, type(None)})
 
 
-def _same(then: Any, now: Any) -> bool:
+def _plainly_same(then: Any, now: Any) -> bool:
     kind = type(then)
-    if kind in _PLAIN:
-        return kind is type(now) and bool(then == now)
+    return kind is type(now) and kind in _PLAIN and bool(then == now)
+
+
+def _same(then: Any, now: Any) -> bool:
+    if type(then) in _PLAIN:
+        return _plainly_same(then, now)
     try:
         return encode(then) == encode(now) or bool(then == now and type(then) is type(now))
     except Exception:  # a value of now that cannot be stored, or a broken __eq__

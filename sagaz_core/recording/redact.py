@@ -91,7 +91,7 @@ class Redactor:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
         data = compressed(encode(state, "state"))
-        return replace(snapshot, saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data)
+        return snapshot._replace(saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data)
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""

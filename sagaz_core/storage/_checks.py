@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
+from sagaz_core.model import Description, json_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -65,8 +66,11 @@ def read_snapshot_cursor(cursor: str | None) -> tuple[int, str]:
 
 def model_to_json(record: SagaRecord) -> str:
     """Return the record's model as text, the same for equal models. Raises `CannotStoreError`."""
+    model = record.model
+    if isinstance(model, Description) and model.text:
+        return model.text
     try:
-        return json.dumps(record.model, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return json_text(model)
     except (TypeError, ValueError) as error:
         message = f"the model of saga {record.saga_id!r} is not plain JSON data: {error}"
         raise CannotStoreError(message, "model") from error

@@ -24,7 +24,7 @@ _EXTENSIONS: Final = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 def deeper_than(limit: int, data: bytes) -> bool:
     """Say whether containers in one MessagePack value are nested deeper than the limit; an extension counts as one.
 
-    Embedded values are not looked into: they have a limit of their own. Raises CorruptDataError if it is cut off.
+    Raises CorruptDataError if it is cut off.
     """
     # each level has a byte that begins a container, and most values have fewer of these than the limit
     if len(data) <= limit or len(data.translate(None, _NOT_CONTAINERS)) <= limit:

@@ -31,7 +31,6 @@ ITEMS: Final = "items"  # parts: a list of values
 SET: Final = "set"  # parts: a list of values in any order
 PAIRS: Final = "pairs"  # parts: a list of [key, value]
 OBJECT: Final = "object"  # parts: ["module:qualname", {section: content}]
-EMBEDDED: Final = "embedded"  # parts: bytes that `encode` made
 
 MAX_FRACTION_BITS: Final = 65_536  # reducing a fraction is quadratic
 
@@ -336,7 +335,6 @@ def _table() -> dict[type, Form]:
 FORMS: Final = _table()
 """The form of each type by the exact type; classes of the application are added as they are first met."""
 
-EMBEDDED_FORM: Final = Form(80, "raw", EMBEDDED, bytes, bytes, binary=True)
 OBJECT_FORMS: Final = {form.tag: form for form in _object_forms()}
 BY_CODE: Final = {form.code: form for form in (*FORMS.values(), *OBJECT_FORMS.values())}
 BY_TAG: Final = {form.tag: form for form in BY_CODE.values()}

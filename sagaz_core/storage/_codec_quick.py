@@ -12,7 +12,7 @@ import ormsgpack
 
 from sagaz_core.storage._codec_classes import form_of
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import EMBEDDED, FORMS, LEAF, SET, natural_order
+from sagaz_core.storage._codec_forms import FORMS, LEAF, SET, natural_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,8 @@ _OPTIONS: Final = sum(
 )
 _TELLS_ENUMS: Final = hasattr(ormsgpack, "OPT_PASSTHROUGH_ENUM")  # since ormsgpack 1.9; before, only the walk can
 _LOOKED_INTO: Final = frozenset({dict, list, bytearray, memoryview})
+
+_SMALL_MAPS: Final = [bytes((0x80 | size,)) for size in range(16)]
 
 _pack = ormsgpack.packb
 _Ext = ormsgpack.Ext
@@ -54,7 +56,8 @@ def pack(value: Any) -> bytes:
         raise NotQuickError
     try:
         packed = _pack(value, _plain, _OPTIONS)
-        if not _holds_buffer(packed, [value]):
+        # Only a byte string begins with one of these bytes, so that most values need no look for a buffer.
+        if not (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) or not _holds_buffer([value]):
             return packed
     except TypeError:  # most often a key that is not a string
         pass
@@ -75,15 +78,13 @@ def _hook(level: int, boxing: bool) -> Callable[[Any], Any]:
         shape = form.shape
         if shape is LEAF:
             return _Ext(form.code, _pack(form.parts(value), None, _OPTIONS))
-        if shape is EMBEDDED:
-            return _Ext(form.code, value.data)
         if below is None:
             raise NotQuickError
         parts = form.parts(value)
         if boxing:
             parts = _box(parts)
         payload = _pack_set(parts, below) if shape is SET else _pack(parts, below, _OPTIONS)
-        if not boxing and _holds_buffer(payload, parts):
+        if not boxing and (0xC4 in payload or 0xC5 in payload or 0xC6 in payload) and _holds_buffer(parts):
             raise NotQuickError
         if level == _MEASURED_EXTENSION and deeper_than(_INNER_DEPTH, payload):
             raise NotQuickError
@@ -107,13 +108,15 @@ def array_head(size: int) -> bytes:
     return b"\xdc" + size.to_bytes(2, "big") if size < 65_536 else b"\xdd" + size.to_bytes(4, "big")
 
 
-def _holds_buffer(packed: bytes, parts: Any) -> bool:
-    """Say whether lists and dicts in the parts hold a bytearray or memoryview, which ormsgpack 1.10 packs as bytes.
+def map_head(size: int) -> bytes:
+    """Return how MessagePack begins a map."""
+    if size < 16:
+        return _SMALL_MAPS[size]
+    return b"\xde" + size.to_bytes(2, "big") if size < 65_536 else b"\xdf" + size.to_bytes(4, "big")
 
-    Only a byte string begins with one of three bytes, so that most values need no look at all.
-    """
-    if not (b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed):
-        return False
+
+def _holds_buffer(parts: Any) -> bool:
+    """Say whether lists and dicts in the parts hold a bytearray or memoryview, which ormsgpack 1.10 packs as bytes."""
     waiting = [parts]
     while waiting:
         node = waiting.pop()

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.storage._codec_classes import form_of
-from sagaz_core.storage._codec_forms import EMBEDDED, FORMS, ITEMS, LEAF, OBJECT, SET, Form, Unstorable, natural_order
+from sagaz_core.storage._codec_forms import FORMS, ITEMS, LEAF, OBJECT, SET, Form, Unstorable, natural_order
 
 MAX_DEPTH: Final = 255
 """How many containers may be nested in a value that is stored: as many as ormsgpack packs."""
@@ -52,10 +52,6 @@ class Walk(ABC):
     def ordered(self, trees: list[Any]) -> list[Any]:
         """Return the elements of a set in an order that depends on nothing but the elements."""
 
-    @abstractmethod
-    def embedded(self, form: Form, value: Any) -> Any:
-        """Return the node for an already encoded fragment."""
-
     def tree(self, value: Any) -> Any:
         """Return plain data for the value. Raises CannotStoreError with the path of what cannot be stored."""
         cls = type(value)
@@ -67,8 +63,6 @@ class Walk(ABC):
             form = FORMS.get(cls) or self.form(value)
             if form.shape is LEAF:
                 return self.tag(form, self.leaf(self.parts(form, value)), None)
-            if form.shape is EMBEDDED:
-                return self.embedded(form, value)
         if id(value) in self.above:
             self.fault("a value that contains itself cannot be stored; put an id or a name in its place")
         if len(self.trail) >= MAX_DEPTH:

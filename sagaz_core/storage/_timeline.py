@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound="Numbered")
 
 _seq = attrgetter("seq")
+
+
+class Numbered(Protocol):
+    """What has a place in its saga."""
+
+    @property
+    def seq(self) -> int:
+        """Its number."""
 
 
 class Timeline(Generic[Item]):
@@ -33,7 +41,7 @@ class Timeline(Generic[Item]):
     def add(self, items: Sequence[Item]) -> bool:
         """Add items that are in order among themselves, and say whether they came behind all others."""
         mine, key = self.items, self._key
-        behind = not mine or key(items[0]) > key(mine[-1])
+        behind = not mine or items[0].seq > mine[-1].seq or key(items[0]) > key(mine[-1])
         mine.extend(items)
         if not behind:
             mine.sort(key=key)

@@ -9,9 +9,9 @@ Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sagaz_core.errors import UsageError
 
@@ -36,8 +36,7 @@ class SagaRecord:
     plan: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """One event: `kind` is its type's name, `data` its other fields, encoded."""
 
     saga_id: str
@@ -48,8 +47,7 @@ class StoredEvent:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SagaSnapshot:
+class SagaSnapshot(NamedTuple):
     """The state of a saga at a `seq`: `data` is `SagaState.to_data()`, encoded.
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
@@ -66,8 +64,12 @@ class SagaSnapshot:
     phase: str
     status: str
     created_at: datetime
-    data: bytes = field(repr=False)
+    data: bytes
     retention_until: datetime | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items() if name != "data")
+        return f"SagaSnapshot({shown})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,7 @@ class ReplayRecord:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What is written together, all of it or nothing. All of it is of the one saga."""
 
     saga_id: str

@@ -14,7 +14,8 @@ decoding runs no code of the application but `__hash__`, `__eq__` and default fa
 
 from __future__ import annotations
 
-from typing import Any, Final
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Final
 
 import ormsgpack
 
@@ -28,22 +29,29 @@ from sagaz_core.storage._codec_classes import (
     opaque_class,
 )
 from sagaz_core.storage._codec_depth import deeper_than
-from sagaz_core.storage._codec_forms import BY_CODE, EMBEDDED_FORM, FORMS, LEAF, Form
-from sagaz_core.storage._codec_quick import pack
+from sagaz_core.storage._codec_forms import BY_CODE, BY_TAG, FORMS, LEAF, Form
+from sagaz_core.storage._codec_quick import array_head, map_head, pack
 from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 __all__ = [
     "FORMAT_VERSION",
     "MAX_BYTES",
     "MAX_DEPTH",
     "Opaque",
-    "Raw",
     "Resolve",
     "decode",
     "encode",
     "importing_class",
     "known_class",
+    "list_of",
+    "map_head",
+    "moment_part",
     "opaque_class",
+    "part",
+    "whole",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -51,45 +59,61 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 
 _MARK: Final = 0xC1  # the one byte that MessagePack never uses
 _START: Final = bytes((_MARK, FORMAT_VERSION))
+_DATETIME: Final = BY_TAG["datetime"]
+_UTC_MOMENT: Final = bytes((0xC7, 34, _DATETIME.code, 0xD9, 32))  # an extension of 34 bytes: a string of 32
+_LISTS: Final = [array_head(size) for size in range(16)]
 _HEADER_SIZE: Final = 6  # mark, version, and the length of what follows in four bytes
 
 # ormsgpack reads 1024 levels in one call, at some 600 bytes of stack each. Three extensions inside each other are read
 # without a look; deeper ones only after the whole is measured. What is packed is never deeper: see _codec_quick.
 _UNMEASURED_EXTENSIONS: Final = 3
 _STORED_DEPTH: Final = 1030
-_EMBEDDED_DEPTH: Final = 4
-
-
-class Raw:
-    """Bytes that `encode` made, to stand inside another value; decoding gives the value they hold.
-
-    For a value made of parts that are encoded once. They may stand four deep inside each other.
-    """
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        _payload(data, MAX_BYTES)
-        self.data = data
-
-    def __repr__(self) -> str:
-        return f"Raw({len(self.data)} bytes)"
-
-
-FORMS[Raw] = EMBEDDED_FORM
 
 
 def encode(value: Any, at: str = "context") -> bytes:
     """Return the value as bytes. Raises CannotStoreError whose path starts with `at`."""
+    return whole(part(value, at), at)
+
+
+def part(value: Any, at: str = "context") -> bytes:
+    """Return the value as bytes that are put together with others: `list_of` takes them, or `map_head` and
+    then keys and values in turn; at last `whole`.
+
+    What is made of parts is the same as if it were encoded at once. Raises CannotStoreError as `encode` does.
+    """
     try:
-        body = pack(value)
+        packed = pack(value)
     except (TypeError, ValueError, RecursionError):
-        body = _walked(value, at)
-    if len(body) > MAX_BYTES:
-        raise CannotStoreError(
-            f"{at}: {len(body):,} bytes cannot be stored, {MAX_BYTES:,} at most; keep the bulk elsewhere", at
-        )
-    return _START + len(body).to_bytes(4, "big") + body
+        packed = _walked(value, at)
+    if len(packed) > MAX_BYTES:
+        raise _too_large(packed, at)
+    return packed
+
+
+def moment_part(moment: datetime) -> bytes:
+    """Return the part of a time, which for one in UTC takes a third of what `part` takes."""
+    if moment.tzinfo is UTC and moment.microsecond and not moment.fold and FORMS.get(type(moment)) is _DATETIME:
+        return _UTC_MOMENT + moment.isoformat().encode()
+    return part(moment)
+
+
+def list_of(*parts: bytes) -> bytes:
+    """Return the part that is a list of these, 15 at most."""
+    return _LISTS[len(parts)] + b"".join(parts)
+
+
+def whole(packed: bytes, at: str = "context") -> bytes:
+    """Return a part as what `decode` takes. Raises CannotStoreError."""
+    size = len(packed)
+    if size > MAX_BYTES:
+        raise _too_large(packed, at)
+    return _START + size.to_bytes(4, "big") + packed
+
+
+def _too_large(packed: bytes, at: str) -> CannotStoreError:
+    return CannotStoreError(
+        f"{at}: {len(packed):,} bytes cannot be stored, {MAX_BYTES:,} at most; keep the bulk elsewhere", at
+    )
 
 
 def decode(data: bytes | bytearray | memoryview, *, resolve: Resolve = known_class, limit: int = MAX_BYTES) -> Any:
@@ -126,9 +150,6 @@ class _Packer(Walk):
 
     def ordered(self, trees: list[Any]) -> list[Any]:
         return sorted(trees, key=ormsgpack.packb)
-
-    def embedded(self, form: Form, value: Any) -> Any:
-        return ormsgpack.Ext(form.code, value.data)
 
 
 def _walked(value: Any, at: str) -> bytes:
@@ -172,12 +193,11 @@ def _text(code: int, payload: bytes) -> Any:
 class _Reader:
     """Reads one value. ormsgpack keeps no cause of an error in a hook, so this does."""
 
-    __slots__ = ("body", "embedded", "error", "level", "measured", "resolve")
+    __slots__ = ("body", "error", "level", "measured", "resolve")
 
-    def __init__(self, resolve: Resolve, body: bytes, embedded: int = 0) -> None:
+    def __init__(self, resolve: Resolve, body: bytes) -> None:
         self.resolve = resolve
         self.body = body
-        self.embedded = embedded
         self.level = 0
         self.measured = False
         self.error: BaseException | None = None
@@ -195,8 +215,6 @@ class _Reader:
         try:
             form = BY_CODE.get(code)
             if form is None:
-                if code == EMBEDDED_FORM.code:
-                    return self.open(payload)
                 raise CorruptDataError(f"stored data is damaged: it has an extension {code}, which does not exist")
             if form.shape is LEAF:
                 return assemble(form, ormsgpack.unpackb(payload, ext_hook=_text), None, self.resolve)
@@ -216,8 +234,3 @@ class _Reader:
             if self.error is None:
                 self.error = error
             raise
-
-    def open(self, fragment: bytes) -> Any:
-        if self.embedded == _EMBEDDED_DEPTH:
-            raise CorruptDataError(f"stored data is damaged: values embedded deeper than {_EMBEDDED_DEPTH} levels")
-        return _Reader(self.resolve, _payload(fragment, MAX_BYTES), self.embedded + 1).read()

@@ -18,10 +18,9 @@ import math
 from typing import Any, Final, NoReturn
 
 from sagaz_core.errors import CorruptDataError
-from sagaz_core.storage._codec_classes import Resolve, assemble, known_class, opaque_class
+from sagaz_core.storage._codec_classes import Resolve, assemble, known_class
 from sagaz_core.storage._codec_forms import BY_TAG, OBJECT, Form
 from sagaz_core.storage._codec_walk import MAX_DEPTH, TOO_DEEP, Walk, is_utf8, shorten, show_key
-from sagaz_core.storage.codec import decode
 
 __all__ = ["MAX_NODES", "from_json", "to_json"]
 
@@ -75,9 +74,6 @@ class _Writer(Walk):
 
     def ordered(self, trees: list[Any]) -> list[Any]:
         return sorted(trees, key=json.dumps)
-
-    def embedded(self, form: Form, value: Any) -> Any:
-        return self.tree(decode(value.data, resolve=opaque_class))
 
 
 class _JsonReader:

@@ -67,24 +67,27 @@ class InMemorySnapshotStorage:
             if saga is None:
                 saga = _Saga()
                 checked_id(batch.saga_id)
-            if record is not None and saga.record is not None and saga.record != record:
+            if record is not None and saga.record is not None and not saga.record.says(record):
                 raise another_saga(record.saga)
-            events = saga.new_events(batch.events)
-            snapshots = self._new_snapshots(batch.snapshots)
+            events = saga.new_events(batch.events) if batch.events else ()
+            snapshots = self._new_snapshots(batch.snapshots) if batch.snapshots else ()
             # Nothing raises from here on.
             if record is not None and saga.record is None:
                 saga.record = record
                 self._recorded = None
             if events:
                 saga.events.add(events)
-            if snapshots:
-                saga.add_snapshots(snapshots)
-                for snapshot in snapshots:
-                    self._snapshots[snapshot.snapshot_id] = snapshot
+            for snapshot in snapshots:
+                self._snapshots[snapshot.snapshot_id] = snapshot
+            if snapshots and not saga.snapshots.add(snapshots):
+                saga.forget_filters()
             if record or events or snapshots:
                 self._sagas[batch.saga_id] = saga
 
-    def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> list[SagaSnapshot]:
+    def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> Sequence[SagaSnapshot]:
+        """Return those that are not here yet, in order."""
+        if len(snapshots) == 1 and snapshots[0].snapshot_id not in self._snapshots:
+            return snapshots
         new: dict[str, SagaSnapshot] = {}
         for snapshot in snapshots:
             known = self._snapshots.get(snapshot.snapshot_id) or new.get(snapshot.snapshot_id)
@@ -92,7 +95,7 @@ class InMemorySnapshotStorage:
                 new[snapshot.snapshot_id] = snapshot
             elif known != snapshot:
                 raise another_snapshot(snapshot)
-        return sorted(new.values(), key=_place) if len(new) > 1 else list(new.values())
+        return sorted(new.values(), key=_place)
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
@@ -229,18 +232,17 @@ def _expired(snapshot: SagaSnapshot, now: datetime) -> bool:
 
 
 class _Record:
-    """A saga record that nobody else can reach: its model, which is a dict, is kept as text."""
+    """A saga record whose model, which is a dict that others can reach, is kept as text."""
 
     __slots__ = ("model", "saga")
 
     def __init__(self, saga: SagaRecord) -> None:
         self.model = model_to_json(saga)
-        self.saga = replace(saga, model={})
+        self.saga = saga
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Record) and (self.saga, self.model) == (other.saga, other.model)
-
-    __hash__ = None  # type: ignore[assignment] # compared, never a key
+    def says(self, other: _Record) -> bool:
+        """Whether it is the same as the other."""
+        return self.model == other.model and replace(self.saga, model={}) == replace(other.saga, model={})
 
     def copy(self) -> SagaRecord:
         return replace(self.saga, model=model_from_json(self.saga.saga_id, self.model))
@@ -257,7 +259,7 @@ class _Saga:
         self.snapshots: Timeline[SagaSnapshot] = Timeline(_place, _created_at)
         self.forget_filters()
 
-    def new_events(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
+    def new_events(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Return those that are not here yet, in order."""
         items = self.events.items
         last = items[-1].seq if items else -1
@@ -265,7 +267,7 @@ class _Saga:
             if event.seq <= last:
                 return self._merged(events)
             last = event.seq
-        return list(events)
+        return events
 
     def _merged(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
         items, new = self.events.items, dict[int, StoredEvent]()
@@ -279,10 +281,6 @@ class _Saga:
             elif known != event:
                 raise another_event(event)
         return sorted(new.values(), key=_seq)
-
-    def add_snapshots(self, snapshots: list[SagaSnapshot]) -> None:
-        if not self.snapshots.add(snapshots):
-            self.forget_filters()
 
     def forget_filters(self) -> None:
         self._filters: dict[tuple[str | None, str | None], Timeline[SagaSnapshot]] = {}

@@ -42,10 +42,12 @@ def event_fields(event: Event) -> list[Any]:
 def event_from_fields(kind: str, seq: int, at: Any, fields: list[Any]) -> Event:
     """Do the inverse of `event_fields`. Raises `CorruptDataError` for any other shape."""
     try:
-        made = EVENT_TYPES[kind](seq, at, *fields)
-        _check_fields(made)
-        if isinstance(made, (StepSucceeded, CompensationSucceeded)):
-            return made._replace(delta=_delta(made.delta))
+        type_ = EVENT_TYPES[kind]
+        if len(fields) > _DELTA and (type_ is StepSucceeded or type_ is CompensationSucceeded):
+            fields = [*fields[:_DELTA], _delta(fields[_DELTA]), *fields[_DELTA + 1 :]]
+        made = type_(seq, at, *fields)
+        if not all(map(isinstance, made[2:], _EXPECTED[type_])):
+            raise TypeError(_unfit(made))
         if isinstance(made, (StepFailed, CompensationFailed)):
             return made._replace(error=ErrorInfo(*cast(Any, made.error)))
         if isinstance(made, SagaFailed):
@@ -56,13 +58,10 @@ def event_from_fields(kind: str, seq: int, at: Any, fields: list[Any]) -> Event:
         raise CorruptDataError(f"event {seq} ({kind}) has fields that no such event has: {error}") from error
 
 
-def _check_fields(event: Event) -> None:
-    for name, value in zip(event._fields[2:], event[2:], strict=True):
-        expected = _FIELD_TYPES.get(name)
-        if name == "step" and type(event) is StepFailed:
-            expected = (str, type(None))
-        if expected is not None and not isinstance(value, expected):
-            raise TypeError(f"{name} is of type {type(value).__name__!r}")
+def _unfit(event: Event) -> str:
+    fields = zip(event._fields[2:], event[2:], _EXPECTED[type(event)], strict=True)
+    name, value, _ = next(field for field in fields if not isinstance(field[1], field[2]))
+    return f"{name} is of type {type(value).__name__!r}"
 
 
 _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -73,6 +72,14 @@ _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "context": dict,
     "stuck": (list, tuple),
 }
+_EXPECTED = {
+    kind: [
+        (str, type(None)) if name == "step" and kind is StepFailed else _FIELD_TYPES.get(name, object)
+        for name in kind._fields[2:]
+    ]
+    for kind in EVENT_TYPES.values()
+}
+_DELTA = StepSucceeded._fields.index("delta") - 2
 
 
 def _delta(data: Any) -> Delta:
@@ -82,11 +89,11 @@ def _delta(data: Any) -> Delta:
     return Delta(dict(changed), tuple(deleted))
 
 
-def pack_event(saga_id: str, event: Event, fields: list[Any] | None = None) -> StoredEvent:
-    """Return the event for a store; `fields` may hold parts that are encoded already. Raises `CannotStoreError`."""
+def pack_event(saga_id: str, event: Event) -> StoredEvent:
+    """Return the event for a store. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
-    plain = event_fields(event) if fields is None else fields
+    plain = event_fields(event)
     try:
         data = encode(plain, kind)
     except CannotStoreError:

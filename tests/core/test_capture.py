@@ -13,8 +13,10 @@ import pytest
 from freezegun import freeze_time
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus
-from sagaz_core.engine.run import RunOptions, run_saga
+from sagaz_core.engine.run import RunOptions, Served, run_saga
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, StoreUnavailableError, UsageError
+from sagaz_core.events import Delta
+from sagaz_core.storage.codec import encode
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.storage.records import compressed, state_bytes, unpack_event, unpack_state
 from sagaz_core.virtual_time import run
@@ -195,6 +197,44 @@ def test_an_attempt_that_fails_leaves_nothing_that_it_changed_in_place() -> None
     result = run(made.run({"items": []}))
     assert seen == [[], [], []]
     assert result.context == {"items": []}
+
+
+def test_what_a_served_step_wrote_over_is_captured_as_written() -> None:
+    store = InMemorySnapshotStorage()
+    seen: list[Any] = []
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    made.add_step("a", lambda ctx: None).add_step("b", lambda ctx: seen.append(dict(ctx)))
+    written = {"items": [1, 2], "n": 2}
+
+    async def main() -> Any:
+        served = [Served("a", written, Delta(written))]
+        await run_saga(made, {"items": [1], "n": 1}, saga_id="S", served=served)
+        return await all_of(store)
+
+    events, snapshots = run(main())
+    assert seen == [written]
+    assert unpack_state(snapshots[-1]).context == written
+    assert events[1].delta == Delta(written)
+
+
+@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {1: v}, lambda v: (v,), lambda v: {"k": v}])
+def test_as_deep_as_a_value_can_be_it_can_be_read_from_a_state(wrap: Any) -> None:
+    value: Any = 1
+    with pytest.raises(CannotStoreError):
+        while encode({"a": wrap(value)}):
+            value = wrap(value)
+    store = InMemorySnapshotStorage()
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    made.add_step("a", lambda ctx: {"a": value}, lambda ctx: {"undone": value}).add_step("b", fails)
+
+    async def main() -> Any:
+        await made.run({"x": value}, saga_id="S")
+        return await all_of(store)
+
+    events, snapshots = run(main())
+    assert events[0].context == {"x": value}
+    assert unpack_state(snapshots[1]).layers["a"].set == unpack_state(snapshots[1]).results["a"] == {"a": value}
+    assert unpack_state(snapshots[-1]).undone == {"a": {"undone": value}}
 
 
 def test_beside_a_sibling_that_ended_a_change_in_place_is_still_seen() -> None:
@@ -531,12 +571,9 @@ def test_what_claims_to_be_compressed_is_bounded() -> None:
 
     snapshot = captured()[2][0]
 
-    def with_data(data: bytes) -> Any:
-        return type(snapshot)(**{name: getattr(snapshot, name) for name in snapshot.__slots__} | {"data": data})
-
     bomb = compressed(b"\0" * (65 * 1024 * 1024))
     assert len(bomb) < 10_000
     unsized = b"\x01" + zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * 100_000)
     for data in (bomb, unsized, b"\x01", b"\x01junk", compressed(b"x" * 9000)[:-4]):
         with pytest.raises(CorruptDataError, match="is damaged"):
-            state_bytes(with_data(data))
+            state_bytes(snapshot._replace(data=data))

@@ -42,12 +42,16 @@ from sagaz_core.errors import (
 from sagaz_core.storage import _codec_depth, _codec_quick, codec
 from sagaz_core.storage.codec import (
     Opaque,
-    Raw,
     decode,
     encode,
     importing_class,
     known_class,
+    list_of,
+    map_head,
+    moment_part,
     opaque_class,
+    part,
+    whole,
 )
 
 T = TypeVar("T")
@@ -687,34 +691,38 @@ def test_more_than_can_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -
         encode("x" * 102)
 
 
-# -- fragments -------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_encoded_part_is_opened_where_it_stands(way: str) -> None:
-    inner = {"total": Decimal(1), "lines": [order()]}
-    part = Raw(encode(inner))
-    whole = {"context": part, "results": [part, (part, {1: Raw(encode(part))})]}
-    expected = {"context": inner, "results": [inner, (inner, {1: inner})]}
-    data = encode(whole)
-    assert exact(decode(data)) == exact(expected)
-    assert data.count(part.data) == 4
+@given(st.lists(TREES, max_size=15), st.dictionaries(st.text(), TREES, max_size=20))
+def test_what_is_made_of_parts_is_as_if_encoded_at_once(items: list[Any], fields: dict[str, Any]) -> None:
+    assert whole(list_of(*map(part, items))) == encode(items)
+    pairs = [part(either) for pair in fields.items() for either in pair]
+    assert whole(map_head(len(fields)) + b"".join(pairs)) == encode(fields)
 
 
-def test_only_encoded_data_is_a_part() -> None:
-    with pytest.raises(CorruptDataError):
-        Raw(b"\x01")
-    with pytest.raises(CorruptDataError):
-        Raw(encode(1)[:-1])
-    assert repr(Raw(encode(1))) == "Raw(7 bytes)"
+@pytest.mark.parametrize("size", [0, 15, 16, 65_535, 65_536])
+def test_a_map_of_parts_may_have_any_size(size: int) -> None:
+    fields = {str(number): number for number in range(size)}
+    pairs = [part(either) for pair in fields.items() for either in pair]
+    assert whole(map_head(size) + b"".join(pairs)) == encode(fields)
 
 
-def test_parts_in_parts_have_an_end() -> None:
-    value: Any = 1
-    for _ in range(4):
-        value = Raw(encode(value))
-    assert decode(encode(value)) == 1
-    with pytest.raises(CorruptDataError, match="embedded deeper than 4"):
-        decode(encode(Raw(encode(value))))
+@given(st.datetimes(timezones=st.sampled_from([None, dt.UTC, ZoneInfo("Europe/Berlin")])), st.booleans())
+@example(dt.datetime(1, 1, 1, microsecond=1, tzinfo=dt.UTC), True)
+@example(dt.datetime(2024, 2, 29, tzinfo=dt.UTC), False)
+@example(dt.datetime(2024, 2, 29, tzinfo=dt.timezone(dt.timedelta(0), "Z")), False)
+def test_the_quick_part_of_a_time_is_its_part(moment: dt.datetime, fold: bool) -> None:
+    moment = moment.replace(fold=fold)
+    assert moment_part(moment) == part(moment)
+    assert exact(decode(whole(moment_part(moment)))) == exact(moment)
+
+
+def test_more_parts_than_can_be_read_are_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_BYTES", 100)
+    half = part("x" * 60)
+    with pytest.raises(CannotStoreError, match="state: 125 bytes cannot be stored, 100 at most"):
+        whole(list_of(half, half), "state")
 
 
 # -- classes that are not here ---------------------------------------------------------------------------------------
@@ -882,10 +890,6 @@ def test_the_depth_of_encoded_data_is_found_without_recursion(value: Any, length
     assert _codec_depth._measure(depth, body) is False
     assert _codec_depth._measure(depth - 1, body) is True
     assert _codec_depth.deeper_than(depth, body) is False
-
-
-def test_an_embedded_part_has_a_depth_of_its_own() -> None:
-    assert not _codec_depth._measure(1, encode([Raw(encode([[[[1]]]]))])[6:])
 
 
 def test_the_depth_of_truncated_data_is_an_error() -> None:

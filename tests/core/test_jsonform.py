@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from pydantic import BaseModel
 
 from sagaz_core.errors import CannotStoreError, CodecError, CorruptDataError, UnknownTypeError
-from sagaz_core.storage.codec import Opaque, Raw, decode, encode, opaque_class
+from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
 from sagaz_core.storage.jsonform import from_json, to_json
 
 
@@ -170,10 +170,6 @@ def test_a_frozen_clock_changes_nothing() -> None:
         back = from_json(form)
     assert form == {"at": {"$datetime": "2026-07-15T14:30:00+00:00"}, "day": {"$date": "2026-07-15"}}
     assert [type(item) for item in back.values()] == [dt.datetime, dt.date]
-
-
-def test_an_encoded_part_is_opened() -> None:
-    assert to_json({"a": Raw(encode({"b": (1,)}))}) == {"a": {"b": {"$tuple": [1]}}}
 
 
 def test_an_unknown_class_can_be_shown_and_kept() -> None:

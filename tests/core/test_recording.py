@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -77,7 +76,7 @@ def recording(context: Any = None, *, failing: bool = True, saga_id: str = "S", 
 
 def everything(made: Recording) -> Any:
     """All that a recording says. Two snapshots of one state may be encoded in different parts."""
-    snapshots = [(replace(s, data=b""), unpack_state(s).to_data()) for s in made.snapshots]
+    snapshots = [(s._replace(data=b""), unpack_state(s).to_data()) for s in made.snapshots]
     return made.record, made.events, snapshots
 
 
