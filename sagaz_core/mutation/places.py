@@ -66,13 +66,16 @@ def value_at(states: States, place: Place) -> Any:
 
 def again(place: Place, now: Any) -> Any:
     """Return what `now` becomes when the change of the place happens once more; itself where that changes nothing."""
-    before: Any = place.before
-    after: Any = place.after
-    if isinstance(now, Number) and not isinstance(now, bool) and type(before) is type(after) is type(now):
+    before, after = place.before, place.after
+    if _is_number(now) and type(before) is type(after) is type(now):
         return now + (after - before)
     if isinstance(now, list) and isinstance(before, list) and isinstance(after, list):
         return [*now, *after[len(before) :]] if after[: len(before)] == before else now
     return now
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)
 
 
 def repeatable(place: Place) -> bool:
