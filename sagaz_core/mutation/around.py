@@ -21,24 +21,24 @@ class MutantError(Exception):
     """What a mutant raises by itself."""
 
 
-def call(operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
-    """Call this one."""
-    return (yield Call(operation, context, result))
+def instead(other: Operation, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
+    """Call another one."""
+    return (yield Call(other, context, result))
 
 
-def nothing(context: Any, result: Any) -> Generator[Call, Any, Any]:
+def nothing(operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Call nothing."""
     return
     yield  # which makes it a generator
 
 
-def raising(context: Any, result: Any) -> Generator[Call, Any, Any]:
+def raising(operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Fail."""
     raise MutantError("every compensation of the control fails")
     yield  # as above
 
 
-def two_times(operation: Operation, world: World | None, context: Any, result: Any) -> Generator[Call, Any, Any]:
+def two_times(world: World | None, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Call it, and have its effect again; without a world to do so, call it again."""
     if world is None:
         yield Call(operation, context, result)
@@ -49,7 +49,7 @@ def two_times(operation: Operation, world: World | None, context: Any, result: A
     return value
 
 
-def swallowed(operation: Operation, world: World | None, context: Any, result: Any) -> Generator[Call, Any, Any]:
+def swallowed(world: World | None, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Call it, take back what it did in the world, and say nothing of its errors."""
     before = world.save() if world is not None else {}
     value = None
@@ -60,7 +60,7 @@ def swallowed(operation: Operation, world: World | None, context: Any, result: A
     return value
 
 
-def all_but_one(operation: Operation, world: World, index: int, context: Any, result: Any) -> Generator[Call, Any, Any]:
+def all_but_one(world: World, index: int, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Call it, and take back what it did to one of the places that it changed."""
     before = world.save()
     value = yield Call(operation, context, result)
@@ -76,7 +76,7 @@ def _put_back(world: World, places: Sequence[Place]) -> None:
 
 
 def again_each_time(
-    operation: Operation, world: World, places: Sequence[Place], context: Any, result: Any
+    world: World, places: Sequence[Place], operation: Operation, context: Any, result: Any
 ) -> Generator[Call, Any, Any]:
     """Call it; when it changes nothing, because that is done already, have the changes of these places again."""
     before = world.save()
@@ -87,7 +87,7 @@ def again_each_time(
     return value
 
 
-def needing(operation: Operation, step: str, context: Any, result: Any) -> Generator[Call, Any, Any]:
+def needing(step: str, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Call it only with the result of the step's action."""
     if result is None:
         raise MutantError(f"no result of {step!r}")
@@ -110,7 +110,7 @@ def after_a_moment(operation: Operation, context: Any, result: Any) -> Generator
 GONE = object()
 
 
-def seeing(operation: Operation, key: str, value: Any, context: Any, result: Any) -> Generator[Call, Any, Any]:
+def seeing(key: str, value: Any, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Give the function a context of its own in which the key has another value, and keep what it writes there."""
     mine: dict[str, Any]
     real: dict[str, Any]

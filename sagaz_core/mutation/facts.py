@@ -6,7 +6,7 @@ an explorer may fork at any step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +46,6 @@ class Facts:
     began: Values = field(default_factory=dict)
     before: dict[str, Values] = field(default_factory=dict)
     after: dict[str, Values] = field(default_factory=dict)
-    wrote: dict[str, tuple[str, ...]] = field(default_factory=dict)
     read: dict[str, dict[str, None]] = field(default_factory=dict)
     without_result: set[str] = field(default_factory=set)
     places: dict[tuple[str, bool], list[Place]] = field(default_factory=dict)
@@ -56,7 +55,6 @@ class Facts:
         self.began = outcome.evidence.state.initial
         for event in outcome.events:
             if isinstance(event, StepSucceeded):
-                self.wrote[event.step] = tuple(event.delta.set)
                 self.before[event.step] = outcome.at(event.step, "before")
                 self.after[event.step] = outcome.at(event.step, "after")
                 if event.result is None:
@@ -66,15 +64,12 @@ class Facts:
         """Return the definition with every function watched."""
         changed = {}
         for name, step in definition.steps.items():
-            watched = around_action(step, partial(self._watched, step.action, name, False))
-            undo = step.compensation
-            changed[name] = (
-                watched if undo is None else around_compensation(watched, partial(self._watched, undo, name, True))
-            )
+            forward = around_action(step, partial(self._watched, name, False))
+            changed[name] = around_compensation(forward, partial(self._watched, name, True))
         return with_steps(definition, changed)
 
     def _watched(
-        self, operation: Operation, step: str, undo: bool, context: Any, result: Any
+        self, step: str, undo: bool, operation: Operation, context: Any, result: Any
     ) -> Generator[Call, Any, Any]:
         reads: dict[str, None] = {}
         world = self.world
@@ -114,6 +109,25 @@ class _Watched(SagaContext):
     def __contains__(self, key: object) -> bool:
         self.reads[str(key)] = None
         return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self._note_all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._note_all()
+        return super().keys()
+
+    def values(self) -> Any:
+        self._note_all()
+        return super().values()
+
+    def items(self) -> Any:
+        self._note_all()
+        return super().items()
+
+    def _note_all(self) -> None:
+        self.reads.update(dict.fromkeys(super().keys()))
 
 
 def _fields(context: Any) -> list[str]:

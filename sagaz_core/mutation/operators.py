@@ -12,7 +12,7 @@ from sagaz_core.mutation.around import (
     after_a_moment,
     again_each_time,
     all_but_one,
-    call,
+    instead,
     needing,
     nothing,
     raising,
@@ -29,7 +29,7 @@ from sagaz_core.saga.definition import Definition
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.mutation.wrap import Around
-    from sagaz_core.saga.step import Operation, Step
+    from sagaz_core.saga.step import Step
 
 Make = Callable[[Definition, Facts], Iterator[Mutant]]
 
@@ -38,47 +38,47 @@ Make = Callable[[Definition, Facts], Iterator[Mutant]]
 
 
 def _skip(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, _ in _undone(definition):
+    for step in _undone(definition):
         yield _undo_mutant("skip", step, "", f"the compensation of {step.name!r} does nothing", nothing)
 
 
 def _twice(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
-        around = partial(two_times, undo, facts.world)
+    for step in _undone(definition):
+        around = partial(two_times, facts.world)
         yield _undo_mutant("twice", step, "", f"the compensation of {step.name!r} has its effect twice", around)
 
 
 def _wrong_step(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     undone = list(_undone(definition))
-    for index, (step, _) in enumerate(undone):
+    for index, step in enumerate(undone):
         if len(undone) > 1:
-            other, wrong = undone[index - 1] if index else undone[1]
-            sentence = f"the compensation of {step.name!r} undoes {other.name!r} in its place"
-            yield _undo_mutant("wrong-step", step, other.name, sentence, partial(call, wrong))
+            other = undone[index - 1 if index else 1].name
+            sentence = f"the compensation of {step.name!r} undoes {other!r} in its place"
+            yield Mutant("wrong-step", step.name, other, sentence, partial(_mixing_up, step.name, other))
 
 
 def _swallow(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
-        around = partial(swallowed, undo, facts.world)
+    for step in _undone(definition):
+        around = partial(swallowed, facts.world)
         sentence = f"the compensation of {step.name!r} swallows the error that keeps it from having its effect"
         yield _undo_mutant("swallow", step, "", sentence, around)
 
 
 def _drop_key(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
+    for step in _undone(definition):
         for key in _keys(step, facts):
-            around = partial(seeing, undo, key, GONE)
+            around = partial(seeing, key, GONE)
             sentence = f"the compensation of {step.name!r} does not find {key!r} in the context"
             yield _undo_mutant("drop-key", step, key, sentence, around)
 
 
 def _stale(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
+    for step in _undone(definition):
         now = facts.after.get(step.name, {})
         for key in _keys(step, facts):
             for then, when in ((facts.began, "the saga began"), (facts.before.get(step.name, {}), "its action ran")):
                 if key in then and key in now and then[key] != now[key]:
-                    around = partial(seeing, undo, key, then[key])
+                    around = partial(seeing, key, then[key])
                     sentence = f"the compensation of {step.name!r} sees {key!r} as it was when {when}"
                     yield _undo_mutant("stale", step, key, sentence, around)
                     break
@@ -87,28 +87,28 @@ def _stale(definition: Definition, facts: Facts) -> Iterator[Mutant]:
 def _partial_undo(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     if facts.world is None:
         return
-    for step, undo in _undone(definition):
+    for step in _undone(definition):
         places = facts.places.get((step.name, True), [])
         for index, place in enumerate(places if len(places) > 1 else ()):
-            around = partial(all_but_one, undo, facts.world, index)
+            around = partial(all_but_one, facts.world, index)
             sentence = f"the compensation of {step.name!r} does not put {place} right"
             yield _undo_mutant("partial-undo", step, str(place), sentence, around)
 
 
 def _undo_again(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
+    for step in _undone(definition):
         places = [place for place in facts.places.get((step.name, True), ()) if repeatable(place)]
         if places and facts.world is not None:
-            around = partial(again_each_time, undo, facts.world, places)
+            around = partial(again_each_time, facts.world, places)
             sentence = f"the compensation of {step.name!r} has its effect again when there is nothing left to undo"
             yield _undo_mutant("undo-not-idempotent", step, "", sentence, around)
 
 
 def _needs_result(definition: Definition, facts: Facts) -> Iterator[Mutant]:
-    for step, undo in _undone(definition):
+    for step in _undone(definition):
         if step.name not in facts.without_result:
             sentence = f"the compensation of {step.name!r} fails without the result of its action"
-            yield _undo_mutant("needs-result", step, "", sentence, partial(needing, undo, step.name))
+            yield _undo_mutant("needs-result", step, "", sentence, partial(needing, step.name))
 
 
 # ---- the action, and the order
@@ -118,7 +118,7 @@ def _action_again(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     for step in definition.steps.values():
         places = [place for place in facts.places.get((step.name, False), ()) if repeatable(place)]
         if places and facts.world is not None:
-            around = partial(again_each_time, step.action, facts.world, places)
+            around = partial(again_each_time, facts.world, places)
             sentence = f"the action of {step.name!r} has its effect again when it is delivered again"
             change = _changing(step.name, partial(around_action, around=around))
             yield Mutant("not-idempotent", step.name, "", sentence, change)
@@ -165,7 +165,7 @@ def control(definition: Definition) -> Mutant:
     """Return the control: every compensation fails, which leaves the saga stuck whenever it turns back."""
 
     def change(given: Definition) -> Definition:
-        return with_steps(given, {step.name: around_compensation(step, raising) for step, _ in _undone(given)})
+        return with_steps(given, {step.name: around_compensation(step, raising) for step in _undone(given)})
 
     first = next(iter(definition.steps))
     return Mutant("control", first, "", "every compensation fails", change)
@@ -174,15 +174,13 @@ def control(definition: Definition) -> Mutant:
 # ---- making
 
 
-def _undone(definition: Definition) -> Iterator[tuple[Step, Operation]]:
-    for step in definition.steps.values():
-        if step.compensation is not None:
-            yield step, step.compensation
+def _undone(definition: Definition) -> Iterator[Step]:
+    return (step for step in definition.steps.values() if step.compensation is not None)
 
 
 def _keys(step: Step, facts: Facts) -> list[str]:
-    """The keys that the compensation may look at: those that it did, and those that its own action wrote."""
-    return list(dict.fromkeys([*facts.wrote.get(step.name, ()), *facts.read.get(step.name, {})]))
+    """The keys that the compensation looked at."""
+    return list(facts.read.get(step.name, ()))
 
 
 def _undo_mutant(operator: str, step: Step, detail: str, sentence: str, around: Around) -> Mutant:
@@ -204,9 +202,15 @@ def _without_edge(model: SagaModel, step: str, dependency: str) -> SagaModel:
     return replace(model, steps=tuple(steps))
 
 
+def _mixing_up(step: str, other: str, definition: Definition) -> Definition:
+    undo = definition.steps[other].compensation
+    assert undo is not None
+    wrong = partial(instead, undo)
+    return with_steps(definition, {step: around_compensation(definition.steps[step], wrong)})
+
+
 def _losing(step: str, dependency: str, definition: Definition) -> Definition:
     model = _without_edge(definition.model, step, dependency)
     # Both may start now. That the other one takes a moment shows that it is not waited for.
-    slow = definition.steps[dependency]
-    slow = around_action(slow, partial(after_a_moment, slow.action))
+    slow = around_action(definition.steps[dependency], after_a_moment)
     return with_steps(definition, {dependency: slow}, model)

@@ -30,8 +30,8 @@ class Call(NamedTuple):
         return self.operation.function(self.context)
 
 
-Around = Callable[[Any, Any], Generator[Call, Any, Any]]
-"""Given the context and the step's result, yields calls, is sent what each returned (or raised), and returns."""
+Around = Callable[["Operation", Any, Any], Generator[Call, Any, Any]]
+"""Given what it is around, the context and the step's result: yields calls, is sent what each returned, and returns."""
 
 
 def around_compensation(step: Step, around: Around) -> Step:
@@ -47,10 +47,10 @@ def around_action(step: Step, around: Around) -> Step:
 
 def _wrapped(operation: Operation, around: Around, *, takes_second: bool) -> Operation:
     async def driven(context: Any, result: Any = None) -> Any:
-        return await _rest(around(context, result))
+        return await _rest(around(operation, context, result))
 
     def called(context: Any, result: Any = None) -> Any:
-        return _now(around(context, result))
+        return _now(around(operation, context, result))
 
     return operation.bound(driven if operation.is_async else called, operation.is_async, takes_second)
 
