@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import UsageError
-from sagaz_core.events import StepSucceeded
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.mutation.places import Place, differences
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from sagaz_core.model import SagaModel
-    from sagaz_core.prove.outcome import Outcome
     from sagaz_core.prove.world import World
     from sagaz_core.saga.definition import Definition
     from sagaz_core.saga.step import Operation
@@ -38,8 +36,9 @@ Values = Mapping[str, Any]
 
 @dataclass
 class Facts:
-    """What was seen of the steps, by name. `places` are those of the world that each function changed, with `True` for
-    the compensation; `read` has the keys that each compensation looked at, `began` what the saga began with.
+    """What was seen of the steps, by name: the context before and after each action, the keys that each compensation
+    looked at, the places of the world that each function changed, with `True` for the compensation (all of them called
+    at least once), and what the saga began with.
     """
 
     world: World | None = None
@@ -50,47 +49,48 @@ class Facts:
     without_result: set[str] = field(default_factory=set)
     places: dict[tuple[str, bool], list[Place]] = field(default_factory=dict)
 
-    def take_in(self, outcome: Outcome) -> None:
-        """Take in what the events of a run without faults say."""
-        self.began = outcome.evidence.state.initial
-        for event in outcome.events:
-            if isinstance(event, StepSucceeded):
-                self.before[event.step] = outcome.at(event.step, "before")
-                self.after[event.step] = outcome.at(event.step, "after")
-                if event.result is None:
-                    self.without_result.add(event.step)
-
     def watching(self, definition: Definition) -> Definition:
         """Return the definition with every function watched."""
         changed = {}
         for name, step in definition.steps.items():
-            forward = around_action(step, partial(self._watched, name, False))
-            changed[name] = around_compensation(forward, partial(self._watched, name, True))
+            forward = around_action(step, partial(self._forward, name))
+            changed[name] = around_compensation(forward, partial(self._back, name))
         return with_steps(definition, changed)
 
-    def _watched(
-        self, step: str, undo: bool, operation: Operation, context: Any, result: Any
-    ) -> Generator[Call, Any, Any]:
-        reads: dict[str, None] = {}
+    def _forward(self, step: str, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
+        before = _data(context)
+        value = yield from self._seen(step, False, Call(operation, context))
+        if not self.after:
+            self.began = before
+        if step not in self.after:
+            self.before[step] = before
+            self.after[step] = {**_data(context), **(value if isinstance(value, Mapping) else {})}
+            if value is None:
+                self.without_result.add(step)
+        return value
+
+    def _back(self, step: str, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
+        reads = self.read.setdefault(step, {})
+        call = Call(operation, context, result)
+        if type(context) is not SagaContext:
+            reads.update(dict.fromkeys(_data(context)))
+            return (yield from self._seen(step, True, call))
+        context.__class__ = _Watched
+        context.__dict__["reads"] = reads
+        try:
+            return (yield from self._seen(step, True, call))
+        finally:
+            del context.__dict__["reads"]
+            context.__class__ = SagaContext
+
+    def _seen(self, step: str, undo: bool, call: Call) -> Generator[Call, Any, Any]:
         world = self.world
         before = world.save() if world is not None else {}
-        with_reads = undo and type(context) is SagaContext
-        if with_reads:
-            context.__class__ = _Watched
-            context.reads = reads
-        try:
-            return (yield Call(operation, context, result))
-        finally:
-            if with_reads:
-                context.__class__ = SagaContext
-                del context.reads
-            elif undo:
-                reads = dict.fromkeys(_fields(context))
-            if undo:
-                self.read.setdefault(step, {}).update(reads)
-            if world is not None:
-                found = differences(before, world.save(), world.append_only)
-                self.places.setdefault((step, undo), found)
+        self.places.setdefault((step, undo), [])
+        value = yield call
+        if world is not None and not self.places[step, undo]:
+            self.places[step, undo] = differences(before, world.save(), world.append_only)
+        return value
 
 
 class _Watched(SagaContext):
@@ -130,8 +130,8 @@ class _Watched(SagaContext):
         self.reads.update(dict.fromkeys(super().keys()))
 
 
-def _fields(context: Any) -> list[str]:
-    return list(context) if isinstance(context, Mapping) else list(getattr(type(context), "model_fields", ()))
+def _data(context: Any) -> dict[str, Any]:
+    return dict(context) if isinstance(context, Mapping) else dict(vars(context))
 
 
 def native(made: Any) -> Saga[Any]:
@@ -163,14 +163,12 @@ async def survey(make: Callable[[], Any], context: Values, world: World | None) 
         outcome = await run_trial(Subject(watched, context, world=world), plan)
         if seen is not None and saved is not None:
             seen.restore(saved)
-        if not plan:
-            if outcome.status is not SagaStatus.COMPLETED:
-                why = f": {outcome.evidence.state.error}" if outcome.evidence.state.error else ""
-                raise UsageError(
-                    f"saga {model.name!r} ended {outcome.status.value} without any fault{why}: "
-                    f"give a --context with which it completes"
-                )
-            facts.take_in(outcome)
+        if not plan and outcome.status is not SagaStatus.COMPLETED:
+            why = f": {outcome.evidence.state.error}" if outcome.evidence.state.error else ""
+            raise UsageError(
+                f"saga {model.name!r} ended {outcome.status.value} without any fault{why}: "
+                f"give a context with which it completes"
+            )
     return facts
 
 

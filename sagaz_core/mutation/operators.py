@@ -22,7 +22,7 @@ from sagaz_core.mutation.around import (
 )
 from sagaz_core.mutation.facts import Facts, native
 from sagaz_core.mutation.mutant import Change, Mutant
-from sagaz_core.mutation.places import repeatable
+from sagaz_core.mutation.places import Place, repeatable
 from sagaz_core.mutation.wrap import around_action, around_compensation, with_steps
 from sagaz_core.saga.definition import Definition
 
@@ -44,6 +44,8 @@ def _skip(definition: Definition, facts: Facts) -> Iterator[Mutant]:
 
 def _twice(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     for step in _undone(definition):
+        if facts.world is not None and not _repeatable(step, facts, undo=True):
+            continue  # what is gone is gone: it cannot go twice
         around = partial(two_times, facts.world)
         yield _undo_mutant("twice", step, "", f"the compensation of {step.name!r} has its effect twice", around)
 
@@ -92,12 +94,12 @@ def _partial_undo(definition: Definition, facts: Facts) -> Iterator[Mutant]:
         for index, place in enumerate(places if len(places) > 1 else ()):
             around = partial(all_but_one, facts.world, index)
             sentence = f"the compensation of {step.name!r} does not put {place} right"
-            yield _undo_mutant("partial-undo", step, str(place), sentence, around)
+            yield _undo_mutant("partial-undo", step, str(index + 1), sentence, around)
 
 
 def _undo_again(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     for step in _undone(definition):
-        places = [place for place in facts.places.get((step.name, True), ()) if repeatable(place)]
+        places = _repeatable(step, facts, undo=True)
         if places and facts.world is not None:
             around = partial(again_each_time, facts.world, places)
             sentence = f"the compensation of {step.name!r} has its effect again when there is nothing left to undo"
@@ -116,7 +118,7 @@ def _needs_result(definition: Definition, facts: Facts) -> Iterator[Mutant]:
 
 def _action_again(definition: Definition, facts: Facts) -> Iterator[Mutant]:
     for step in definition.steps.values():
-        places = [place for place in facts.places.get((step.name, False), ()) if repeatable(place)]
+        places = _repeatable(step, facts, undo=False)
         if places and facts.world is not None:
             around = partial(again_each_time, facts.world, places)
             sentence = f"the action of {step.name!r} has its effect again when it is delivered again"
@@ -176,6 +178,10 @@ def control(definition: Definition) -> Mutant:
 
 def _undone(definition: Definition) -> Iterator[Step]:
     return (step for step in definition.steps.values() if step.compensation is not None)
+
+
+def _repeatable(step: Step, facts: Facts, *, undo: bool) -> list[Place]:
+    return [place for place in facts.places.get((step.name, undo), ()) if repeatable(place)]
 
 
 def _keys(step: Step, facts: Facts) -> list[str]:
