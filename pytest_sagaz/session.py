@@ -147,7 +147,7 @@ class Sagaz:
         world: World | None,
         max_executions: int | None,
     ) -> Callable[[], Coroutine[Any, Any, Exploration]]:
-        seen = self._world(world)
+        seen = self._runner.world = self._world(world)
         return lambda: aexplore(saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions)
 
     def _case(

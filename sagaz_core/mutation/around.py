@@ -34,7 +34,7 @@ def nothing(operation: Operation, context: Any, result: Any) -> Generator[Call, 
 
 def raising(operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
     """Fail."""
-    raise MutantError("every compensation of the control fails")
+    raise MutantError("this is what the control does")
     yield  # as above
 
 

@@ -173,6 +173,13 @@ def control(definition: Definition) -> Mutant:
     return Mutant("control", first, "", "every compensation fails", change)
 
 
+def broken(definition: Definition) -> Mutant:
+    """Return the control for tests, which may look at nothing but a run that completes: the first action fails."""
+    first = definition.model.order[0]
+    change = _changing(first, partial(around_action, around=raising))
+    return Mutant("control", first, "", f"the action of {first!r} fails", change)
+
+
 # ---- making
 
 
