@@ -212,6 +212,9 @@ class _Again:
         """Run the test with fresh fixtures and say whether it fails."""
         properties, sections = list(item.user_properties), list(item._report_sections)
         forget_runner(item)
+        if getattr(item, "cls", None) is not None:
+            for made in ("_instance", "_obj"):  # else it would be the same object of the test class
+                vars(item).pop(made, None)
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
         item.user_properties[:], item._report_sections[:] = properties, sections
         return any(report.failed for report in self._reports)

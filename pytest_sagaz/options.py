@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -99,10 +100,10 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def _percentage(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise ValueError(text)
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 100:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no percentage: give a number from 0 to 100")
 
 
 def add_markers(config: pytest.Config) -> None:

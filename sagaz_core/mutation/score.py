@@ -59,7 +59,8 @@ class Score:
     @property
     def percent(self) -> float:
         """How many of 100 were found; 100 if there is none."""
-        return 100 * (1 - len(self.survivors) / len(self.counted)) if self.counted else 100.0
+        counted = len(self.counted)
+        return 100 * (counted - len(self.survivors)) / counted if counted else 100.0
 
     @property
     def median_runs(self) -> float:
