@@ -10,7 +10,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from sagaz_core import Saga, SagaContext, StepRejected, action, compensate
+from sagaz_core import Saga, SagaContext, StepRejected, World, action, compensate
 
 
 class Service:
@@ -92,3 +92,11 @@ class OrderSaga(Saga):
     async def confirm(self, ctx: SagaContext) -> dict[str, Any]:
         """Say what the customer will be told; there is nothing to undo."""
         return {"message": f"Your order {ctx['order_id']} is on its way."}
+
+
+def world(saga: OrderSaga) -> World:
+    """Return what the saga acts on. Which orders are closed only grows; that is no trace of one."""
+    seen = World()
+    for service in (saga.stock, saga.payments, saga.shipping):
+        seen.fake(service, append_only=["closed"])
+    return seen

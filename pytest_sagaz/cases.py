@@ -91,6 +91,7 @@ class Case:
         return outcome
 
     async def _outcome(self) -> Outcome | NotRunnableError:
+        self.runner.world = self.world
         try:
             subject, reference = self.subject, None
             if self.recording is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,19 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="Run the plans although the saga is not defined as it was recorded.",
     )
+    group.addoption(
+        "--sagaz-mutate",
+        action="store_true",
+        default=None,
+        help="Afterwards, break each saga that the tests ran in every way of `sagaz mutate`, run the tests that ran it "
+        "again, and say which of the mutants none of them noticed.",
+    )
+    group.addoption(
+        "--sagaz-mutate-fail-under",
+        type=_percentage,
+        metavar="N",
+        help="Fail the run if fewer than N %% of the mutants are noticed.",
+    )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."
     group.addoption("--sagaz-app", help=what, **app)
@@ -83,6 +97,13 @@ def add_options(parser: pytest.Parser) -> None:
         "Hazards accepted for now, as `saga: plan  # reason`: that plan runs as a strict xfail.",
         type="linelist",
     )
+
+
+def _percentage(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 100:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no percentage: give a number from 0 to 100")
 
 
 def add_markers(config: pytest.Config) -> None:

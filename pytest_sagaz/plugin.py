@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     add_markers(config)
     option = config.option
+    if option.sagaz_mutate:
+        from pytest_sagaz.mutating import prepare as prepare_mutants
+
+        prepare_mutants(config)
+    elif option.sagaz_mutate_fail_under is not None:
+        raise pytest.UsageError("--sagaz-mutate-fail-under needs --sagaz-mutate: without it nothing is scored")
     if option.sagaz_replay:
         from pytest_sagaz.replays import prepare
         from pytest_sagaz.settings import usage_errors

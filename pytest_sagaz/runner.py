@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from sagaz_core.prove.outcome import Outcome
+    from sagaz_core.prove.world import World
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Runner:
         self.config = item.config
         self.live = bool(item.config.getoption("sagaz_allow_live", None))
         self.outcomes: list[Outcome] = []
+        self.world: World | None = None
         self._virtual: VirtualRunner | None = None
 
     @property
@@ -119,6 +121,12 @@ def runner_of(item: pytest.Item) -> Runner:
 def runner_or_none(item: pytest.Item) -> Runner | None:
     """Return the test's runner, if any saga was run by it."""
     return item.stash.get(_RUNNER, None)
+
+
+def forget_runner(item: pytest.Item) -> None:
+    """Let the test have a new runner when it runs again."""
+    if _RUNNER in item.stash:
+        del item.stash[_RUNNER]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

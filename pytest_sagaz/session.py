@@ -151,7 +151,7 @@ class Sagaz:
         max_executions: int | None,
         mode: str,
     ) -> Callable[[], Coroutine[Any, Any, Exploration]]:
-        seen = self._world(world)
+        seen = self._runner.world = self._world(world)
         return lambda: aexplore(
             saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions, mode=mode
         )

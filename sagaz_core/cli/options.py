@@ -192,6 +192,18 @@ def _no_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def read_context(text: str) -> dict[str, Any]:
+    """Return what `--context` says. Raises `UsageError` for what is no JSON object, or cannot be stored."""
+    from sagaz_core.cli.text import show
+    from sagaz_core.storage.codec import encode
+
+    context = read_json(read_argument(text, "--context"), "--context")
+    if not isinstance(context, dict) or not all(isinstance(key, str) for key in context):
+        raise UsageError(f'--context is not a JSON object but {show(context)[:60]}: write {{"key": "value"}}')
+    encode(context, "context")
+    return context
+
+
 def read_argument(text: str, what: str) -> str:
     """Return the text of an option: as given, of `@FILE`, or of `-` (stdin). Raises `UsageError`."""
     if text != "-" and not text.startswith("@"):

@@ -18,17 +18,16 @@ from sagaz_core.cli.live import Live, ending
 from sagaz_core.cli.options import (
     checked_output,
     opened,
-    read_argument,
-    read_json,
+    read_context,
     settings_and_path,
     store_option,
 )
 from sagaz_core.cli.running import Signals, run
-from sagaz_core.cli.text import printable, show, style
+from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import DefinitionError, DuplicateSagaError, PlanError, UnknownSagaClassError, UsageError
+from sagaz_core.errors import DefinitionError, DuplicateSagaError, PlanError, UnknownSagaClassError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.recording import Recording
@@ -36,7 +35,7 @@ from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
 from sagaz_core.settings import store_url
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
-from sagaz_core.storage.codec import encode, opaque_class
+from sagaz_core.storage.codec import opaque_class
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.storage.url import open_storage, safe_url
 
@@ -81,7 +80,7 @@ def record(
     was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it undoes what it did, and a second one stops it at once.
     """
     settings = settings_and_path()
-    initial = _context(context)
+    initial = read_context(context)
     faults = NO_FAULTS if plan is None else FaultPlan.parse(plan)
     target = _loaded(saga)
     job = Job(
@@ -139,14 +138,6 @@ class Job:
     def keep_journal(self, journal: Journal) -> None:
         """Be told of the run's journal."""
         self.journal = journal
-
-
-def _context(text: str) -> dict[str, Any]:
-    context = read_json(read_argument(text, "--context"), "--context")
-    if not isinstance(context, dict) or not all(isinstance(key, str) for key in context):
-        raise UsageError(f'--context is not a JSON object but {show(context)[:60]}: write {{"key": "value"}}')
-    encode(context, "context")
-    return context
 
 
 def _loaded(spec: str) -> Any:

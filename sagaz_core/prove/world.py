@@ -58,6 +58,12 @@ class World:
         """Whether everything in it can be put back."""
         return not self._probes and bool(self._fakes)
 
+    @property
+    def append_only(self) -> frozenset[tuple[str, ...]]:
+        """What may grow: the probes by their names, and the fakes' attributes with the fake's name before them."""
+        probes = {(name,) for name, probe in self._probes.items() if probe.append_only}
+        return frozenset(probes | {(name, key) for name, keys in self._append_only.items() for key in keys})
+
     def probe(self, name: str, read: Callable[[], Any], *, append_only: bool = False) -> None:
         """Compare what `read()` returns (plain data; it may be async). `append_only` data, such as an audit log, may
         grow: only what was there before is compared.

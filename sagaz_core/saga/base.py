@@ -52,6 +52,8 @@ class Saga(Generic[ContextT]):
     migrations: ClassVar[Mapping[str, Callable[[dict[str, Any]], Mapping[str, Any]]]] = MappingProxyType({})
     _declared: ClassVar[Declarations] = Declarations()
     _context_model: ClassVar[TypedContext | None] = None
+    # What mutants do to the definition: on an instance to that saga's, on a class to those of all its sagas.
+    _changes: tuple[Callable[[Definition], Definition], ...] = ()
 
     def __init__(
         self,
@@ -141,7 +143,10 @@ class Saga(Generic[ContextT]):
                 made.on_sibling_failure = self.config.on_sibling_failure
                 made.forward_retries = self.config.forward_retries
             self._definition = made
-        return self._definition
+        definition = self._definition
+        for change in self._changes:
+            definition = change(definition)
+        return definition
 
     def _typed(self) -> TypedContext | None:
         if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of

@@ -1,0 +1,213 @@
+"""`sagaz explore`: every failure of a saga, tried and judged."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sagaz_core.adapters.locate import adapter_for, load_saga
+from sagaz_core.cli.failure import NOT_WELL, Failure
+from sagaz_core.cli.options import read_context, settings_and_path
+from sagaz_core.cli.running import run
+from sagaz_core.cli.text import echo_json, printable, style
+from sagaz_core.cli.worlds import world_of, world_option
+from sagaz_core.faults.kinds import parse_kinds
+from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.prove.budget import deadline, seconds_of
+from sagaz_core.prove.exploration import MODES, Exploration
+from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
+from sagaz_core.prove.failures import FILE, Failures
+from sagaz_core.prove.trial import Subject, reference_reading, run_trial
+from sagaz_core.settings import Settings
+
+if TYPE_CHECKING:
+    from sagaz_core.prove.outcome import Outcome
+
+SHOWN = 5
+
+
+@click.command()
+@click.argument("saga", metavar="MODULE:CLASS")
+@click.option("--context", metavar="JSON|@FILE|-", default="{}", help="What it begins with. Default: nothing.")
+@click.option(
+    "--depth", type=click.IntRange(0), default=DEFAULT_DEPTH, show_default=True, help="How many faults at a time."
+)
+@click.option("--kinds", default="all", show_default=True, help="Kinds of faults: quick, all, or a list.")
+@world_option
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", *MODES]),
+    default="auto",
+    show_default=True,
+    help="merged and tree fork the saga between its steps; packed runs each plan from the start.",
+)
+@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan, and show it; repeatable.")
+@click.option("--max-executions", type=click.IntRange(1), metavar="N", help="Call no more actions and compensations.")
+@click.option("--budget", metavar="TIME", help="Stop after this long, such as 30s, and say how far it came.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def explore(
+    saga: str,
+    context: str,
+    depth: int,
+    kinds: str,
+    world_spec: str | None,
+    mode: str,
+    plans: tuple[str, ...],
+    max_executions: int | None,
+    budget: str | None,
+    form: str,
+) -> None:
+    """Try every plan of at most --depth faults of a saga, in virtual time and off the network, and judge each end.
+
+    With --world, a function that gives the fakes that the saga acts on, it is forked between its steps and equal states
+    are merged: all plans of two faults take milliseconds. Without, each plan is run from the start. Plans that failed
+    before are kept in .sagaz/failures.db and tried first.
+
+    Exit code: 0 when everything that was tried is sound; 1 when something is not, or the budget was used up; 2 when
+    nothing was run.
+    """
+    settings = settings_and_path()
+    initial = read_context(context)
+    seconds = None if budget is None else seconds_of(budget)
+    wanted = parse_kinds(kinds)
+    given = [FaultPlan.parse(plan) for plan in plans]
+    target = load_saga(saga)
+    adapter = adapter_for(target)
+    made = adapter.create(target)
+    subject = Subject(
+        lambda: made,
+        initial,
+        world=None if world_spec is None else world_of(world_spec, made),
+        reproduce=_command(saga, context, world_spec),
+    )
+    if given:
+        _show_plans(run(_ran(subject, given), virtual=True))
+        return
+    failures = _failures(settings)
+    with _progress(form) as on_progress:
+        search = Search(
+            wanted,
+            depth,
+            mode,
+            max_executions,
+            known=failures.of(made.name if hasattr(made, "name") else ""),
+            over=deadline(seconds),
+            on_progress=on_progress,
+        )
+        exploration = run(_explored(subject, search), virtual=True)
+    failures.keep(exploration.saga_name, [outcome.plan for outcome in exploration.failures])
+    if form == "json":
+        echo_json(_data(exploration))
+    else:
+        _show(exploration)
+    if exploration.failures:
+        raise Failure(f"{len(exploration.failures)} things are not sound", NOT_WELL)
+    if "*" in exploration.not_run:
+        raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
+
+
+async def _explored(subject: Subject, search: Search) -> Exploration:
+    from sagaz_core.network import no_network
+
+    with no_network():
+        return await explore_subject(subject, search)
+
+
+async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
+    from sagaz_core.network import no_network
+
+    outcomes = []
+    with no_network():
+        reference = await reference_reading(subject)
+        saved = subject.world.save() if subject.world else None
+        for plan in plans:
+            outcomes.append(await run_trial(subject, plan, reference=reference))
+            if subject.world and saved is not None:
+                subject.world.restore(saved)
+    return outcomes
+
+
+def _failures(settings: Settings) -> Failures:
+    return Failures((settings.folder / FILE) if settings.folder is not None else FILE)
+
+
+def _command(saga: str, context: str, world: str | None) -> str:
+    parts = ["sagaz", "explore", saga]
+    parts += ["--context", context] if context != "{}" else []
+    parts += ["--world", world] if world is not None else []
+    return f"{shlex.join(parts)} --plan={{plan}}"
+
+
+def _show_plans(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        click.echo(outcome.explain())
+    wrong = sum(bool(outcome.findings) for outcome in outcomes)
+    if wrong:
+        raise Failure(f"{wrong} of {len(outcomes)} plans {'is' if wrong == 1 else 'are'} not sound", NOT_WELL)
+
+
+def _show(exploration: Exploration) -> None:
+    summary = exploration.summary()
+    first, _, rest = summary.partition("\n")
+    click.echo(style(first, bold=True) + (f"\n{rest}" if rest else ""))
+    for outcome in exploration.failures[:SHOWN]:
+        click.echo(f"\n{outcome.explain()}")
+        click.echo(f"reproduce            {printable(outcome.reproduce)}")
+    more = exploration.failures[SHOWN:]
+    if more:
+        click.echo(f"\nand {len(more)} more: {', '.join(f'{o.plan} ({o.verdict.value})' for o in more)}")
+
+
+def _data(exploration: Exploration) -> dict[str, Any]:
+    done, there_are = exploration.coverage
+    return {
+        "saga": exploration.saga_name,
+        "mode": exploration.mode,
+        "reason": exploration.reason,
+        "depth": exploration.depth,
+        "plans": exploration.plans,
+        "possible": exploration.possible,
+        "executions": exploration.executions,
+        "checked": done,
+        "applicable": there_are,
+        "blind": [name for name in exploration.model.order if name in exploration.blind],
+        "not_run": dict(exploration.not_run),
+        "failures": [
+            {
+                "plan": str(outcome.plan),
+                "status": outcome.status.value,
+                "reproduce": outcome.reproduce,
+                "findings": [
+                    {
+                        "verdict": finding.verdict.value,
+                        "step": finding.step,
+                        "sentence": finding.sentence,
+                        "advice": finding.advice,
+                    }
+                    for finding in outcome.findings
+                ],
+            }
+            for outcome in exploration.failures
+        ],
+    }
+
+
+@contextmanager
+def _progress(form: str) -> Iterator[Callable[[int, int], object] | None]:
+    """Show a bar on a terminal."""
+    if form != "text" or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("plans"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("plans")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
