@@ -68,6 +68,17 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="Run the plans although the saga is not defined as it was recorded.",
     )
+    group.addoption(
+        "--sagaz-cov",
+        action="store_true",
+        default=None,
+        help="Say which failures of the sagas are proved to be sound, by your tests and by exploration. Every saga of "
+        "sagaz_sagas counts.",
+    )
+    group.addoption("--sagaz-cov-fail-under", metavar="N", help="Fail if less than N per cent of them are.")
+    group.addoption(
+        "--sagaz-report", metavar="DIR", help="Write that as a page of HTML, and as JSON, into this folder."
+    )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."
     group.addoption("--sagaz-app", help=what, **app)

@@ -122,7 +122,7 @@ class Sagaz:
         __tracebackhide__ = True
         self._outside_a_loop("aexplore")
         main = self._exploring(saga, context, kinds, depth, world, max_executions)
-        return self._runner.run(main, instead="sagaz.aexplore")
+        return self._runner.explored(self._runner.run(main, instead="sagaz.aexplore"))
 
     async def aexplore(
         self,
@@ -136,7 +136,7 @@ class Sagaz:
     ) -> Exploration:
         """Do what `explore` does, inside a running loop."""
         main = self._exploring(saga, context, kinds, depth, world, max_executions)
-        return await self._runner.arun(main)
+        return self._runner.explored(await self._runner.arun(main))
 
     def _exploring(
         self,

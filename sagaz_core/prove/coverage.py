@@ -97,7 +97,9 @@ class Coverage:
 
     def saga(self, model: SagaModel, cannot: Mapping[str, str] | None = None) -> SagaCoverage:
         """Return the coverage of the saga with this model, which is from now on one that counts."""
-        return self._sagas.setdefault(repr(model), SagaCoverage(model, dict(cannot or {})))
+        saga = self._sagas.setdefault(repr(model), SagaCoverage(model))
+        saga.cannot.update(cannot or {})
+        return saga
 
     def _of(self, model: SagaModel, engine: str) -> SagaCoverage:
         return self.saga(model, next((adapter.cannot for adapter in adapters() if adapter.name == engine), None))
@@ -116,6 +118,11 @@ class Coverage:
         amount = Amount(1, len(outcome.evidence.ledger.entries))
         way = Way(source, "one by one", "an item a plan", max(1, len(pairs)))
         saga.ways[way] = saga.ways.get(way, Amount(0, 0)) + amount
+
+    def add_not_run(self, model: SagaModel, source: str) -> None:
+        """Count a plan that was to be tried by itself, and that the saga's engine cannot have."""
+        saga, way = self.saga(model), Way(source, "one by one", "an item a plan", 1)
+        saga.ways[way] = saga.ways.get(way, Amount(0, 0)) + Amount(0, 0, 1)
 
     def _judged(self, outcome: Outcome, source: str, accepted: str) -> tuple[SagaCoverage, list[Pair], frozenset[str]]:
         evidence = outcome.evidence

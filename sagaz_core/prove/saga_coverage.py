@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.errors import DefinitionError
@@ -57,13 +57,12 @@ class SagaCoverage:
     ways: dict[Way, Amount] = field(default_factory=dict)
     failures: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def applicable(self) -> tuple[Pair, ...]:
         """The pairs that there are, in order of the steps and kinds."""
-        plans = single_fault_plans(self.model, [kind for kind in KINDS if kind not in self.cannot])
-        return tuple((plan.faults[-1].step, plan.faults[-1].kind) for plan in plans if plan.faults[-1].step != END)
+        return _applicable(self.model, frozenset(self.cannot))
 
-    @cached_property
+    @property
     def reasons(self) -> Mapping[Pair, str]:
         """For each pair that there is not, why."""
         there_are = set(self.applicable)
@@ -118,6 +117,12 @@ class SagaCoverage:
         for way, amount in other.ways.items():
             self.ways[way] = self.ways.get(way, Amount(0, 0)) + amount
         self.failures |= other.failures
+
+
+@lru_cache(maxsize=256)
+def _applicable(model: SagaModel, cannot: frozenset[str]) -> tuple[Pair, ...]:
+    plans = single_fault_plans(model, [kind for kind in KINDS if kind not in cannot])
+    return tuple((plan.faults[-1].step, plan.faults[-1].kind) for plan in plans if plan.faults[-1].step != END)
 
 
 class Totals(NamedTuple):

@@ -38,12 +38,13 @@ CANNOT = Mark("–", "cannot have it", "none")
 _LEGEND = (BOTH, TESTS, EXPLORATION, UNSOUND, RAN, BLIND, NOT_TRIED, CANNOT)
 
 
-def mark(saga: SagaCoverage, pair: Pair) -> Mark:
-    """Return what is known of a pair."""
-    if pair in saga.unsound:
-        return UNSOUND
-    if pair in saga.reasons:
-        return CANNOT
+def marks(saga: SagaCoverage) -> dict[Pair, Mark]:
+    """Return what is known of every pair, those included that the saga cannot have."""
+    found = {pair: _mark(saga, pair) for pair in saga.applicable}
+    return found | dict.fromkeys(saga.reasons, CANNOT) | dict.fromkeys(saga.unsound, UNSOUND)
+
+
+def _mark(saga: SagaCoverage, pair: Pair) -> Mark:
     by = (pair in saga.tests, pair in saga.explored)
     if any(by):
         return BOTH if all(by) else TESTS if by[0] else EXPLORATION
@@ -145,16 +146,17 @@ def _pairs(saga: SagaCoverage) -> Markup:
         tag("th", "faults of the compensation", scope="colgroup", colspan=str(undo)),
     )
     kinds = tag("tr", *(tag("th", kind.name, scope="col", title=kind.meaning) for kind in KINDS.values()))
+    shown, reasons = marks(saga), saga.reasons
     rows = (
-        tag("tr", tag("th", step, scope="row"), *(_cell(saga, (step, kind)) for kind in KINDS))
+        tag("tr", tag("th", step, scope="row"), *(_cell(pair, shown[pair], reasons.get(pair, "")) for pair in pairs))
         for step in saga.model.order
+        for pairs in [[(step, kind) for kind in KINDS]]
     )
     return tag("div", tag("table", tag("thead", over, kinds), tag("tbody", *rows), class_="pairs"), class_="wide")
 
 
-def _cell(saga: SagaCoverage, pair: Pair) -> Markup:
-    shown = mark(saga, pair)
-    words = f"{shown.words}: {saga.reasons[pair]}" if shown is CANNOT else shown.words
+def _cell(pair: Pair, shown: Mark, reason: str) -> Markup:
+    words = f"{shown.words}: {reason}" if shown is CANNOT else shown.words
     symbol = tag("span", shown.symbol, aria_hidden="true")
     said = tag("span", words, class_="said-only")
     return tag("td", symbol, said, class_=shown.look, title=f"{pair[0]}@{pair[1]}: {words}")
