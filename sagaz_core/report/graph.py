@@ -1,4 +1,7 @@
-"""The graph of a saga as SVG: a box a step, coloured by what is proved of it, which it also says in words."""
+"""The graph of a saga as SVG: a box a step, coloured by what is proved of it, which it also says in words.
+
+The colours of the attributes are for a drawing that was taken out of its page; in it the style sheet has the word.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sagaz_core.report.layout import Spot, layout
 from sagaz_core.report.markup import Markup, tag
+from sagaz_core.report.style import LIGHT
 
 if TYPE_CHECKING:
     from sagaz_core.prove.saga_coverage import SagaCoverage
@@ -68,7 +72,8 @@ def graph(name: str, saga: SagaCoverage, number: int) -> Markup:
         tag("desc", "; ".join(f"{step}: {stand[step].words}" for step in saga.model.order), id=told),
         tag("defs", tag("marker", head, id=arrow, viewBox="0 0 8 8", refX="8", refY="4", markerWidth="8",
                         markerHeight="8", orient="auto")),
-        *(tag("path", d=_curve(edge), class_="edge", marker_end=f"url(#{arrow})") for edge in where.edges),
+        *(tag("path", d=_curve(edge), class_="edge", fill="none", stroke=LIGHT["faint"], marker_end=f"url(#{arrow})")
+          for edge in where.edges),
         *(_box(saga, step, stand[step], spot) for step, spot in where.steps.items()),
         role="img", aria_labelledby=f"{title} {told}", class_="graph", width=str(wide), height=str(high),
         viewBox=f"0 0 {wide} {high}", xmlns="http://www.w3.org/2000/svg",
@@ -89,9 +94,18 @@ def _box(saga: SagaCoverage, name: str, stand: Standing, spot: Spot) -> Markup:
     return tag(
         "g",
         tag("title", f"{name}: {said}"),
-        tag("rect", x=f"{x:g}", y=str(y), width=str(_WIDE), height=str(_HIGH), rx="7"),
-        tag("text", short, x=centre, y=str(y + 20), class_="name"),
-        tag("text", said, x=centre, y=str(y + 36), class_="said"),
+        tag(
+            "rect",
+            x=f"{x:g}",
+            y=str(y),
+            width=str(_WIDE),
+            height=str(_HIGH),
+            rx="7",
+            fill=LIGHT[stand.state],
+            stroke=LIGHT[f"{stand.state}-line"],
+        ),
+        tag("text", short, x=centre, y=str(y + 20), class_="name", text_anchor="middle", font_size="13"),
+        tag("text", said, x=centre, y=str(y + 36), class_="said", text_anchor="middle", font_size="11"),
         class_=f"step {stand.state}",
     )
 
