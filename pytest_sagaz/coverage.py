@@ -13,7 +13,7 @@ from pytest_sagaz.runner import EXPLORED, runner_or_none
 from pytest_sagaz.sagas import model_of
 from pytest_sagaz.settings import settings_of
 from sagaz_core.adapters.locate import adapter_for, import_module, load_saga, name_of, sagas_in
-from sagaz_core.errors import SagazError, UsageError
+from sagaz_core.errors import NoStepsError, SagazError, UsageError
 from sagaz_core.prove.coverage import Coverage
 from sagaz_core.report.text import coverage_lines, percent
 from sagaz_core.report.write import PAGE, check_folder, write_report
@@ -75,8 +75,12 @@ def _registered(settings: Settings) -> tuple[Coverage, dict[str, str]]:
     for saga in _named(settings):
         try:
             model = model_of(saga)
+        except NoStepsError:
+            continue
         except SagazError as error:
-            raise UsageError(f"--sagaz-cov: saga {name_of(saga)!r} is not sound as it is defined: {error}") from error
+            raise UsageError(
+                f"--sagaz-cov counts saga {name_of(saga)!r}, which cannot be described: {error}"
+            ) from error
         except Exception as error:  # the user's code, here without what the tests give it
             unknown[name_of(saga)] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             continue
@@ -141,8 +145,13 @@ class Reporter(Gatherer):
         self._unknown = unknown
         self._wanted = wanted
         self._workers: set[str] = set()
+        self._uncollected: dict[str, None] = {}
         self._errors: list[str] = []
         self._over = False
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._uncollected[report.nodeid] = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -170,6 +179,7 @@ class Reporter(Gatherer):
     def _end(self, session: pytest.Session, stopped: str) -> None:
         self._over = True
         missing = self.coverage.incomplete
+        missing += [f"{where} could not be collected" for where in self._uncollected]
         missing += [stopped] if stopped else []
         missing += [f"worker {name} was lost, and what it ran with it" for name in sorted(self._workers)]
         ran = {saga.model.name for saga in self.coverage.sagas.values()}
