@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
-from tests.report.wellformed import Page
 
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.kinds import KINDS
@@ -23,6 +22,7 @@ from sagaz_core.report.markup import escape, tag
 from sagaz_core.report.page import BLIND, BOTH, CANNOT, EXPLORATION, NOT_TRIED, RAN, TESTS, UNSOUND, marks, page
 from sagaz_core.report.text import coverage_lines, notes, percent
 from sagaz_core.report.write import check_folder, write_report
+from tests.report.wellformed import Page
 
 if TYPE_CHECKING:
     from pathlib import Path
