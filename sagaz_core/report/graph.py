@@ -14,10 +14,11 @@ from sagaz_core.report.style import LIGHT
 if TYPE_CHECKING:
     from sagaz_core.prove.saga_coverage import SagaCoverage
 
-_WIDE, _HIGH = 190, 46  # a box
+_WIDE, _HIGH = 216, 46  # a box
 _APART, _BELOW = 22, 34  # boxes in a row, and rows
 _MARGIN = 8
-_LONGEST = 24  # characters of a name in a box
+_LONGEST = 26  # characters of a name in a box
+_WRITTEN = {"text_anchor": "middle", "fill": LIGHT["ink"], "stroke": "none"}
 
 STATES = {
     "failing": "unsound",
@@ -94,19 +95,12 @@ def _box(saga: SagaCoverage, name: str, stand: Standing, spot: Spot) -> Markup:
     return tag(
         "g",
         tag("title", f"{name}: {said}"),
-        tag(
-            "rect",
-            x=f"{x:g}",
-            y=str(y),
-            width=str(_WIDE),
-            height=str(_HIGH),
-            rx="7",
-            fill=LIGHT[stand.state],
-            stroke=LIGHT[f"{stand.state}-line"],
-        ),
-        tag("text", short, x=centre, y=str(y + 20), class_="name", text_anchor="middle", font_size="13"),
-        tag("text", said, x=centre, y=str(y + 36), class_="said", text_anchor="middle", font_size="11"),
+        tag("rect", x=f"{x:g}", y=str(y), width=str(_WIDE), height=str(_HIGH), rx="7"),
+        tag("text", short, x=centre, y=str(y + 20), class_="name", font_size="13", **_WRITTEN),
+        tag("text", said, x=centre, y=str(y + 36), class_="said", font_size="11", **_WRITTEN),
         class_=f"step {stand.state}",
+        fill=LIGHT[stand.state],  # of the group: what the style sheet says of that, its box inherits
+        stroke=LIGHT[f"{stand.state}-line"],
     )
 
 

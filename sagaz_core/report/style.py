@@ -60,7 +60,8 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; } p { margin: .4rem 0; max-width: 60
 table { border-collapse: collapse; font-size: .87rem; } caption { text-align: left; color: var(--faint); padding:
   .2rem 0; }
 th, td { border: 1px solid var(--line); padding: .2rem .5rem; text-align: center; } th { font-weight: 600; }
-th[scope=row], .totals td:first-child { text-align: left; } .totals td { font-variant-numeric: tabular-nums; }
+th[scope=row], .totals td:first-child { text-align: left; }
+.totals td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pairs thead tr:last-child th { writing-mode: vertical-rl; text-align: left; padding: .4rem
   .1rem; }
 .pairs td { min-width: 1.6rem; padding: .2rem; } .wide { overflow-x: auto; }

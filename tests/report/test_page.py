@@ -145,6 +145,15 @@ def test_the_drawing_alone_is_xml(coverage: Coverage) -> None:
     assert root.attrib["role"] == "img"
 
 
+def test_a_box_has_no_color_of_its_own_that_the_dark_style_could_not_change(coverage: Coverage) -> None:
+    (saga,) = coverage.sagas.values()
+    for node in ElementTree.fromstring(graph("order", saga, 1)).iter():
+        if node.tag.endswith("}rect"):
+            assert not {"fill", "stroke"} & set(node.attrib)
+        if "step" in node.attrib.get("class", "").split():
+            assert node.attrib["fill"].startswith("#")  # for a drawing that is taken out of its page
+
+
 def test_an_incomplete_report_says_so_before_all_else(coverage: Coverage) -> None:
     assert "INCOMPLETE" not in page(coverage)
     coverage.incomplete.append("worker gw1 was lost")
