@@ -301,6 +301,8 @@ class GoldenAssertion(SnapshotAssertion):
         log_of(self.test_location.item.config).used.add(result.snapshot_location)
         if result.exception is not None:
             raise result.exception
+        if equal and hasattr(other, "asserted") and not self.update_snapshots:
+            other.asserted = True
         return equal
 
     __hash__ = None  # type: ignore[assignment]  # as syrupy's: equal to many things

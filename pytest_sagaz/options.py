@@ -82,6 +82,17 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="N",
         help="Fail the run if fewer than N %% of the mutants are noticed.",
     )
+    group.addoption(
+        "--sagaz-cov",
+        action="store_true",
+        default=None,
+        help="Say which failures of the sagas are proved to be sound, by your tests and by exploration. Every saga of "
+        "sagaz_sagas counts.",
+    )
+    group.addoption("--sagaz-cov-fail-under", metavar="N", help="Fail if less than N per cent of them are.")
+    group.addoption(
+        "--sagaz-report", metavar="DIR", help="Write that as a page of HTML, and as JSON, into this folder."
+    )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."
     group.addoption("--sagaz-app", help=what, **app)

@@ -34,6 +34,7 @@ __all__ = [
 
 _ONLY_WITH_REPLAY = ("sagaz_from", "sagaz_plan", "sagaz_override")
 _CHECKED = ("sagaz_kinds", "sagaz_depth")
+_COVERAGE = ("sagaz_cov", "sagaz_cov_fail_under", "sagaz_report")
 _WORKERS_SAY = pytest.StashKey[list[str]]()
 
 
@@ -44,6 +45,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     add_markers(config)
+    _check_options(config)
+    if any(getattr(config.option, name) is not None for name in _COVERAGE):
+        from pytest_sagaz.coverage import begin
+        from pytest_sagaz.settings import usage_errors
+
+        with usage_errors():
+            begin(config)
+
+
+def _check_options(config: pytest.Config) -> None:
     option = config.option
     if option.sagaz_mutate:
         from pytest_sagaz.mutating import prepare as prepare_mutants

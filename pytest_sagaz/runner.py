@@ -17,6 +17,7 @@ from sagaz_core.virtual_time import VirtualRunner, frozen_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from sagaz_core.prove.explorer import Exploration
     from sagaz_core.prove.outcome import Outcome
     from sagaz_core.prove.world import World
 
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 _LOOP = pytest.StashKey[VirtualRunner]()
 _RUNNER = pytest.StashKey["Runner"]()
+EXPLORED = pytest.StashKey["Callable[[Exploration, str], None]"]()
+"""Where a run keeps what wants to know of each exploration, and of the test that made it."""
 
 
 class Runner:
@@ -88,6 +91,12 @@ class Runner:
             result = await coroutine()
         _check_network(block)
         return result
+
+    def explored(self, exploration: Exploration) -> Exploration:
+        """Tell what the test explored to who wants to know, and return it."""
+        if EXPLORED in self.config.stash:
+            self.config.stash[EXPLORED](exploration, self.item.nodeid)
+        return exploration
 
     @contextlib.contextmanager
     def _shielded(self, start: datetime | None) -> Iterator[NetworkBlock]:

@@ -124,7 +124,7 @@ class Sagaz:
         __tracebackhide__ = True
         self._outside_a_loop("aexplore")
         main = self._exploring(saga, context, kinds, depth, world, max_executions, mode)
-        return self._runner.run(main, instead="sagaz.aexplore")
+        return self._runner.explored(self._runner.run(main, instead="sagaz.aexplore"))
 
     async def aexplore(
         self,
@@ -139,7 +139,7 @@ class Sagaz:
     ) -> Exploration:
         """Do what `explore` does, inside a running loop."""
         main = self._exploring(saga, context, kinds, depth, world, max_executions, mode)
-        return await self._runner.arun(main)
+        return self._runner.explored(await self._runner.arun(main))
 
     def _exploring(
         self,

@@ -2,6 +2,7 @@
 
     SagazError
     ├── DefinitionError (ValueError)          the saga is declared wrongly
+    │   ├── NoStepsError                      it has none: a base of other sagas, perhaps
     │   └── ContextConflictError              two parallel steps wrote one context key
     ├── UsageError (ValueError)               an argument, option, marker or plan is wrong
     │   ├── PlanError                         a fault plan that cannot be read, or does not fit the saga
@@ -46,6 +47,10 @@ class SagazError(Exception):
 
 class DefinitionError(SagazError, ValueError):
     """A saga is declared in a way that cannot run."""
+
+
+class NoStepsError(DefinitionError):
+    """A saga has no steps: it cannot run, but may be what other sagas are derived from."""
 
 
 class ContextConflictError(DefinitionError):

@@ -33,6 +33,7 @@ class Exploration:
     model: SagaModel
     mode: str
     reason: str = ""
+    engine: str = "native"
     depth: int = 1
     plans: int = 0
     possible: int = 0
@@ -75,7 +76,7 @@ class Exploration:
             lines.append(f"why {self.mode}: {self.reason}")
         if self.blind:
             names = ", ".join(name for name in self.model.order if name in self.blind)
-            lines.append(f"effect-blind: the world shows nothing of {names}; for them only their calls are known")
+            lines.append(f"the world shows nothing of {names}: of them only the calls were judged")
         lines += [f"not run: {reason}" for reason in dict.fromkeys(self.not_run.values())]
         return "\n".join(lines)
 

@@ -116,17 +116,18 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
         finally:
             if saved is not None and subject.world is not None:
                 subject.world.restore(saved)
-    return await _Packed(subject, model, search, reason).explore()
+    return await _Packed(subject, model, search, reason, adapter.name).explore()
 
 
 class _Packed:
     """Runs each plan from the start."""
 
-    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str) -> None:
+    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str, engine: str) -> None:
         self.subject = subject
         self.model = model
         self.search = search
         self.reason = reason
+        self.engine = engine
         self.outcomes: dict[FaultPlan, Outcome] = {}
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
@@ -169,6 +170,7 @@ class _Packed:
             model=model,
             mode="packed",
             reason=self.reason,
+            engine=self.engine,
             depth=min(search.depth, 1),
             plans=len(outcomes),
             possible=len(outcomes) + len(self.not_run),

@@ -37,6 +37,7 @@ class Outcome:
 
     `status` is what the engine says; `completed` and `compensated` are what the events say, in order; `stuck` could not
     be undone; `orphans` are effects that were left and must not have been; `plan` has the faults of this run.
+    `asserted`: an assertion of those below held, or a golden was equal to it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Outcome:
         self.world_changes = tuple(world_changes)
         self.world_after = world_after
         self.exception = exception
+        self.asserted = False
         self._reproduce = reproduce
 
     @property
@@ -171,6 +173,7 @@ class Outcome:
             first = self.findings[0]
             plan = f" under {self.plan}" if self.plan else ""
             raise UnsoundError(f"{first.verdict.value}{plan}: {first.sentence}", self.explain())
+        self.asserted = True
 
     def assert_compensated(self, *steps: str) -> None:
         """Raise unless exactly these steps were undone; the order in which they are named does not matter."""
@@ -184,6 +187,7 @@ class Outcome:
         if self.status is not SagaStatus.COMPLETED:
             because = f" because of {self.evidence.state.error}" if self.evidence.state.error else ""
             raise UnsoundError(f"the saga ended {self.status.value}{because}, not completed", self.explain())
+        self.asserted = True
 
     def assert_stuck(self, *steps: str) -> None:
         """Raise unless the saga is stuck at exactly these steps."""
@@ -199,3 +203,4 @@ class Outcome:
         __tracebackhide__ = True
         if expected != got:
             raise UnsoundError(explain_difference(what, expected, got), self.explain())
+        self.asserted = True

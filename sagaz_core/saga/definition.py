@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import DefinitionError
+from sagaz_core.errors import DefinitionError, NoStepsError
 from sagaz_core.model import SagaModel
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _model(name: str, steps: Mapping[str, Step], version: str, on_compensation_f
         described.append(step.described(previous))
         previous = step.name
     if not described:
-        raise DefinitionError(f"saga {name!r} has no steps: add @action methods, or call add_step()")
+        raise NoStepsError(f"saga {name!r} has no steps: add @action methods, or call add_step()")
     return SagaModel(name, tuple(described), version, on_compensation_failure)
 
 
