@@ -61,6 +61,11 @@ class Outcome:
         return self.evidence.model.name
 
     @property
+    def under(self) -> str:
+        """What the run was put under, with a space before it, or `""`."""
+        return f" under {self.plan}" if self.plan else ""
+
+    @property
     def status(self) -> SagaStatus:
         """What the engine says."""
         return self.evidence.claimed
@@ -127,8 +132,7 @@ class Outcome:
         return explain(self)
 
     def __repr__(self) -> str:
-        plan = f" under {self.plan}" if self.plan else ""
-        return f"<Outcome {self.saga_name} {self.status.value}{plan}: {self.verdict.value}>"
+        return f"<Outcome {self.saga_name} {self.status.value}{self.under}: {self.verdict.value}>"
 
     # ---- looking into it
 
@@ -169,8 +173,7 @@ class Outcome:
         __tracebackhide__ = True
         if self.findings:
             first = self.findings[0]
-            plan = f" under {self.plan}" if self.plan else ""
-            raise UnsoundError(f"{first.verdict.value}{plan}: {first.sentence}", self.explain())
+            raise UnsoundError(f"{first.verdict.value}{self.under}: {first.sentence}", self.explain())
 
     def assert_compensated(self, *steps: str) -> None:
         """Raise unless exactly these steps were undone; the order in which they are named does not matter."""
