@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from sagaz_core.adapters.locate import adapter_for, load_object
 from sagaz_core.clock import new_id
+from sagaz_core.engine.load import load_events
 from sagaz_core.errors import NetworkBlockedError, RunningLoopError, UnknownSagaError, UsageError
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan, as_plan
 from sagaz_core.prove._kill_server import KillError, Server
@@ -33,7 +34,6 @@ from sagaz_core.prove.explain import table
 from sagaz_core.prove.killed import Diary, KilledOutcome, left_in_context
 from sagaz_core.prove.trial import NotRunnableError
 from sagaz_core.prove.world import World
-from sagaz_core.recording.base import Recording
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import encode, importing_class
 from sagaz_core.storage.url import open_storage
@@ -41,6 +41,7 @@ from sagaz_core.storage.url import open_storage
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sagaz_core.events import Event
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.world import Reading
 
@@ -288,11 +289,10 @@ def _check_end(run: _Run) -> None:
         raise UsageError(f"saga {name!r}{under} cannot run in another process: {diary.error}")
     fatal = any(fault.described.fatal for fault in run.plan)
     if not diary.cancelled and (diary.status is SagaStatus.COMPLETED) is fatal:
-        recording = asyncio.run(_read(run))
-        error = recording.state.error if recording is not None else None
+        error = _fold(asyncio.run(_read(run)))[0].error
         raise UsageError(
-            f"saga {name!r}{under} ends {diary.status}{f' ({error})' if error else ''} also when nobody kills it: "
-            f"give a context, and services that {run.mortal.saga} finds in another process, with which it does not"
+            f"saga {name!r}{under} ends {diary.status}{f' ({error})' if error else ''} although nobody kills it: "
+            f"give a context, and services that {run.mortal.saga} has in any process, with which it does not"
         )
 
 
@@ -301,13 +301,11 @@ def _check_network(diary: Diary) -> None:
         raise NetworkBlockedError(f"{diary.network}: give it fakes, or let it with live=True or --sagaz-allow-live")
 
 
-async def _read(run: _Run) -> Recording | None:
+async def _read(run: _Run) -> Sequence[Event]:
     """Return what is stored. Its classes may be imported: the store is ours."""
     storage = open_storage(run.store)
     try:
-        return await Recording.from_storage(storage, run.saga_id, resolve=importing_class)
-    except UnknownSagaError:
-        return None
+        return await load_events(storage, run.saga_id, resolve=importing_class)
     finally:
         await storage.close()
 
@@ -316,26 +314,35 @@ def _judged(run: _Run, reference: Reading | None, reproduce: str) -> KilledOutco
     diary, boundary, world = Diary(run.folder / DIARY), run.boundary, run.world
     assert boundary is not None
     _check_network(diary)
-    recording = asyncio.run(_read(run))
     after, changes, reference_changes = _seen(world), None, None
     if world is not None and run.before is not None and after is not None:
         changes = world.changes(run.before, after)
         reference_changes = None if reference is None else world.changes(reference, after)
-    state = SagaState() if recording is None else recording.state
+    state, events = _fold(asyncio.run(_read(run)))
     evidence = Evidence(
         model=run.mortal.model,
         plan=replace(boundary, plan=run.plan).struck,
         missed=diary.missed(run.plan),
         claimed=diary.status or state.status,
         state=state,
-        events=() if recording is None else recording.events,
+        events=events,
         ledger=diary.ledger,
         world_changes=changes,
         reference_changes=reference_changes,
         cancelled=diary.cancelled,
-        left_in_context={} if recording is None else left_in_context(recording),
+        left_in_context=left_in_context(state),
     )
     return KilledOutcome(boundary, diary, evidence, changes or (), reproduce, None, after, boundary.plan)
+
+
+def _fold(events: Sequence[Event]) -> tuple[SagaState, Sequence[Event]]:
+    """Return the last state, and the events up to it: up to the first gap, in a store that has lost some."""
+    state = SagaState()
+    for count, event in enumerate(events):
+        if event.seq != count:
+            return state, events[:count]
+        state.apply(event)
+    return state, events
 
 
 # ---- the whole of it

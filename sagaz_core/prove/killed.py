@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.faults.plan import Fault, FaultPlan
     from sagaz_core.prove.boundaries import Boundary
-    from sagaz_core.recording.base import Recording
+    from sagaz_core.state import SagaState
 
 
 class Diary:
@@ -106,8 +106,10 @@ class KilledOutcome(Outcome):
         """All that is wrong, the worst first: what the oracle says, and what only a crash can do."""
         if self.boundary.label not in _reached(self.diary):
             return (_never_came(self),)
-        found = [*super().findings]
-        found += _of_the_crash(self, {finding.verdict for finding in found})
+        # Of a saga that ended otherwise than without the crash, more is known here than the oracle can say.
+        otherwise = self.status is not SagaStatus.COMPLETED
+        found = [f for f in super().findings if f.verdict is not Verdict.NOT_IDEMPOTENT or not otherwise]
+        found += _of_the_crash(self)
         order = list(Verdict)
         return tuple(sorted(found, key=lambda finding: order.index(finding.verdict)))
 
@@ -127,7 +129,7 @@ def _never_came(outcome: KilledOutcome) -> Finding:
     )
 
 
-def _of_the_crash(outcome: KilledOutcome, already: set[Verdict]) -> Iterator[Finding]:
+def _of_the_crash(outcome: KilledOutcome) -> Iterator[Finding]:
     diary, evidence = outcome.diary, outcome.evidence
     if diary.error:
         yield Finding(
@@ -147,13 +149,14 @@ def _of_the_crash(outcome: KilledOutcome, already: set[Verdict]) -> Iterator[Fin
         if isinstance(event, StepSucceeded) and event.how == "run" and event.step not in happened:
             yield Finding(Verdict.LIE, event.step, f"{event.step!r} is recorded as done, and was never run to its end")
     fatal = any(fault.described.fatal for fault in evidence.plan)
-    if not fatal and evidence.claimed is not SagaStatus.COMPLETED and Verdict.NOT_IDEMPOTENT not in already:
+    if not fatal and evidence.claimed is not SagaStatus.COMPLETED:
         why = f" ({evidence.state.error})" if evidence.state.error else ""
         yield Finding(
             Verdict.NOT_IDEMPOTENT,
             outcome.boundary.step,
             f"the crash alone should have done no harm, but the saga ended {evidence.claimed.value}{why}",
-            "keep what later steps need in the context, not in memory: another process takes the saga up",
+            "keep what later steps need in the context, not in memory, and let an action that is run again find its "
+            "effect and return the same",
         )
 
 
@@ -176,11 +179,11 @@ def _lost_events(diary: Diary, events: Iterable[Any]) -> Iterator[Finding]:
                 return
 
 
-def left_in_context(recording: Recording) -> dict[str, str]:
+def left_in_context(state: SagaState) -> dict[str, str]:
     """Return the keys in which the context of a rolled back saga is not what it was, and how."""
-    if recording.status is not SagaStatus.ROLLED_BACK:
+    if state.status is not SagaStatus.ROLLED_BACK:
         return {}
-    began, context = recording.context, recording.state.context
+    began, context = state.initial, state.context
     found = {}
     for key in [*began, *(key for key in context if key not in began)]:
         if key not in context or key not in began:
