@@ -68,6 +68,13 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="Run the plans although the saga is not defined as it was recorded.",
     )
+    group.addoption(
+        "--sagaz-kill",
+        action="store_true",
+        default=None,
+        help="With --sagaz-replay: also run the saga in a process of its own, kill it at each durable boundary (SIGKILL), "
+        "take it up in another process and judge the end; one item a boundary.",
+    )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."
     group.addoption("--sagaz-app", help=what, **app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,28 +30,34 @@ class Server:
         self._workers = workers
         self._process: subprocess.Popen[str] | None = None
         self._path: list[str] = []
+        self._busy = False
 
     def run(self, jobs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run the jobs and return each one's answer as it comes. Take them all: the next request waits for it."""
+        """Run the jobs and return each one's answer as it comes. Whoever does not take them all ends those that run."""
         process = self._started()
+        self._busy = True
         self._send(process, {"jobs": jobs, "fork": self._fork, "workers": self._workers})
         for _ in jobs:
             yield self._answer(process)
+        self._busy = False
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, and what still runs."""
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None
             assert process.stdout is not None
+            if self._busy:
+                _end_group(process)
             with suppress(OSError):
                 process.stdin.close()
             process.wait()
             process.stdout.close()
+        self._busy = False
 
     def _started(self) -> subprocess.Popen[str]:
         path = [entry or os.getcwd() for entry in sys.path]
-        if self._process is not None and path == self._path and self._process.poll() is None:
+        if self._process is not None and path == self._path and not self._busy and self._process.poll() is None:
             return self._process
         self.close()
         self._path = path
@@ -88,3 +95,11 @@ class Server:
             f"the interpreter that runs what is killed has ended with exit code {process.wait()}: "
             f"look above for what it wrote"
         )
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):  # it leads a session of its own
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()

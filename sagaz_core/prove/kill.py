@@ -269,8 +269,9 @@ def _moments(unkilled: Unkilled, plan: FaultPlan) -> list[Boundary]:
 
 def _check_processes(run: _Run, ended: Sequence[int]) -> None:
     """Raise `KillError` unless the processes ended by themselves, the first one perhaps by the kill that it was told."""
+    raised = bool(Diary(run.folder / DIARY).error)
     for number, code in enumerate(ended):
-        if code in (0, 1) or (number == 0 and run.boundary is not None and abs(code) == KILL):
+        if code == 0 or (code == 1 and raised) or (number == 0 and run.boundary is not None and abs(code) == KILL):
             continue
         if -code == getattr(signal, "SIGALRM", None):
             raise KillError(f"the process that was to be killed did not end within {run.mortal.limit:g} s")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -297,12 +296,3 @@ def store_that_drops() -> Saga[Any]:
     original = SqliteSnapshotStorage.write
     SqliteSnapshotStorage.write = write  # type: ignore[method-assign]
     return chain("drops", STEPS[:3])
-
-
-def in_a_thread() -> Saga[Any]:
-    return chain("threads", STEPS[:2])
-
-
-def with_threads() -> None:
-    """Start a thread that never ends, as some clients do when they are imported."""
-    threading.Thread(target=threading.Event().wait, daemon=True).start()
