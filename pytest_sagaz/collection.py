@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sagaz import reports
-from pytest_sagaz.known import xfail_of
 from pytest_sagaz.kills import kill
+from pytest_sagaz.known import xfail_of
 from pytest_sagaz.replays import FAITHFUL, REPLAYS, Replays, Target, escaped
 
 if TYPE_CHECKING:

@@ -72,8 +72,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--sagaz-kill",
         action="store_true",
         default=None,
-        help="With --sagaz-replay: also run the saga in a process of its own, kill it at each durable boundary (SIGKILL), "
-        "take it up in another process and judge the end; one item a boundary.",
+        help="With --sagaz-replay: also run the saga in a process of its own, kill that at each durable boundary "
+        "(SIGKILL), take the saga up in another one and judge the end. One item a boundary.",
     )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."

@@ -191,7 +191,9 @@ def _run_in_time(job: Job, process: int, diary: Diary) -> None:
 
 
 async def _run(job: Job, process: int, diary: Diary) -> None:
-    witness = Witness(diary, FaultPlan.parse(job["plan"]) if job["plan"] else NO_FAULTS, job["at"] if process == 1 else "")
+    witness = Witness(
+        diary, FaultPlan.parse(job["plan"]) if job["plan"] else NO_FAULTS, job["at"] if process == 1 else ""
+    )
     saga = made_by(load_object(job["saga"]))
     adapter = adapter_for(saga)
     saga = adapter.create(saga)

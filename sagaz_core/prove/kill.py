@@ -167,17 +167,20 @@ class Killer:
     ) -> KilledOutcome:
         """Run the saga, kill it at the moment, take it up in another process, and return how it ended.
 
-        A `world` that can be put back is compared with what a run without the kill makes of it.
+        A `world` that can be put back is compared with what a run without the kill makes of it, and put back.
         """
         boundary.check(mortal.model)
-        world, reference = world or None, None
-        if world is None:
-            self.unkilled(mortal, boundary.plan)
-        elif world.restorable:
+        if world and world.restorable:
             saved = world.save()
-            reference = self.unkilled(mortal, boundary.plan, lambda _: world).after
-            world.restore(saved)
-        return next(self._killed(mortal, [boundary], lambda _: world, reference, reproduce))
+            try:
+                reference = self.unkilled(mortal, boundary.plan, lambda _: world).after
+                world.restore(saved)
+                return self._killed_at(mortal, boundary, world, reference, reproduce)
+            finally:
+                world.restore(saved)
+        if not world:
+            self.unkilled(mortal, boundary.plan)
+        return self._killed_at(mortal, boundary, world or None, None, reproduce)
 
     def kill_all(
         self, mortal: Mortal, plan: FaultPlan = NO_FAULTS, world: World | MakeWorld | None = None
@@ -196,7 +199,7 @@ class Killer:
         reference = unkilled.after if world.restorable else None
         for boundary in _moments(unkilled, plan):
             world.restore(saved)
-            yield from self._killed(mortal, [boundary], lambda _: world, reference)
+            yield self._killed_at(mortal, boundary, world, reference)
         world.restore(saved)
 
     def unkilled(self, mortal: Mortal, plan: FaultPlan, world: MakeWorld | None = None) -> Unkilled:
@@ -215,6 +218,11 @@ class Killer:
         if world is None:
             self._unkilled[key] = found
         return found
+
+    def _killed_at(
+        self, mortal: Mortal, boundary: Boundary, world: World | None, reference: Reading | None, reproduce: str = ""
+    ) -> KilledOutcome:
+        return next(self._killed(mortal, [boundary], lambda _: world, reference, reproduce))
 
     def _killed(
         self,
@@ -268,7 +276,7 @@ def _moments(unkilled: Unkilled, plan: FaultPlan) -> list[Boundary]:
 
 
 def _check_processes(run: _Run, ended: Sequence[int]) -> None:
-    """Raise `KillError` unless the processes ended by themselves, the first one perhaps by the kill that it was told."""
+    """Raise `KillError` unless the processes ended by themselves, or the first one by the kill that it was told."""
     raised = bool(Diary(run.folder / DIARY).error)
     for number, code in enumerate(ended):
         if code == 0 or (code == 1 and raised) or (number == 0 and run.boundary is not None and abs(code) == KILL):

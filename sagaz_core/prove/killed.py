@@ -51,7 +51,7 @@ class Diary:
     @property
     def labels(self) -> list[str]:
         """The moments that the first process came to, each by the first of its names."""
-        found = []
+        found: list[str] = []
         for line in self.of("written", "happened", process=1):
             found += [line["label"]] if line["what"] == "happened" else line["labels"][:1]
         return found
@@ -121,10 +121,11 @@ def _reached(diary: Diary) -> set[str]:
 
 def _never_came(outcome: KilledOutcome) -> Finding:
     error = outcome.diary.error or outcome.evidence.state.error
+    ended = f"{outcome.status.value}{f' ({error})' if error else ''}"
     return Finding(
         Verdict.VACUOUS,
         outcome.boundary.step,
-        f"the saga never came to {outcome.boundary.label}: it ended {outcome.status.value}{f' ({error})' if error else ''}",
+        f"the saga never came to {outcome.boundary.label}: it ended {ended}",
         "give a context with which the saga gets there, or kill it elsewhere",
     )
 

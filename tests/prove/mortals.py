@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,10 +244,8 @@ class Reaching(Sound):
     async def tell(self, ctx: Any) -> dict[str, Any]:
         import socket
 
-        try:
+        with suppress(OSError):
             socket.create_connection(("127.0.0.1", 9))
-        except OSError:
-            pass
         return {"told": ""}
 
 

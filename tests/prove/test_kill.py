@@ -12,7 +12,7 @@ import pytest
 from sagaz_core import FaultPlan, UnsoundError, World
 from sagaz_core.errors import NetworkBlockedError, RunningLoopError, UnknownSagaError, UsageError
 from sagaz_core.prove.boundaries import Boundary, boundaries, default_plans
-from sagaz_core.prove.kill import FOLDER_VARIABLE, KillError, Killer, Mortal, kill_everywhere, model_of, spec_of
+from sagaz_core.prove.kill import FOLDER_VARIABLE, Killer, KillError, Mortal, kill_everywhere, model_of, spec_of
 from sagaz_core.prove.trial import NotRunnableError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ORDER = {"order": "1"}
 FORWARD = FaultPlan()
+
 
 @pytest.fixture
 def killer() -> Iterator[Killer]:
@@ -60,7 +61,9 @@ def test_a_sound_saga_is_sound_wherever_it_is_killed(saga: Any) -> None:
 def test_steps_beside_each_other_are_taken_up_too() -> None:
     killed = kill_everywhere(mortals.Wide, plans=[FORWARD, "d@before"], world=mortals.table_world)
     assert verdicts(killed) == {}
-    assert {"kill:b:effect", "kill:c:effect", "d@before+kill:c:undo-effect"} <= {str(o.boundary) for o in killed.outcomes}
+    assert {"kill:b:effect", "kill:c:effect", "d@before+kill:c:undo-effect"} <= {
+        str(o.boundary) for o in killed.outcomes
+    }
 
 
 def test_the_moments_that_a_saga_comes_to_are_those_that_its_description_tells() -> None:
@@ -107,7 +110,9 @@ def test_where_a_module_starts_threads_nothing_is_forked(killer: Killer) -> None
 def test_an_action_without_a_key_is_found_by_the_world() -> None:
     killed = kill_everywhere(mortals.Twice, ORDER, world=mortals.table_world)
     assert verdicts(killed) == {"kill:charge:effect": "NOT_IDEMPOTENT"}
-    with pytest.raises(UnsoundError, match=r"NOT_IDEMPOTENT killed after the effect of 'charge', before it was recorded"):
+    with pytest.raises(
+        UnsoundError, match=r"NOT_IDEMPOTENT killed after the effect of 'charge', before it was recorded"
+    ):
         killed.assert_sound()
     report = killed.failures[0].explain()
     assert "effects.charged R-1: 1 -> 2" in report
@@ -175,12 +180,12 @@ def test_a_moment_that_never_comes_is_vacuous(killer: Killer) -> None:
 
 
 def test_a_saga_that_fails_by_itself_is_refused() -> None:
-    with pytest.raises(UsageError, match="ends rolled_back .*nobody there.* although nobody kills it"):
+    with pytest.raises(UsageError, match=r"ends rolled_back .*nobody there.* although nobody kills it"):
         kill_everywhere(mortals.Fails, ORDER)
 
 
 def test_a_saga_that_never_ends_is_ended() -> None:
-    with pytest.raises(KillError, match="did not end within 0.5 s"):
+    with pytest.raises(KillError, match=r"did not end within 0\.5 s"):
         kill_everywhere(mortals.Endless, ORDER, limit=0.5)
 
 
