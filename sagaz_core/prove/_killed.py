@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +111,12 @@ def _goes_on(job: Job, ended: int) -> bool:
 def _forked(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
     waiting = list(reversed(jobs))
     running: dict[int, tuple[Job, list[int]]] = {}
+    bell = _sigchld_bell()
     while waiting or running:
         while waiting and len(running) < workers:
             job = waiting.pop()
             running[_fork(job, 1)] = job, []
-        pid, status = os.wait()
+        pid, status = _wait(bell)
         job, ended = running.pop(pid)
         ended.append(os.waitstatus_to_exitcode(status))
         if len(ended) == 1 and _goes_on(job, ended[0]):
@@ -122,12 +125,38 @@ def _forked(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
             yield {"folder": job["folder"], "ended": ended}
 
 
+@cache
+def _sigchld_bell() -> int:
+    """Return a file that can be read when a child has ended."""
+    bell, button = os.pipe()
+    os.set_blocking(bell, False)
+    os.set_blocking(button, False)
+    signal.set_wakeup_fd(button, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return bell
+
+
+def _wait(bell: int) -> tuple[int, int]:
+    """Wait until a child has ended, and return its number and status. If our parent is gone, end all that runs."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            return pid, status
+        readable, _, _ = select.select([0, bell], [], [])
+        if 0 in readable:  # nothing is asked while a request is answered, so this is its end
+            os.killpg(0, signal.SIGKILL)
+        with contextlib.suppress(BlockingIOError):
+            os.read(bell, 4096)
+
+
 def _fork(job: Job, process: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         code = run_process(job, process)
     finally:
         os._exit(code)  # nothing of the server's is to be closed or flushed twice

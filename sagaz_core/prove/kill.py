@@ -381,6 +381,8 @@ def kill_everywhere(
     `NotRunnableError` for one whose engine cannot resume, and `RunningLoopError` inside a running loop.
     """
     _outside_a_loop()
+    if store.startswith("memory:"):
+        raise UsageError(f"store={store!r}: what is in memory dies with its process; give a store that outlives it")
     spec = spec_of(saga)
     mortal = Mortal(spec, model_of(spec), dict(context or {}), store, live, limit=limit)
     chosen = default_plans(mortal.model) if plans is None else tuple(map(as_plan, plans))

@@ -226,6 +226,11 @@ def test_inside_a_running_loop_it_is_refused() -> None:
         asyncio.run(inside())
 
 
+def test_a_store_in_memory_is_refused() -> None:
+    with pytest.raises(UsageError, match="dies with its process"):
+        kill_everywhere(mortals.Sound, ORDER, store="memory://")
+
+
 def test_a_crash_in_the_plan_is_refused() -> None:
     with pytest.raises(UsageError, match="has no other crash"):
         kill_everywhere(mortals.Sound, ORDER, plans=["charge@crash"])
