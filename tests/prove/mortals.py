@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -233,6 +234,20 @@ class Endless(Sound):
     def tell(self, ctx: Any) -> dict[str, Any]:
         while True:
             pass
+
+
+class Waiting(Sound):
+    """Says in a pipe that it is there, and is until it is killed."""
+
+    saga_name = "waiting"
+
+    @action("tell")
+    def tell(self, ctx: Any) -> dict[str, Any]:
+        with open(os.environ["OUTSIDE"] + "/pipe", "w") as pipe:
+            pipe.write("here\n")
+            pipe.flush()
+            while True:
+                signal.pause()
 
 
 class Reaching(Sound):

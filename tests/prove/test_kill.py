@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import mortals
@@ -245,3 +248,17 @@ def test_no_folder_and_no_process_is_left(tmp_path: Path, monkeypatch: pytest.Mo
         assert process is not None
     assert process.returncode == 0
     assert FOLDER_VARIABLE not in os.environ
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_runs_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    script = f"from sagaz_core.prove.kill import kill_everywhere as k; k('mortals:Waiting', {ORDER}, limit=3600)"
+    environment = {**os.environ, "OUTSIDE": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment) as process, open(tmp_path / "pipe") as pipe:
+        assert pipe.readline() == "here\n"
+        process.kill()
+        ended, _, _ = select.select([pipe], [], [], 60)
+        assert ended, "the forked process outlives the one that asked for it"
+        assert pipe.read() == ""
