@@ -105,7 +105,7 @@ class Case:
     async def _recorded(self, subject: Subject, recording: Recording) -> Subject:
         adapter, model = await self._described(subject, recording)
         migrate = _migration(subject, adapter, recording, model)
-        _check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
+        check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
         if self.step is not None:
             model.step(self.step)
         if self.step is not None or self.plan:
@@ -133,7 +133,8 @@ class Case:
         return adapter, model
 
 
-def _check_drift(now: SagaModel, recorded: SagaModel, *, allowed: bool) -> None:
+def check_drift(now: SagaModel, recorded: SagaModel, *, allowed: bool) -> None:
+    """Raise `DriftError` when the saga is not defined as it was recorded, unless that is allowed."""
     differences = now.differences(recorded)
     if differences and not allowed:
         raise DriftError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sagaz import reports
+from pytest_sagaz.kills import kill
 from pytest_sagaz.known import xfail_of
 from pytest_sagaz.replays import FAITHFUL, REPLAYS, Replays, Target, escaped
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_sagaz.cases import Case
     from sagaz_core.faults.plan import FaultPlan
+    from sagaz_core.prove.boundaries import Boundary
 
 _CHILDREN = pytest.StashKey[list[pytest.Collector]]()
 
@@ -54,6 +56,16 @@ class SagaItem(pytest.Function):
         return reports.users_part(excinfo.traceback) or super()._traceback_filter(excinfo)
 
 
+class KillItem(SagaItem):
+    """One moment at which a process that runs a recorded saga is killed."""
+
+    def __init__(self, *, boundary: Boundary, **kwargs: Any) -> None:
+        super().__init__(plan=boundary.plan, **kwargs)
+        self.boundary = boundary
+        self.user_properties[-1] = ("sagaz_plan", str(boundary))
+        self.user_properties.append(("sagaz_killed", boundary.sentence))
+
+
 class SagaModule(pytest.Module):
     """One recording. Its path is the root folder, which is there, as `--nf` and `--lf` want it."""
 
@@ -74,6 +86,10 @@ class SagaModule(pytest.Module):
             if mark is not None:
                 item.add_marker(mark)
             yield item
+        for text, boundary in self.target.kills.items():
+            yield KillItem.from_parent(
+                self, name=escaped(text).replace("/", "%2F"), callobj=kill, target=self.target, boundary=boundary
+            )
 
 
 def _replays(config: pytest.Config) -> Replays:

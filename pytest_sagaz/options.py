@@ -93,6 +93,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--sagaz-report", metavar="DIR", help="Write that as a page of HTML, and as JSON, into this folder."
     )
+    group.addoption(
+        "--sagaz-kill",
+        action="store_true",
+        default=None,
+        help="With --sagaz-replay: also run the saga in a process of its own, kill that at each durable boundary "
+        "(SIGKILL), take the saga up in another one and judge the end. One item a boundary.",
+    )
     app = {"action": "append", "metavar": "MODULE", "dest": "sagaz_app"}
     what = "Module with saga classes, or MODULE:CLASS. Repeatable. A recording file's class is only taken from these."
     group.addoption("--sagaz-app", help=what, **app)

@@ -21,8 +21,9 @@ from pytest_sagaz.sagas import class_of, has_own_factory, model_or_none
 from pytest_sagaz.settings import Settings, parse_plan, settings_of, warn
 from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageError, nearest
 from sagaz_core.events import CompensationSucceeded, StepSucceeded
-from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.model import SagaModel
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.model import END, SagaModel
+from sagaz_core.prove.boundaries import Boundary, boundaries, default_plans
 from sagaz_core.prove.recorded import recorded_plans
 from sagaz_core.replay.start import check_override
 from sagaz_core.settings import DEFAULT_STORE
@@ -35,13 +36,16 @@ FAITHFUL = "faithful"
 
 @dataclass
 class Target:
-    """One recording to try. `plans` are by the names of their items; None is the faithful replay."""
+    """One recording to try. `plans` are by the names of their items; None is the faithful replay. So are `kills`, the
+    moments at which a process that runs the saga is killed.
+    """
 
     found: Found
     saga: Any
     model: SagaModel
     plans: dict[str, FaultPlan | None]
     known: dict[FaultPlan, str] = field(default_factory=dict)
+    kills: dict[str, Boundary] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -76,7 +80,7 @@ def prepare(config: pytest.Config, specs: list[str]) -> None:
     if not paths:
         config.args[:] = [str(config.rootpath)]
     if selected:
-        targets = [target for target in targets if target.plans]
+        targets = [target for target in targets if target.plans or target.kills]
     config.stash[REPLAYS] = Replays(settings, targets, _anchor(config), only=not paths)
     warn(config, _odd_overrides(targets, settings))
 
@@ -120,7 +124,20 @@ def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
     known = {hazard.plan: hazard.reason for hazard in hazards if hazard.saga == recording.saga_name}
     for plan in known:
         plan.check(model)
-    return Target(found, saga, model, plans, known)
+    kills = _kills(recording, model, settings) if settings.kill else []
+    return Target(found, saga, model, plans, known, {str(boundary): boundary for boundary in kills})
+
+
+def _kills(recording: Recording, model: SagaModel, settings: Settings) -> list[Boundary]:
+    """Return the moments to kill at: of the plans that were named, or of how the saga was recorded to go."""
+    turned = None if recording.completed else recording.failed_step
+    if settings.plans:
+        return [boundary for plan in settings.plans for boundary in boundaries(model, plan)]
+    if turned is None:
+        return [boundary for plan in default_plans(model) for boundary in boundaries(model, plan)]
+    if turned != END and turned not in model:
+        return []
+    return boundaries(model, FaultPlan((Fault(turned, "before"),)), forward=True)
 
 
 def _check_step(step: str, recording: Recording, model: SagaModel) -> None:
@@ -177,24 +194,39 @@ def _keep(target: Target, names: list[str]) -> None:
     if "" in names:
         return
     kept: dict[str, FaultPlan | None] = {}
+    kills: dict[str, Boundary] = {}
     for name in names:
         if name in target.plans:
             kept[name] = target.plans[name]
             continue
         text = unescaped(name)
+        if text.rpartition("+")[2].startswith("kill:"):
+            boundary = Boundary.parse(text)
+            boundary.check(target.model)
+            kills[str(boundary)] = boundary
+            continue
         if "@" not in text:
             raise UsageError(f"{target.name}::{name} is no item{nearest(name, target.plans)}")
         plan = parse_plan(text)
         plan.check(target.model)
         kept[str(plan)] = plan
-    target.plans = kept
+    target.plans, target.kills = kept, kills
 
 
 def reproduce(target: Target, settings: Settings) -> str:
     """Return the command that runs one plan of the target again, with `{plan}` in it."""
+    return _command(target, settings, "--sagaz-plan={plan}")
+
+
+def reproduce_kill(target: Target, boundary: Boundary, settings: Settings) -> str:
+    """Return the command that kills the target at this moment again."""
+    return _command(target, settings, "--sagaz-kill", f"{target.name}::{escaped(str(boundary))}")
+
+
+def _command(target: Target, settings: Settings, *what: str) -> str:
     found = target.found
     spec = os.path.relpath(found.path, settings.folder) if found.path else found.saga_id
-    parts = ["pytest", f"--sagaz-replay={spec}", "--sagaz-plan={plan}"]
+    parts = ["pytest", f"--sagaz-replay={spec}", *what]
     if found.path is None and settings.store.value != DEFAULT_STORE and settings.store.origin == "--sagaz-store":
         parts.append(f"--sagaz-store={settings.store.value}")
     if settings.from_step:

@@ -125,7 +125,7 @@ def maker(factory: Any, name: str, default: Any) -> Make:
         return lambda: source
     if not callable(source):
         adapter_for(source)  # says what it should be
-    takes_name = _takes_a_parameter(source)
+    takes_name = takes_a_parameter(source)
 
     def make() -> Any:
         made = source(name) if takes_name else source()
@@ -140,7 +140,8 @@ def maker(factory: Any, name: str, default: Any) -> Make:
     return make
 
 
-def _takes_a_parameter(function: Callable[..., Any]) -> bool:
+def takes_a_parameter(function: Callable[..., Any]) -> bool:
+    """Whether it has to be given something."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

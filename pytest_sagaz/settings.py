@@ -156,8 +156,15 @@ class Settings:
         """Whether sagas may reach the network."""
         return bool(self.config.getoption("sagaz_allow_live", None))
 
+    @property
+    def kill(self) -> bool:
+        """Whether processes that run the sagas are killed."""
+        return bool(self.config.getoption("sagaz_kill", None))
+
     def check(self) -> None:
-        """Raise `UsageError` for a value that cannot be read."""
+        """Raise `UsageError` for a value that cannot be read, or two that do not go together."""
+        if self.kill and self.from_step is not None:
+            raise UsageError("--sagaz-kill and --sagaz-from: a saga that is killed runs from its start; leave one out")
         _ = self.kinds, self.depth, self.override, self.plans
 
     def header(self) -> list[str]:

@@ -51,17 +51,23 @@ def _counts(group: Group, *, several: bool = False) -> str:
     faithful = [facts for _, facts in group if facts.get("sagaz_plan") == "faithful" and "sagaz_verdict" in facts]
     verdicts = Counter(str(facts["sagaz_verdict"]).lower() for facts in faithful)
     parts = [f"{count} {verdict}" if several else verdict for verdict, count in verdicts.items()]
-    plans = [(report, facts) for report, facts in group if facts.get("sagaz_plan") != "faithful"]
-    ran = [facts for _, facts in plans if "sagaz_verdict" in facts]
+    plans = [one for one in group if one[1].get("sagaz_plan") != "faithful"]
+    for what in (False, True):
+        some = [one for one in plans if ("sagaz_killed" in one[1]) is what]
+        parts += _tally(some, "kill" if what else "plan") if some else []
+    return ", ".join(parts)
+
+
+def _tally(group: Group, noun: str) -> Iterator[str]:
+    ran = [facts for _, facts in group if "sagaz_verdict" in facts]
     sound = sum(1 for facts in ran if facts["sagaz_verdict"] == "CLEAN")
-    if plans:
-        parts.append(f"{len(plans)} plan{'s' if len(plans) != 1 else ''}, {sound} sound")
-    known = sum(1 for report, _ in plans if hasattr(report, "wasxfail"))
-    not_run = sum(1 for report, facts in plans if report.skipped and "sagaz_verdict" not in facts)
+    yield f"{len(group)} {noun}{'s' if len(group) != 1 else ''}, {sound} sound"
+    known = sum(1 for report, _ in group if hasattr(report, "wasxfail"))
+    not_run = sum(1 for report, facts in group if report.skipped and "sagaz_verdict" not in facts)
     others = {
         "not": len(ran) - sound - known,
         "known not to be": known,
         "not run": not_run,
-        "failed to run": len(plans) - len(ran) - not_run,
+        "failed to run": len(group) - len(ran) - not_run,
     }
-    return ", ".join([*parts, *(f"{count} {what}" for what, count in others.items() if count > 0)])
+    yield from (f"{count} {what}" for what, count in others.items() if count > 0)

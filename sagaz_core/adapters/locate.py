@@ -71,6 +71,13 @@ def import_module(name: str) -> ModuleType:
 
 def load_saga(spec: str) -> Any:
     """Return the class or instance that `module:qualname` names."""
+    found = load_object(spec)
+    adapter_for(found)
+    return found
+
+
+def load_object(spec: str) -> Any:
+    """Return what `module:qualname` names: a saga, or a function that makes one."""
     module_name, colon, qualname = spec.partition(":")
     if not colon or not module_name or not qualname:
         raise UsageError(f"{spec!r} does not name a saga class: write MODULE:CLASS, such as shop.orders:OrderSaga")
@@ -83,7 +90,6 @@ def load_saga(spec: str) -> Any:
             raise UnknownSagaClassError(
                 f"module {module_name!r} has no {qualname!r}{nearest(qualname, known)}"
             ) from None
-    adapter_for(found)
     return found
 
 

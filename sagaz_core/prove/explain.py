@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def explain(outcome: Outcome) -> str:
     """Return the report of one outcome."""
     evidence, state = outcome.evidence, outcome.evidence.state
-    plan = f" under {outcome.plan}" if outcome.plan else ""
-    lines = [f"saga {outcome.saga_name!r}{plan} ended {outcome.status.value}: {outcome.verdict.value}"]
+    lines = [f"saga {outcome.saga_name!r}{outcome.under} ended {outcome.status.value}: {outcome.verdict.value}"]
     if outcome.findings:
         lines[0] += f", {MEANING[outcome.verdict]}"
     lines += ["", *table(("step", "done", "undone", "left"), _rows(outcome)), ""]

@@ -285,7 +285,7 @@ def _not_idempotent(case: Case) -> Iterator[Finding]:
         yield Finding(
             Verdict.NOT_IDEMPOTENT,
             step,
-            f"after {evidence.plan} the world is not what it is without it ({changes})",
+            f"after {evidence.plan or 'the crash'} the world is not what it is without it ({changes})",
             "let the action notice that its effect is there already: send an idempotency key",
         )
 

@@ -63,6 +63,11 @@ class Outcome:
         return self.evidence.model.name
 
     @property
+    def under(self) -> str:
+        """What the run was put under, with a space before it, or `""`."""
+        return f" under {self.plan}" if self.plan else ""
+
+    @property
     def status(self) -> SagaStatus:
         """What the engine says."""
         return self.evidence.claimed
@@ -129,8 +134,7 @@ class Outcome:
         return explain(self)
 
     def __repr__(self) -> str:
-        plan = f" under {self.plan}" if self.plan else ""
-        return f"<Outcome {self.saga_name} {self.status.value}{plan}: {self.verdict.value}>"
+        return f"<Outcome {self.saga_name} {self.status.value}{self.under}: {self.verdict.value}>"
 
     # ---- looking into it
 
@@ -171,8 +175,7 @@ class Outcome:
         __tracebackhide__ = True
         if self.findings:
             first = self.findings[0]
-            plan = f" under {self.plan}" if self.plan else ""
-            raise UnsoundError(f"{first.verdict.value}{plan}: {first.sentence}", self.explain())
+            raise UnsoundError(f"{first.verdict.value}{self.under}: {first.sentence}", self.explain())
         self.asserted = True
 
     def assert_compensated(self, *steps: str) -> None:
