@@ -86,8 +86,8 @@ def saga_golden(request: pytest.FixtureRequest) -> GoldenAssertion:
 
 @pytest.fixture
 def saga_redis(request: pytest.FixtureRequest, saga_world: World) -> Iterator[SagaRedis]:
-    """An asynchronous client of a Redis of the test's own (`saga_redis.sync_client`: a synchronous one), as `redis` in its
-    `saga_world`.
+    """An asynchronous client of a Redis of the test's own, which is `redis` in its `saga_world`; the synchronous one is
+    `saga_redis.sync_client`.
     """
     from pytest_sagaz.runner import runner_of
     from pytest_sagaz.sandbox.redis import RedisState, SagaRedis, redis_time
@@ -100,8 +100,8 @@ def saga_redis(request: pytest.FixtureRequest, saga_world: World) -> Iterator[Sa
 
 @pytest.fixture
 def saga_aws(request: pytest.FixtureRequest, saga_world: World) -> Iterator[SagaAws]:
-    """S3, DynamoDB and SQS of the test's own: `saga_aws.client("s3")`, and any client of boto3; as `aws` in its
-    `saga_world`.
+    """S3, DynamoDB and SQS of the test's own, which are `aws` in its `saga_world`: `saga_aws.client("s3")`, and any
+    client of boto3.
     """
     from pytest_sagaz.runner import runner_of
     from pytest_sagaz.sandbox.aws import AwsState, SagaAws, mocked_aws
