@@ -133,8 +133,10 @@ class Interleaving:
 
     def advance(self, which: int) -> None:
         """Let a call be made; when none waits, let time go by."""
-        calls = self.calls
-        self._run(self._go(calls[which % len(calls)], made=True) if calls else self._settle())
+        if calls := self.calls:
+            self._run(self._go(calls[which % len(calls)], made=True))
+        elif not all(execution.ended for execution in self.executions):
+            self._run(self._settle())
 
     def fail(self, which: int) -> None:
         """Let an action fail before its effect."""

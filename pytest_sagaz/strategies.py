@@ -208,7 +208,8 @@ def _drawn(draw: st.DrawFn, legal: LegalPlans, max_faults: int) -> FaultPlan:
         steps = {fault.step for fault in candidates if fault.kind == kind}
         step = draw(st.sampled_from(legal.steps).filter(steps.__contains__))
         faults = (*faults, Fault(step, kind))
-        if len(faults) == max_faults or not draw(st.booleans()):
+        # Drawn after the last fault too: else the one before it could not be left out.
+        if not draw(st.booleans()) or len(faults) == max_faults:
             break
     return legal.plan(faults)
 

@@ -20,6 +20,7 @@ from banks import (
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from examples.orders import OrderSaga, Payments, Shipping, Stock
 from pytest_sagaz.anomalies import AnomalyError
 from pytest_sagaz.interleaving import Interleaving
 from pytest_sagaz.strategies import SagaMachine
@@ -111,6 +112,16 @@ def test_a_lock_that_is_not_released_is_found() -> None:
 )
 def test_there_is_no_alarm_about_sound_sagas(ann: type[Any], bob: type[Any]) -> None:
     run(machine(ann, bob, locks=("bank.locks.*",)), examples=200)
+
+
+def test_there_is_no_alarm_about_the_example() -> None:
+    class TwoOrders(SagaMachine):
+        def begin(self, world: World) -> dict[str, Any]:
+            services = [world.fake(service(), append_only=["closed"]) for service in (Stock, Payments, Shipping)]
+            order = {"sku": "W1", "quantity": 2, "price": "9.50", "address": "here"}
+            return {name: (OrderSaga(*services), {**order, "order_id": name}) for name in ("ann", "bob")}
+
+    run(TwoOrders, examples=50)
 
 
 def test_without_faults_nothing_fails() -> None:
