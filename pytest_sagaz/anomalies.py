@@ -67,8 +67,8 @@ def find_anomaly(
     if _as_values(actual) in map(_as_values, expected):
         return None
     wrong = _differing(actual, expected)
-    # A write of a compensation over another's is a lost update too, and what was read meanwhile is not to blame.
-    for find in (_lost_update, _dirty_read):
+    # In this order: a compensation that writes over another's update is to blame for what was read meanwhile as well.
+    for find in (_orphan, _lost_update, _dirty_read):
         for place in wrong or actual:
             found = find(lines, place, rolled_back)
             if found:
@@ -104,6 +104,17 @@ def _writes(lines: Sequence[Line], place: str) -> list[tuple[int, Line]]:
 
 def _within(place: str, changed: str) -> bool:
     return place == changed or place.startswith(f"{changed}.") or changed.startswith(f"{place}.")
+
+
+def _orphan(lines: Sequence[Line], place: str, rolled_back: set[str]) -> str:
+    """Find what one that was rolled back has not taken back: its own fault, with no other's help."""
+    writes = _writes(lines, place)
+    if not writes:
+        return ""
+    number, line = writes[-1]
+    if line.kind != "action" or line.who not in rolled_back:
+        return ""
+    return f"ORPHAN at {place}: {_named(number, line)} was not undone when {line.who} was rolled back"
 
 
 def _lost_update(lines: Sequence[Line], place: str, rolled_back: set[str]) -> str:

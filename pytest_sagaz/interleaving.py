@@ -111,7 +111,9 @@ class Interleaving:
         self.executions = [
             Execution(name, maker(None, "", saga), dict(context), self) for name, (saga, context) in executions.items()
         ]
-        self._runner = VirtualRunner()
+        self._open = contextlib.ExitStack()
+        self._network = self._open.enter_context(no_network())
+        self._runner = self._open.enter_context(VirtualRunner())
         try:
             self._run(self._start())
             for execution in self.executions:
@@ -168,7 +170,7 @@ class Interleaving:
 
     def close(self) -> None:
         """End what still runs."""
-        self._runner.close()
+        self._open.close()
 
     # ---- one call
 
@@ -197,10 +199,9 @@ class Interleaving:
     # ---- driving
 
     def _run(self, main: Coroutine[Any, Any, None]) -> None:
-        with no_network() as block:
-            self._runner.run(main)
-        if block.attempts:
-            raise UsageError(f"a saga tried to {block.attempts[0]}: give it fakes that are in its world")
+        self._runner.run(main)
+        if self._network.attempts:
+            raise UsageError(f"a saga tried to {self._network.attempts[0]}: give it fakes that are in its world")
 
     async def _start(self) -> None:
         for execution in self.executions:

@@ -114,6 +114,24 @@ def test_there_is_no_alarm_about_sound_sagas(ann: type[Any], bob: type[Any]) -> 
     run(machine(ann, bob, locks=("bank.locks.*",)), examples=200)
 
 
+def test_what_a_saga_leaves_by_itself_is_told_apart() -> None:
+    class Forgets(Withdraw):
+        @compensate("take")
+        async def give_back(self, ctx: Any) -> None:
+            pass
+
+    both = interleaving(Forgets, Withdraw)
+    both.advance(0)
+    both.advance(0)
+    both.fail(0)
+    with pytest.raises(AnomalyError) as raised:
+        both.finish()
+    assert raised.value.anomaly == (
+        "ORPHAN at bank.done.ann: ann's do take (line 2) was not undone when ann was rolled back"
+    )
+    both.close()
+
+
 def test_there_is_no_alarm_about_the_example() -> None:
     class TwoOrders(SagaMachine):
         def begin(self, world: World) -> dict[str, Any]:

@@ -157,6 +157,49 @@ def test_a_blocking_read_waits_in_virtual_time(sagaz: Sagaz, saga_redis: SagaRed
     assert sagaz.run(Read(), {}).context["found"] is None
 
 
+REDIS_SHOP = """
+from sagaz_core import Saga, action, compensate
+
+
+class Stock(Saga):
+    saga_name = "stock"
+
+    def __init__(self, redis=None):
+        super().__init__()
+        self.redis = redis
+
+    @action("reserve")
+    async def reserve(self, ctx):
+        if self.redis is not None:
+            await self.redis.set("stock:W1", 3, ex=60)
+
+    @compensate("reserve")
+    async def release(self, ctx):
+        await self.redis.delete("stock:W1")
+"""
+
+
+def test_a_replay_shows_what_was_left(shop: Shop) -> None:
+    shop.write("stock", REDIS_SHOP)
+    shop.record("stock:Stock")
+    shop.write(
+        "conftest",
+        """
+        import pytest
+        from stock import Stock
+
+        @pytest.fixture
+        def saga_factory(saga_redis):
+            return lambda: Stock(saga_redis)
+        """,
+    )
+    result = shop.replay()
+    result.assert_outcomes(passed=4, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*reserve@after*", "world *redis.stock:W1: (nothing) -> {'value': 3, 'expires': True}", "ORPHAN *"]
+    )
+
+
 # -- snapshot and restore
 
 KEYS = st.sampled_from(["a", "b", "stock:W1", b"\xff"])
