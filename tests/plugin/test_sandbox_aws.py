@@ -15,6 +15,8 @@ from sagaz_core import Saga, action, compensate
 from sagaz_core.storage.codec import decode, encode
 
 if TYPE_CHECKING:
+    from shops import Shop
+
     from pytest_sagaz.sandbox.aws import SagaAws
     from pytest_sagaz.session import Sagaz
     from sagaz_core import World
@@ -135,6 +137,48 @@ def test_an_error_is_raised_at_once(aws: SagaAws) -> None:
     with pytest.raises(ClientError, match="NoSuchKey") as raised:
         aws.client("s3").get_object(Bucket="invoices", Key="none")
     assert raised.value.response["ResponseMetadata"]["RetryAttempts"] == 0
+
+
+AWS_SHOP = """
+from sagaz_core import Saga, action, compensate
+
+
+class Invoice(Saga):
+    saga_name = "invoice"
+
+    def __init__(self, s3=None):
+        super().__init__()
+        self.s3 = s3
+
+    @action("store", timeout=5)
+    def store(self, ctx):
+        if self.s3 is not None:
+            self.s3.put_object(Bucket="invoices", Key="W1", Body=b"x")
+
+    @compensate("store")
+    def remove(self, ctx):
+        self.s3.delete_object(Bucket="invoices", Key="W1")
+"""
+
+
+def test_a_replay_at_the_recorded_time_shows_what_was_left(shop: Shop) -> None:
+    shop.write("invoice", AWS_SHOP)
+    shop.record("invoice:Invoice")
+    shop.write(
+        "conftest",
+        """
+        import pytest
+        from invoice import Invoice
+
+        @pytest.fixture
+        def saga_factory(saga_aws):
+            saga_aws.client("s3").create_bucket(Bucket="invoices")
+            return lambda: Invoice(saga_aws.client("s3"))
+        """,
+    )
+    result = shop.replay()
+    result.assert_outcomes(passed=4, failed=1)
+    result.stdout.fnmatch_lines(["*store@after*", "world *aws.s3.invoices/W1: (nothing) -> 'x'", "ORPHAN *"])
 
 
 def put_back(world: World, change: Any) -> dict[str, Any]:
