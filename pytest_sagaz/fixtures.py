@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pytest_sagaz.cases import Case
     from pytest_sagaz.goldens import GoldenAssertion
     from pytest_sagaz.runner import SagaClock
+    from pytest_sagaz.sandbox.aws import SagaAws
+    from pytest_sagaz.sandbox.redis import SagaRedis
     from pytest_sagaz.session import Sagaz
     from sagaz_core.prove.world import World
     from sagaz_core.recording.base import Recording
@@ -80,3 +82,30 @@ def saga_golden(request: pytest.FixtureRequest) -> GoldenAssertion:
     from pytest_sagaz.goldens import golden_fixture
 
     return golden_fixture(request)
+
+
+@pytest.fixture
+def saga_redis(request: pytest.FixtureRequest, saga_world: World) -> Iterator[SagaRedis]:
+    """An asynchronous client of a Redis of the test's own, which is `redis` in its `saga_world`; the synchronous one is
+    `saga_redis.sync_client`.
+    """
+    from pytest_sagaz.runner import runner_of
+    from pytest_sagaz.sandbox.redis import RedisState, SagaRedis, redis_time
+
+    with redis_time(runner_of(request.node).now):
+        client = SagaRedis()
+        saga_world.fake(RedisState(client.server), "redis")
+        yield client
+
+
+@pytest.fixture
+def saga_aws(request: pytest.FixtureRequest, saga_world: World) -> Iterator[SagaAws]:
+    """S3, DynamoDB and SQS of the test's own, which are `aws` in its `saga_world`: `saga_aws.client("s3")`, and any
+    client of boto3.
+    """
+    from pytest_sagaz.runner import runner_of
+    from pytest_sagaz.sandbox.aws import AwsState, SagaAws, mocked_aws
+
+    with mocked_aws(runner_of(request.node).now):
+        saga_world.fake(AwsState(), "aws")
+        yield SagaAws()

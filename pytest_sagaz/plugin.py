@@ -8,10 +8,12 @@ import pytest
 
 from pytest_sagaz.fixtures import (
     recording,
+    saga_aws,
     saga_case,
     saga_clock,
     saga_factory,
     saga_golden,
+    saga_redis,
     saga_store,
     saga_world,
     sagaz,
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "recording",
+    "saga_aws",
     "saga_case",
     "saga_clock",
     "saga_factory",
     "saga_golden",
+    "saga_redis",
     "saga_store",
     "saga_world",
     "sagaz",

@@ -12,7 +12,7 @@ import pytest
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.errors import NetworkBlockedError, RunningLoopError
 from sagaz_core.network import NetworkBlock, no_network
-from sagaz_core.virtual_time import VirtualRunner, frozen_at
+from sagaz_core.virtual_time import VirtualClockLoop, VirtualRunner, frozen_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -58,6 +58,15 @@ class Runner:
         if virtual is None or _running_loop() is not virtual.loop:
             return utc_now
         return virtual.loop.now
+
+    def now(self) -> datetime:
+        """Return the time that the test's sagas have, in whatever thread it is asked for: virtual, but in a live run
+        and on a loop of the test's own.
+        """
+        loop = _running_loop()
+        if isinstance(loop, VirtualClockLoop):
+            return loop.now()
+        return utc_now() if self.live or loop is not None else self.virtual.loop.now()
 
     def run(self, coroutine: Callable[[], Coroutine[Any, Any, T]], *, instead: str, start: datetime | None = None) -> T:
         """Run it to its end. `start` freezes the wall clock there, and moves it with the loop.

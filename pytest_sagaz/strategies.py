@@ -1,6 +1,6 @@
-"""Hypothesis strategies: contexts that fit a pydantic model, and the fault plans of a saga.
+"""For Hypothesis: contexts that fit a pydantic model, the fault plans of a saga, and a machine that interleaves sagas.
 
-@given(context=contexts(OrderContext), plan=fault_plans(OrderSaga, max_faults=2))
+@given(context=contexts(OrderContext), plan=plans(OrderSaga, max_faults=3))
 def test_nothing_is_left_behind(context, plan):
     run(OrderSaga, context, plan).assert_sound()
 """
@@ -13,10 +13,11 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from pytest_sagaz.plans import LegalPlans
 from sagaz_core.errors import MissingExtraError, UsageError, nearest
 from sagaz_core.faults.kinds import parse_kinds
-from sagaz_core.faults.plan import FaultPlan, single_fault_plans
-from sagaz_core.model import END, SagaModel
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.model import SagaModel
 
 try:
     from hypothesis import strategies as st
@@ -24,15 +25,17 @@ except ImportError as error:
     raise MissingExtraError(
         "pytest_sagaz.strategies needs the hypothesis extra: pip install 'pytest-sagaz[hypothesis]'"
     ) from error
+else:
+    from pytest_sagaz.machine import SagaMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydantic import BaseModel
 
 Strategy = st.SearchStrategy[Any]
 
-__all__ = ["contexts", "fault_plans"]
+__all__ = ["SagaMachine", "contexts", "plans"]
 
 
 # ---- contexts
@@ -177,46 +180,41 @@ def _collection(kind: Any, arguments: tuple[Any, ...], limits: _Limits) -> Strat
 # ---- plans
 
 
-def fault_plans(saga: Any, kinds: str | Iterable[str] = "all", *, max_faults: int = 1) -> st.SearchStrategy[FaultPlan]:
-    """Return plans that the saga can have, of up to `max_faults` (1 or 2) faults, which all strike in a run of it.
+def plans(saga: Any, kinds: str | Iterable[str] = "all", *, max_faults: int = 1) -> st.SearchStrategy[FaultPlan]:
+    """Return plans that the saga can have, of up to `max_faults` faults, which all strike in a run of it.
 
-    `saga` is a class, an instance, a function that makes one, or a `SagaModel`. Of two faults the first is benign and
-    the second comes at a later step; or the first is fatal and the second strikes a compensation that then runs.
+    `saga` is a class, an instance, a function that makes one, or a `SagaModel`; its steps must succeed by themselves.
+    Benign faults of actions come before the fatal one, if there is one, and after it faults of the compensations that
+    then run. Faults of compensations alone imply the end of the saga (or its first pivot), which is not counted. They
+    are in the order in which they strike. A failing plan shrinks to the fewest faults, simplest kinds, earliest steps.
     """
-    if max_faults not in (1, 2):
-        raise UsageError(f"max_faults={max_faults!r}: plans have 1 or 2 faults")
+    if max_faults < 1:
+        raise UsageError(f"max_faults={max_faults!r}: a plan has at least 1 fault")
     model = saga if isinstance(saga, SagaModel) else _model_of(saga)
-    singles = single_fault_plans(model, parse_kinds(kinds))
-    if not singles:
+    legal = LegalPlans(model, parse_kinds(kinds))
+    if not legal.added_to(()):
         raise UsageError(f"saga {model.name!r} can have no fault of the kinds {kinds!r}")
-    plans = [*singles, *_pairs(model, singles)] if max_faults == 2 else singles
-    return st.sampled_from(plans)
+    return _drawn(legal, max_faults)
+
+
+@st.composite
+def _drawn(draw: st.DrawFn, legal: LegalPlans, max_faults: int) -> FaultPlan:
+    faults: tuple[Fault, ...] = ()
+    while candidates := legal.added_to(faults):
+        # Always of all kinds and all steps, so that a choice means the same wherever it stands: then Hypothesis can
+        # leave faults out, and make kinds and steps smaller, each by itself.
+        kinds = {fault.kind for fault in candidates}
+        kind = draw(st.sampled_from(legal.kinds).filter(kinds.__contains__))
+        steps = {fault.step for fault in candidates if fault.kind == kind}
+        step = draw(st.sampled_from(legal.steps).filter(steps.__contains__))
+        faults = (*faults, Fault(step, kind))
+        # Drawn after the last fault too: else the one before it could not be left out.
+        if not draw(st.booleans()) or len(faults) == max_faults:
+            break
+    return legal.plan(faults)
 
 
 def _model_of(saga: Any) -> SagaModel:
     from pytest_sagaz.sagas import model_of
 
     return model_of(saga)
-
-
-def _pairs(model: SagaModel, singles: list[FaultPlan]) -> Iterator[FaultPlan]:
-    pivots = {step.name for step in model.steps if step.pivot}
-    for first in singles:
-        fault = first.faults[0]
-        if len(first.faults) > 1 or fault.described.undo:
-            continue
-        step = fault.step
-        before = frozenset(model.names) if step == END else model.ancestors[step]
-        if fault.described.fatal and pivots & before:
-            continue  # no rollback from here
-        for second in singles:
-            other = second.faults[-1]
-            if fault.described.fatal:
-                if other.described.undo and other.step in before:
-                    yield FaultPlan((fault, other))
-            elif len(second.faults) == 1 and not other.described.undo and step in _all_before(model, other.step):
-                yield FaultPlan((fault, other))
-
-
-def _all_before(model: SagaModel, step: str) -> frozenset[str]:
-    return frozenset(model.names) if step == END else model.ancestors[step]
