@@ -17,7 +17,7 @@ from sagaz_core.virtual_time import VirtualClockLoop, VirtualRunner, frozen_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from sagaz_core.prove.explorer import Exploration
+    from sagaz_core.prove.exploration import Exploration
     from sagaz_core.prove.outcome import Outcome
     from sagaz_core.prove.world import World
 

@@ -31,6 +31,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "explore": Command("sagaz_core.cli.explore:explore", "Try every failure of a saga, and judge each end."),
     "mutate": Command("sagaz_core.cli.mutate:mutate", "Break a rollback on purpose, and see whether it is noticed."),
     "record": Command("sagaz_core.cli.record:record", "Run a saga once and record it."),
     "recording": Command("sagaz_core.cli.recording:recording", "Look at recordings, and carry them in files."),

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.adapters.locate import import_module, load_saga
-from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
+from sagaz_core.adapters.locate import load_saga
+from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.cli.options import read_context, settings_and_path
 from sagaz_core.cli.running import run
-from sagaz_core.errors import UnknownSagaClassError, UsageError, nearest
+from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.mutation.facts import native
 from sagaz_core.mutation.score import Score, ascore, shown
-from sagaz_core.prove.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 
 @click.command()
 @click.argument("saga", metavar="MODULE:CLASS")
 @click.option("--context", metavar="JSON|@FILE|-", default="{}", help="What it begins with. Default: nothing.")
 @click.option("--kinds", default="all", show_default=True, help="Kinds of faults: quick, all, or a list.")
-@click.option(
-    "--world",
-    "world_spec",
-    metavar="MODULE:FUNCTION",
-    help="A function that returns the World that the saga acts on; it may take the saga.",
-)
+@world_option
 @click.option("--only", metavar="OPERATOR", multiple=True, help="Only mutants of this operator; repeatable.")
 @click.option("--fail-under", type=click.FloatRange(0, 100), metavar="N", help="Exit with 1 below this percentage.")
 @click.option("--list", "listed", is_flag=True, help="Also print every mutant, and what it was found by.")
@@ -72,27 +65,10 @@ async def _scored(
         if world_spec is None:
             return await ascore(lambda: target, context, kinds=kinds, only=only)
         saga = native(target)  # the one that the world is of
-        return await ascore(lambda: saga, context, world=_world(world_spec, saga), kinds=kinds, only=only)
+        return await ascore(lambda: saga, context, world=world_of(world_spec, saga), kinds=kinds, only=only)
 
 
 def _what_became_of(verdict: Any) -> str:
     if verdict.caught:
         return f"found by {verdict.tried.plan}: {verdict.tried.found}"
     return "no difference" if verdict.equal else "survived"
-
-
-def _world(spec: str, saga: Any) -> World:
-    module_name, colon, qualname = spec.partition(":")
-    if not colon or not module_name or not qualname:
-        raise UsageError(f"--world {spec!r} does not name a function: write MODULE:FUNCTION, such as shop.fakes:world")
-    module = import_module(module_name)
-    make: Callable[..., Any] | None = getattr(module, qualname, None)
-    if make is None:
-        raise UnknownSagaClassError(f"module {module_name!r} has no {qualname!r}{nearest(qualname, vars(module))}")
-    try:
-        world = make(saga) if inspect.signature(make).parameters else make()
-    except Exception as error:  # the user's code
-        raise UsageError(f"--world {spec!r} made no world: {message_of(error)}") from error
-    if not isinstance(world, World):
-        raise UsageError(f"--world {spec!r} gives {type(world).__name__}, not a World: return sagaz_core.World()")
-    return world

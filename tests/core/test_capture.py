@@ -217,12 +217,18 @@ def test_what_a_served_step_wrote_over_is_captured_as_written() -> None:
     assert events[1].delta == Delta(written)
 
 
+def _can_be_stored(value: Any) -> bool:
+    try:
+        return bool(encode(value))
+    except CannotStoreError:
+        return False
+
+
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {1: v}, lambda v: (v,), lambda v: {"k": v}])
 def test_as_deep_as_a_value_can_be_it_can_be_read_from_a_state(wrap: Any) -> None:
     value: Any = 1
-    with pytest.raises(CannotStoreError):
-        while encode({"a": wrap(value)}):
-            value = wrap(value)
+    while _can_be_stored({"a": wrap(value)}):
+        value = wrap(value)
     store = InMemorySnapshotStorage()
     made: Saga[Any] = Saga("s", snapshot_storage=store)
     made.add_step("a", lambda ctx: {"a": value}, lambda ctx: {"undone": value}).add_step("b", fails)
