@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ from sagaz_core.adapters.locate import adapter_for, load_saga
 from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.cli.options import read_context, settings_and_path
 from sagaz_core.cli.running import run
-from sagaz_core.cli.text import echo_json, printable, style
+from sagaz_core.cli.text import echo_json, style
 from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import FaultPlan
@@ -22,7 +23,7 @@ from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
 from sagaz_core.prove.failures import FILE, Failures
-from sagaz_core.prove.trial import Subject, reference_reading, run_trial
+from sagaz_core.prove.trial import Subject, describe, reference_reading, run_trial
 from sagaz_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,14 +78,10 @@ def explore(
     wanted = parse_kinds(kinds)
     given = [FaultPlan.parse(plan) for plan in plans]
     target = load_saga(saga)
-    adapter = adapter_for(target)
-    made = adapter.create(target)
-    subject = Subject(
-        lambda: made,
-        initial,
-        world=None if world_spec is None else world_of(world_spec, made),
-        reproduce=_command(saga, context, world_spec),
-    )
+    subject = Subject(lambda: target, initial, reproduce=_command(saga, context, world_spec))
+    if world_spec is not None:
+        made = adapter_for(target).create(target)  # the one that the world is of
+        subject = replace(subject, make=lambda: made, world=world_of(world_spec, made))
     if given:
         _show_plans(run(_ran(subject, given), virtual=True))
         return
@@ -95,7 +92,7 @@ def explore(
             depth,
             mode,
             max_executions,
-            known=failures.of(made.name if hasattr(made, "name") else ""),
+            known=failures.of(run(describe(subject), virtual=True)[1].name),
             over=deadline(seconds),
             on_progress=on_progress,
         )
@@ -157,7 +154,6 @@ def _show(exploration: Exploration) -> None:
     click.echo(style(first, bold=True) + (f"\n{rest}" if rest else ""))
     for outcome in exploration.failures[:SHOWN]:
         click.echo(f"\n{outcome.explain()}")
-        click.echo(f"reproduce            {printable(outcome.reproduce)}")
     more = exploration.failures[SHOWN:]
     if more:
         click.echo(f"\nand {len(more)} more: {', '.join(f'{o.plan} ({o.verdict.value})' for o in more)}")
