@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from sagaz_core.errors import SagazError, UsageError
-from sagaz_core.prove._killed import FRESH
+from sagaz_core.prove._kill_process import FRESH
 
 
 class KillError(SagazError):
