@@ -75,6 +75,7 @@ def test_packed_plans_alone_find_nearly_all_of_them_in_few_runs(name: str) -> No
     steps = len(make().definition().steps)
     assert found.percent >= 95
     assert max(verdict.tried.runs for verdict in found.counted) <= 2 * (2 * steps + 11)
+    assert found.median_runs <= 5
 
 
 def test_every_operator_has_mutants_of_the_reference_saga() -> None:
