@@ -9,7 +9,7 @@ from sagaz_core.mutation.score import shown
 from sagaz_core.prove.explain import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     Row = dict[str, Any]
 
@@ -23,8 +23,11 @@ _PLANS = {
 class Report:
     """The score of all sagas, and what nobody noticed."""
 
-    def __init__(self, rows: Mapping[tuple[str, str], Mapping[str, Row]], lost_workers: int = 0) -> None:
+    def __init__(
+        self, rows: Mapping[tuple[str, str], Mapping[str, Row]], lost_workers: int = 0, spoiled: Iterable[str] = ()
+    ) -> None:
         self._lost = lost_workers
+        self._spoiled = sorted(set(spoiled))
         self._sagas: dict[tuple[str, str], dict[str, Row]] = {}
         self._wired: set[tuple[str, str]] = set()
         for key in sorted(rows):
@@ -53,6 +56,8 @@ class Report:
             yield "no test that passed ran a saga of sagaz_core: there is no score"
         if self._lost:
             yield f"incomplete: {self._lost} worker{'s' if self._lost > 1 else ''} sent nothing"
+        for name in self._spoiled:
+            yield f"{name} was not used to its end: once a mutant made it fail, it fails without one (it keeps state)"
         for key in self._sagas:
             if key not in self._wired:
                 yield (

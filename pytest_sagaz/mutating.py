@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from pytest_sagaz.mutants import Report
 from pytest_sagaz.runner import forget_runner, runner_or_none
 from sagaz_core.mutation.facts import Facts
 from sagaz_core.mutation.operators import broken, mutants
@@ -33,6 +34,9 @@ Key = tuple[str, str]
 """A saga: its name and its fingerprint."""
 Rows = dict[Key, dict[str, dict[str, Any]]]
 """What became of each saga's mutants, as plain data."""
+
+_NONE = (("", ""), "")
+"""No mutant of no saga."""
 
 _MUTATING = pytest.StashKey["Mutating"]()
 
@@ -61,6 +65,8 @@ class Mutating:
         self._item: pytest.Item | None = None
         self._seen: dict[pytest.Item, dict[Key, _Seen]] = {}
         self._failed: set[str] = set()
+        self._spoiled: dict[pytest.Item, None] = {}
+        self.spoiled: list[str] = []
         self._on: tuple[Key, str] | None = None
         self._before = Saga._changes
         Saga._changes = (*self._before, self._change)
@@ -121,9 +127,13 @@ class Mutating:
         finally:
             self._on = None
             session.config.pluginmanager.unregister(again)
+        self.spoiled = [item.nodeid for item in self._spoiled]
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
-            output[WORKER_KEY] = [[*key, rows] for key, rows in self.rows.items()]
+            output[WORKER_KEY] = {
+                "sagas": [[*key, rows] for key, rows in self.rows.items()],
+                "spoiled": self.spoiled,
+            }
 
     def _try_all(self, again: _Again) -> None:
         items = [item for item in self._seen if item.nodeid not in self._failed]
@@ -144,8 +154,17 @@ class Mutating:
         return name in seen.mutants and seen.reaches(seen.mutants[name])
 
     def _caught_by(self, again: _Again, key: Key, name: str, items: Iterable[pytest.Item]) -> str:
-        self._on = (key, name)
-        return next((item.nodeid for item in items if again.fails(item)), "")
+        for item in items:
+            if item in self._spoiled:
+                continue
+            self._on = (key, name)
+            if again.fails(item):
+                self._on = _NONE
+                # One that fails from now on, mutant or not, would seem to catch all that come after this one.
+                if again.fails(item):
+                    self._spoiled[item] = None
+                return item.nodeid
+        return ""
 
     # ---- with workers
 
@@ -155,7 +174,8 @@ class Mutating:
         if sent is None:
             self.lost_workers += 1
             return
-        for name, fingerprint, rows in sent:
+        self.spoiled += sent["spoiled"]
+        for name, fingerprint, rows in sent["sagas"]:
             merged = self.rows.setdefault((name, fingerprint), {})
             for mutant, row in rows.items():
                 known = merged.setdefault(mutant, row)
@@ -165,24 +185,23 @@ class Mutating:
 
     # ---- the end
 
+    @property
+    def _report(self) -> Report:
+        return Report(self.rows, self.lost_workers, self.spoiled)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         limit = self.config.option.sagaz_mutate_fail_under
         if limit is None or hasattr(self.config, "workerinput") or session.config.option.collectonly:
             return
-        from pytest_sagaz.mutants import Report
-
-        if session.exitstatus == pytest.ExitCode.OK and not Report(self.rows, self.lost_workers).reaches(limit):
+        if session.exitstatus == pytest.ExitCode.OK and not self._report.reaches(limit):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self.config.option.collectonly:
-            return
-        from pytest_sagaz.mutants import Report
-
-        terminalreporter.section("sagaz mutants")
-        for line in Report(self.rows, self.lost_workers).lines(self.config.option.sagaz_mutate_fail_under):
-            terminalreporter.line(line)
+        if not self.config.option.collectonly:
+            terminalreporter.section("sagaz mutants")
+            for line in self._report.lines(self.config.option.sagaz_mutate_fail_under):
+                terminalreporter.line(line)
 
 
 def _mutants(seen: _Seen) -> list[Mutant]:

@@ -182,6 +182,6 @@ def _there_and_back(model: SagaModel) -> list[FaultPlan]:
 
 def changed_by(saga: SagaT, change: Callable[[Definition], Definition]) -> SagaT:
     """Return a copy of the saga whose definition is changed so; the saga and its class are left as they are."""
-    made = object.__new__(type(saga))
+    made = object.__new__(type(saga))  # copy.copy() leaves a note of its own in the class
     made.__dict__.update(vars(saga), _added=dict(saga._added), _changes=(*saga._changes, change))
     return made

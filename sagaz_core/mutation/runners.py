@@ -103,7 +103,7 @@ def one_fault(kinds: str | Iterable[str] = "all") -> Plans:
 
 def packed(model: SagaModel) -> list[FaultPlan]:
     """Return at most 2N + 10 plans: each benign kind at every step at once, and each step failed after and before."""
-    plans = []
+    benign = []
     for kind in KINDS.values():
         if not kind.fatal:
             faults = [plan.faults for plan in single_fault_plans(model, [kind.name])]
@@ -111,10 +111,9 @@ def packed(model: SagaModel) -> list[FaultPlan]:
             if kind.name.startswith("crash"):
                 at_once = _in_a_chain(at_once, model)
             if at_once:
-                plans.append(FaultPlan(at_once))
-    for name in ("after", "before"):
-        plans += [FaultPlan((Fault(step, name),)) for step in reversed(model.order)]
-    return plans
+                benign.append(FaultPlan(at_once))
+    last, *fatal = [FaultPlan((Fault(step, name),)) for name in ("after", "before") for step in reversed(model.order)]
+    return [last, *benign, *fatal]  # what undoes everything finds most
 
 
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:

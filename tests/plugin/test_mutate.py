@@ -48,13 +48,11 @@ PLAIN = f"""
 import asyncio
 import shop
 
-saga = shop.Order()
-
 def test_an_order():
+    saga = shop.Order()
     result = asyncio.run(saga.run({CONTEXT!r}))
     assert result.status.value == "completed"
     assert saga.outside.charges == ["1"]
-    saga.outside.__init__()
 """
 
 
@@ -108,8 +106,17 @@ def test_what_no_test_runs_is_said(shop: Shop) -> None:
 def test_sagas_that_run_by_themselves_are_reached(shop: Shop) -> None:
     shop.write("test_a", PLAIN)
     result = shop.run("--sagaz-mutate")
-    assert "lose-edge:charge->ship" not in survivors(result)  # the parcel needs the reservation
-    assert result.ret == 0
+    assert report(result)[-1] == "your tests caught 0 of 10 mutants (0 %)"
+    assert "lose-edge:charge->ship" in survivors(result)
+
+
+def test_a_test_that_keeps_what_a_mutant_left_is_not_believed(shop: Shop) -> None:
+    inside = "    saga = shop.Order()\n"
+    shop.write("test_a", PLAIN.replace(inside, "").replace("def test", f"{inside.strip()}\n\ndef test"))
+    shop.write("test_b", PLAIN + "    assert result.completed == ['reserve', 'charge', 'ship']\n")
+    result = shop.run("--sagaz-mutate")
+    assert report(result)[0].startswith("test_a.py::test_an_order was not used to its end: once a mutant made it fail,")
+    assert report(result)[-1] == "your tests caught 0 of 10 mutants (0 %)"
 
 
 def test_workers_together_catch_what_one_process_catches(shop: Shop) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from sagaz_core import Saga, StepRejected, World, action, compensate
+from sagaz_core.saga.step import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -133,7 +134,7 @@ def _built(
     desk, world = _outside(steps)
     saga: Saga[Any] = Saga(name)
     passed = False
-    for step, before in steps.items():
+    for place, (step, before) in enumerate(steps.items()):
         forward, back = _functions(desk, step, before, rewrites=step == rewrites)
         passed = passed or step == pivot
         saga.add_step(
@@ -143,6 +144,7 @@ def _built(
             depends_on=before,
             timeout=5 if is_async else None,
             retries=2,
+            backoff=Backoff(first=0.1 + place / 100),  # no two wait for the same moment, so their order is certain
             compensation_timeout=5 if is_async else None,
             compensation_retries=2,
             pivot=step == pivot,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from reference_sagas import CORRECT, chains, dag, linear, sync, typed, with_pivot
 
-from sagaz_core import Saga, World, action, compensate, explore
+from sagaz_core import Outcome, Saga, World, action, compensate, explore
 from sagaz_core.errors import UsageError
+from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
 from sagaz_core.mutation.runners import Tried, explored, one_fault, packed, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
 if TYPE_CHECKING:
@@ -43,18 +45,22 @@ def one(reference: Reference, name: str) -> Mutant:
     return next(mutant for mutant in all_of(reference)[1] if str(mutant) == name)
 
 
+def outcome_of(saga: Any, plan: str, context: dict[str, Any] | None = None) -> Outcome:
+    return run(run_trial(Subject(lambda: saga, context or {}), FaultPlan.parse(plan)))
+
+
 def under(reference: Reference, name: str, **options: Any) -> str:
     """Return the first thing that is wrong with the saga that has this mutant."""
     make, context, world = reference
     mutant = one(reference, name)
-    failures = explore(lambda: mutant.apply(make()), context, world=world, **options).failures
+    failures = explore(lambda: mutant.apply(make()), context, depth=1, world=world, **options).failures
     return failures[0].findings[0].sentence if failures else ""
 
 
 @pytest.mark.parametrize("name", CORRECT)
 def test_the_sagas_that_mutants_are_made_of_are_sound(name: str) -> None:
     make, context, world = CORRECT[name]()
-    assert explore(make, context, world=world).failures == ()
+    assert explore(make, context, depth=1, world=world).failures == ()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -75,6 +81,7 @@ def test_packed_plans_alone_find_nearly_all_of_them_in_few_runs(name: str) -> No
     steps = len(make().definition().steps)
     assert found.percent >= 95
     assert max(verdict.tried.runs for verdict in found.counted) <= 2 * (2 * steps + 11)
+    assert found.median_runs <= 5
 
 
 def test_every_operator_has_mutants_of_the_reference_saga() -> None:
@@ -153,7 +160,7 @@ def test_a_saga_and_its_class_are_as_they_were() -> None:
     assert saga.definition() is definition
     assert dict(vars(cls)) == before
     assert Saga._changes == ()
-    assert explore(saga, context, world=world).failures == ()
+    assert explore(saga, context, depth=1, world=world).failures == ()
 
 
 def test_what_build_adds_is_mutated_too() -> None:
@@ -165,9 +172,9 @@ def test_what_build_adds_is_mutated_too() -> None:
     saga = Built()
     skip = next(mutant for mutant in mutants(run(saga.prepare())) if str(mutant) == "skip:pay")
     fresh = Built()
-    explore(skip.apply(fresh), {}, kinds="before")
+    outcome_of(skip.apply(fresh), "end@before")
     assert undone == []
-    explore(fresh, {}, kinds="before")
+    outcome_of(fresh, "end@before")
     assert undone == ["pay"]
 
 
@@ -269,7 +276,7 @@ def test_a_world_of_probes_watches_and_cannot_be_made_wrong() -> None:
 
 def test_the_explorer_can_be_the_judge() -> None:
     make, context, world = linear(3)
-    found = score(make, context, world=world, runner=explored(kinds="all"))
+    found = score(make, context, world=world, runner=explored(depth=1))
     assert found.percent == 100
 
 
@@ -316,8 +323,7 @@ def test_a_survey_leaves_the_context_of_a_run_alone() -> None:
     facts = run(survey(lambda: saga, {"a": 1, "b": 2}, None))
     assert list(facts.read["pay"]) == ["a", "b"]
     assert kinds[0].__name__ == "_Watched"
-    outcome = explore(saga, {"a": 1, "b": 2}, kinds="before").outcomes[-1]
-    assert outcome.context["said"] == 1
+    assert outcome_of(saga, "end@before", {"a": 1, "b": 2}).context["said"] == 1
 
 
 def test_a_sync_function_that_gives_an_awaitable_is_wrapped_too() -> None:
@@ -328,7 +334,7 @@ def test_a_sync_function_that_gives_an_awaitable_is_wrapped_too() -> None:
 
     saga = Saga("shop").add_step("pay", lambda ctx: None, lambda ctx: later(ctx))
     twice = next(mutant for mutant in mutants(saga) if mutant.operator == "twice")
-    explore(twice.apply(saga), {}, kinds="before")
+    outcome_of(twice.apply(saga), "end@before")
     assert done == ["undone", "undone"]
 
 
@@ -338,9 +344,8 @@ def test_an_error_of_a_compensation_goes_through_what_is_around_it() -> None:
 
     saga = Saga("shop").add_step("pay", lambda ctx: None, refund)
     names = {mutant.operator: mutant for mutant in mutants(saga)}
-    assert [o.stuck for o in explore(names["twice"].apply(saga), {}, kinds="after").outcomes[:1]] == [[]]
-    assert explore(names["twice"].apply(saga), {}, kinds="undo-flaky").outcomes[0].stuck == ["pay"]
-    assert explore(names["swallow"].apply(saga), {}, kinds="undo-flaky").outcomes[0].stuck == []
+    assert outcome_of(names["twice"].apply(saga), "end@before").stuck == ["pay"]
+    assert outcome_of(names["swallow"].apply(saga), "end@before").stuck == []
 
 
 def test_sagas_of_another_engine_are_refused() -> None:
