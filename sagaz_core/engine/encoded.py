@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from sagaz_core.errors import CodecError
+from sagaz_core.errors import CannotStoreError, CodecError
 from sagaz_core.events import NO_DELTA, CompensationSucceeded, Delta, SagaStarted, StepSucceeded
 from sagaz_core.storage.codec import decode, importing_class, list_of, map_head, moment_part, part, whole
 
@@ -23,8 +23,14 @@ _UNCHANGEABLE = frozenset({str, int, float, bool, type(None), bytes, Decimal, UU
 
 @lru_cache(maxsize=4096)
 def _text(text: str) -> bytes:
-    """Return the part that is this text, without its class if it has one of its own."""
-    return part(str.__str__(text), "name")
+    """Return the part that is this name, without its class if it has one of its own. Raises `CannotStoreError`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CannotStoreError(
+            f"the name {text!a} cannot be stored: it has a lone surrogate; rename it", "name"
+        ) from None
+    return part(str.__str__(text))
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -217,7 +218,7 @@ def test_what_a_served_step_wrote_over_is_captured_as_written() -> None:
     assert events[1].delta == Delta(written)
 
 
-def _can_be_stored(value: Any) -> bool:
+def fits(value: Any) -> bool:
     try:
         return bool(encode(value))
     except CannotStoreError:
@@ -227,7 +228,7 @@ def _can_be_stored(value: Any) -> bool:
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {1: v}, lambda v: (v,), lambda v: {"k": v}])
 def test_as_deep_as_a_value_can_be_it_can_be_read_from_a_state(wrap: Any) -> None:
     value: Any = 1
-    while _can_be_stored({"a": wrap(value)}):
+    while fits({"a": wrap(value)}):
         value = wrap(value)
     store = InMemorySnapshotStorage()
     made: Saga[Any] = Saga("s", snapshot_storage=store)
@@ -401,6 +402,35 @@ def test_a_bad_initial_context_is_refused_before_anything_is_written_or_run() ->
         with pytest.raises(CannotStoreError, match=r"context\['deep'\]\[0\]"):
             run(made.run({"deep": [bad]}))
     assert (store.count, ran) == (0, [])
+
+
+def test_a_step_whose_name_cannot_be_stored_is_not_run() -> None:
+    store, ran = InMemorySnapshotStorage(), list[str]()
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    made.add_step("a", lambda ctx: None, lambda ctx: ran.append("undid a"))
+    made.add_step("\ud800", lambda ctx: ran.append("did it"))
+    with pytest.raises(CannotStoreError, match=r"the name '\\ud800' cannot be stored"):
+        run(made.run({}, saga_id="S"))
+    events, snapshots = run(all_of(store))
+    assert ran == ["undid a"]
+    assert unpack_state(snapshots[-1]).status is SagaStatus.ROLLED_BACK
+    assert events[-1].seq == unpack_state(snapshots[-1]).seq
+
+
+class Name(StrEnum):
+    """Names of steps that have a class of their own."""
+
+    A = "a"
+
+
+def test_a_step_may_be_named_by_an_enum() -> None:
+    store = InMemorySnapshotStorage()
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    made.add_step(Name.A, lambda ctx: {"x": 1}).add_step("b", lambda ctx: None)
+    run(made.run({}, saga_id="S"))
+    events, snapshots = run(all_of(store))
+    assert [type(event.step) for event in events if hasattr(event, "step")] == [str] * 4
+    assert list(map(type, unpack_state(snapshots[-1]).results)) == [str, str]
 
 
 def test_a_result_that_cannot_be_stored_is_named_and_its_step_is_undone_with_it() -> None:
