@@ -246,9 +246,9 @@ def test_a_planned_cancellation_is_an_end(cli):
     assert effects() == ["do reserve", "do charge", "undo charge", "undo reserve R1"]
 
 
-def test_a_late_effect_happens_in_the_end(cli):
+def test_a_late_effect_comes_after_its_own_compensation(cli):
     cli("record", ORDER, "--plan", "charge@late", "--virtual-time").ok()
-    assert effects() == ["do reserve", "undo charge", "undo reserve R1", "do charge"]
+    assert effects() == ["do reserve", "undo charge", "do charge", "undo reserve R1"]
 
 
 def test_in_virtual_time_a_year_is_nothing_and_recorded_as_a_year(cli):

@@ -117,11 +117,11 @@ def test_a_forced_failure_that_never_happens_is_a_failure(cli, order):
     assert "the forced failure ship@after never happened" in says
 
 
-def test_a_late_effect_of_a_replay_happens_before_it_ends(cli):
+def test_a_late_effect_of_a_replay_comes_after_its_own_compensation(cli):
     cli("record", "cli_shop:HastySaga", "--id", "a").ok()
     Path("effects.log").unlink()
     cli("replay", "run", "a", "--from-step", "charge", "--force-failure", "charge@late").ok()
-    assert effects() == ["undo charge", "undo reserve", "do charge"]
+    assert effects() == ["undo charge", "do charge", "undo reserve"]
 
 
 def test_a_dry_run_checks_all_and_runs_nothing(cli, order):
