@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.mutation.places import Place, differences, put, repeat
@@ -107,6 +106,14 @@ def after_a_moment(operation: Operation, context: Any, result: Any) -> Generator
     return (yield Call(operation, context))
 
 
+def _copied(context: dict[str, Any]) -> dict[str, Any]:
+    # By the methods of dict: whoever watches what the user's function reads must not take this for it.
+    made = type(context).__new__(type(context))
+    dict.update(made, dict(dict.items(context)))
+    vars(made).update(vars(context))
+    return made
+
+
 GONE = object()
 
 
@@ -115,20 +122,20 @@ def seeing(key: str, value: Any, operation: Operation, context: Any, result: Any
     mine: dict[str, Any]
     real: dict[str, Any]
     if isinstance(context, dict):
-        shown: Any = copy.copy(context)
+        shown: Any = _copied(context)
         mine, real = shown, context
     else:  # a pydantic model
         shown = context.model_copy()
         mine, real = vars(shown), vars(context)
     if value is GONE:
         mine.pop(key, None)
-    elif key in mine:
+    elif dict.__contains__(mine, key):
         mine[key] = value
-    before = dict(mine)
+    before = dict(dict.items(mine))
     try:
         return (yield Call(operation, shown, result))
     finally:
-        real.update({name: now for name, now in mine.items() if before.get(name, GONE) is not now})
+        real.update({name: now for name, now in dict.items(mine) if before.get(name, GONE) is not now})
         for name in before:
-            if name not in mine:
+            if not dict.__contains__(mine, name):
                 real.pop(name, None)

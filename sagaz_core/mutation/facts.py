@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.adapters.locate import adapter_for
@@ -72,16 +72,17 @@ class Facts:
     def _back(self, step: str, operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:
         reads = self.read.setdefault(step, {})
         call = Call(operation, context, result)
-        if type(context) is not SagaContext:
+        if not isinstance(context, SagaContext):
             reads.update(dict.fromkeys(_data(context)))
             return (yield from self._seen(step, True, call))
-        context.__class__ = _Watched
+        kind = type(context)
+        context.__class__ = _noting(kind)
         context.__dict__["reads"] = reads
         try:
             return (yield from self._seen(step, True, call))
         finally:
             del context.__dict__["reads"]
-            context.__class__ = SagaContext
+            context.__class__ = kind
 
     def _seen(self, step: str, undo: bool, call: Call) -> Generator[Call, Any, Any]:
         world = self.world
@@ -93,8 +94,8 @@ class Facts:
         return value
 
 
-class _Watched(SagaContext):
-    """A context that notes what is asked of it. Only the class differs, so a context can be made one and back."""
+class _Noting(SagaContext):
+    """Notes what is asked of a context."""
 
     reads: dict[str, None]
 
@@ -127,11 +128,18 @@ class _Watched(SagaContext):
         return super().items()
 
     def _note_all(self) -> None:
-        self.reads.update(dict.fromkeys(super().keys()))
+        self.reads.update(dict.fromkeys(dict.keys(self)))
+
+
+@cache
+def _noting(kind: type[SagaContext]) -> type[_Noting]:
+    """Return the class that a context of this one is made for a while; others may watch it too."""
+    return _Noting if kind is SagaContext else type("_Noting", (_Noting, kind), {})
 
 
 def _data(context: Any) -> dict[str, Any]:
-    return dict(context) if isinstance(context, Mapping) else dict(vars(context))
+    # Not what a subclass makes of it: to look at a context that someone watches must not be noticed.
+    return dict(dict.items(context)) if isinstance(context, dict) else dict(vars(context))
 
 
 def native(made: Any) -> Saga[Any]:

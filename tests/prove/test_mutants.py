@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from reference_sagas import CORRECT, chains, dag, linear, sync, typed, with_pivot
 
-from sagaz_core import Outcome, Saga, World, action, compensate, explore
+from sagaz_core import Outcome, Saga, SagaContext, World, action, compensate, explore
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.mutation.facts import survey
+from sagaz_core.mutation.facts import Facts, survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
 from sagaz_core.mutation.runners import Tried, explored, one_fault, packed, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
@@ -322,8 +322,26 @@ def test_a_survey_leaves_the_context_of_a_run_alone() -> None:
     saga = Saga("shop").add_step("pay", pay, refund)
     facts = run(survey(lambda: saga, {"a": 1, "b": 2}, None))
     assert list(facts.read["pay"]) == ["a", "b"]
-    assert kinds[0].__name__ == "_Watched"
+    assert kinds[0].__name__ == "_Noting"
     assert outcome_of(saga, "end@before", {"a": 1, "b": 2}).context["said"] == 1
+
+
+def test_reads_are_noted_of_a_context_that_someone_else_watches() -> None:
+    class Theirs(SagaContext):
+        """Keeps what was asked."""
+
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.append(key)
+            return super().get(key, default)
+
+    asked: list[str] = []
+    facts, context = Facts(), Theirs({"a": 1, "b": 2})
+    calls = facts.watching(Saga("shop").add_step("pay", lambda ctx: None, lambda ctx: ctx.get("a")).definition())
+    undo = calls.steps["pay"].compensation
+    assert undo is not None
+    assert undo.function(context) == 1
+    assert list(facts.read["pay"]) == asked == ["a"]
+    assert type(context) is Theirs
 
 
 def test_a_sync_function_that_gives_an_awaitable_is_wrapped_too() -> None:
