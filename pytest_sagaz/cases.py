@@ -11,7 +11,9 @@ import pytest
 from pytest_sagaz.runner import Runner
 from pytest_sagaz.sagas import Make
 from sagaz_core.errors import DriftError, UsageError
-from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
+from sagaz_core.model import END
+from sagaz_core.prove.explorer import Search, explore_subject
 from sagaz_core.prove.outcome import Outcome, UnsoundError
 from sagaz_core.prove.recorded import Faithful, RecordedSubject, run_faithful
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.exploration import Exploration
 
 
 class UnfaithfulError(UnsoundError):
@@ -80,6 +83,12 @@ class Case:
         __tracebackhide__ = True
         return self.runner.run(self._faithful, instead="saga_case.arun", start=self._start())
 
+    def explore(self, search: Search) -> Exploration:
+        """Explore every plan from the recorded state, as the search says."""
+        __tracebackhide__ = True
+        made = self.runner.run(lambda: self._explored(search), instead="sagaz.aexplore", start=self._start())
+        return self.runner.explored(made)
+
     def _start(self) -> datetime | None:
         return self.recording.record.started_at if self.recording is not None and self.freeze else None
 
@@ -101,6 +110,15 @@ class Case:
             return await run_trial(subject, self.plan, reference=reference)
         except NotRunnableError as error:
             return error
+
+    async def _explored(self, search: Search) -> Exploration:
+        recording, subject = self.recording, self.subject
+        assert recording is not None
+        _, model = await self._described(subject, recording)
+        check_drift(model, recording.model, allowed=self.allow_drift)
+        whole = RecordedSubject(recording, subject, self.override).at(FaultPlan((Fault(END, "before"),)), model)
+        served = {step.step: step for step in whole.served}
+        return await explore_subject(replace(whole, served=()), replace(search, recorded=served))
 
     async def _recorded(self, subject: Subject, recording: Recording) -> Subject:
         adapter, model = await self._described(subject, recording)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sagaz import reports
+from pytest_sagaz.deep import search
 from pytest_sagaz.kills import kill
 from pytest_sagaz.known import xfail_of
-from pytest_sagaz.replays import FAITHFUL, REPLAYS, Replays, Target, escaped
+from pytest_sagaz.replays import EXPLORE, FAITHFUL, REPLAYS, Replays, Target, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,15 @@ class KillItem(SagaItem):
         self.user_properties.append(("sagaz_killed", boundary.sentence))
 
 
+class ExploreItem(SagaItem):
+    """Every plan of up to `depth` faults of a recorded saga."""
+
+    def __init__(self, *, depth: int, **kwargs: Any) -> None:
+        super().__init__(plan=None, **kwargs)
+        self.depth = depth
+        self.user_properties[-1] = ("sagaz_plan", f"{EXPLORE}{depth}")
+
+
 class SagaModule(pytest.Module):
     """One recording. Its path is the root folder, which is there, as `--nf` and `--lf` want it."""
 
@@ -86,6 +96,8 @@ class SagaModule(pytest.Module):
             if mark is not None:
                 item.add_marker(mark)
             yield item
+        for text, depth in self.target.explorations.items():
+            yield ExploreItem.from_parent(self, name=text, callobj=search, target=self.target, depth=depth)
         for text, boundary in self.target.kills.items():
             yield KillItem.from_parent(
                 self, name=escaped(text).replace("/", "%2F"), callobj=kill, target=self.target, boundary=boundary

@@ -50,7 +50,16 @@ def add_options(parser: pytest.Parser) -> None:
         help="Lay this value over the recorded context; text that is not JSON is taken as it is. Repeatable.",
     )
     group.addoption("--sagaz-kinds", metavar="KINDS", help="Kinds of faults: quick (default), all, or before,after,…")
-    group.addoption("--sagaz-depth", metavar="N", help="How many faults at a time; this release has 1.")
+    group.addoption(
+        "--sagaz-depth",
+        metavar="N",
+        help="How many faults at a time (1). With more, one item a saga explores every plan of up to N faults.",
+    )
+    group.addoption(
+        "--sagaz-budget",
+        metavar="TIME",
+        help="Let each exploration take no longer, such as 30s; it says how far it came.",
+    )
     group.addoption(
         "--sagaz-allow-live",
         action="store_true",

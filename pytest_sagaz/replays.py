@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from sagaz_core.recording.base import Recording
 
 FAITHFUL = "faithful"
+EXPLORE = "explore:"
 
 
 @dataclass
 class Target:
-    """One recording to try. `plans` are by the names of their items; None is the faithful replay. So are `kills`, the
-    moments at which a process that runs the saga is killed.
+    """One recording to try. `plans` are by the names of their items; None is the faithful replay. So are the
+    `explorations`, each with its depth, and `kills`, the moments at which a process that runs the saga is killed.
     """
 
     found: Found
@@ -45,6 +46,7 @@ class Target:
     model: SagaModel
     plans: dict[str, FaultPlan | None]
     known: dict[FaultPlan, str] = field(default_factory=dict)
+    explorations: dict[str, int] = field(default_factory=dict)
     kills: dict[str, Boundary] = field(default_factory=dict)
 
     @property
@@ -80,7 +82,7 @@ def prepare(config: pytest.Config, specs: list[str]) -> None:
     if not paths:
         config.args[:] = [str(config.rootpath)]
     if selected:
-        targets = [target for target in targets if target.plans or target.kills]
+        targets = [target for target in targets if target.plans or target.explorations or target.kills]
     config.stash[REPLAYS] = Replays(settings, targets, _anchor(config), only=not paths)
     warn(config, _odd_overrides(targets, settings))
 
@@ -124,8 +126,16 @@ def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
     known = {hazard.plan: hazard.reason for hazard in hazards if hazard.saga == recording.saga_name}
     for plan in known:
         plan.check(model)
-    kills = _kills(recording, model, settings) if settings.kill else []
-    return Target(found, saga, model, plans, known, {str(boundary): boundary for boundary in kills})
+    depth = settings.depth.value
+    return Target(
+        found,
+        saga,
+        model,
+        plans,
+        known,
+        explorations={f"{EXPLORE}{depth}": depth} if depth > 1 and not settings.plans else {},
+        kills={str(boundary): boundary for boundary in _kills(recording, model, settings)} if settings.kill else {},
+    )
 
 
 def _kills(recording: Recording, model: SagaModel, settings: Settings) -> list[Boundary]:
@@ -195,11 +205,15 @@ def _keep(target: Target, names: list[str]) -> None:
         return
     kept: dict[str, FaultPlan | None] = {}
     kills: dict[str, Boundary] = {}
+    explorations: dict[str, int] = {}
     for name in names:
         if name in target.plans:
             kept[name] = target.plans[name]
             continue
         text = unescaped(name)
+        if text.startswith(EXPLORE) and text.removeprefix(EXPLORE).isdecimal():
+            explorations[text] = int(text.removeprefix(EXPLORE))
+            continue
         if text.rpartition("+")[2].startswith("kill:"):
             boundary = Boundary.parse(text)
             boundary.check(target.model)
@@ -210,7 +224,7 @@ def _keep(target: Target, names: list[str]) -> None:
         plan = parse_plan(text)
         plan.check(target.model)
         kept[str(plan)] = plan
-    target.plans, target.kills = kept, kills
+    target.plans, target.explorations, target.kills = kept, explorations, kills
 
 
 def reproduce(target: Target, settings: Settings) -> str:

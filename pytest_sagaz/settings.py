@@ -14,6 +14,7 @@ from sagaz_core.adapters.locate import make_importable
 from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.budget import seconds_of
 from sagaz_core.settings import DEFAULT_STORE, project_settings
 from sagaz_core.settings import Settings as ProjectSettings
 from sagaz_core.storage.url import open_storage, safe_url
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sagaz_core.recording.base import Recording
     from sagaz_core.storage.base import SnapshotStorage
 
+MAX_DEPTH = 20
+MAX_DEPTH = 20
 NONE = "none"
 """What is written for the plan without faults."""
 
@@ -101,14 +104,22 @@ class Settings:
 
     @cached_property
     def depth(self) -> Value:
-        """How many faults at a time."""
+        """How many faults at a time: with more than one, each recorded saga has one item more."""
         text, origin = self._first("sagaz_depth", "1")
-        if str(text).strip() != "1":
-            raise UsageError(
-                f"{origin} is {str(text)!r}: this release tries one fault at a time; write 1, "
-                f"and name plans of several faults with --sagaz-plan"
-            )
-        return Value(1, origin)
+        if not str(text).strip().isdecimal() or not 1 <= int(text) <= MAX_DEPTH:
+            raise UsageError(f"{origin} is {str(text)!r}: write how many faults at a time, 1 to {MAX_DEPTH}")
+        return Value(int(text), origin)
+
+    @cached_property
+    def budget(self) -> float | None:
+        """How many real seconds an exploration may take."""
+        text = self.config.getoption("sagaz_budget", None)
+        if text is None:
+            return None
+        try:
+            return seconds_of(text)
+        except UsageError as error:
+            raise UsageError(f"--sagaz-budget: {error}") from None
 
     @cached_property
     def apps(self) -> tuple[Value, ...]:
@@ -165,7 +176,7 @@ class Settings:
         """Raise `UsageError` for a value that cannot be read, or two that do not go together."""
         if self.kill and self.from_step is not None:
             raise UsageError("--sagaz-kill and --sagaz-from: a saga that is killed runs from its start; leave one out")
-        _ = self.kinds, self.depth, self.override, self.plans
+        _ = self.kinds, self.depth, self.budget, self.override, self.plans
 
     def header(self) -> list[str]:
         """Return a line that says which settings hold, and who said so."""

@@ -28,7 +28,7 @@ def summary(reports: Sequence[pytest.TestReport]) -> list[str]:
     lines = []
     named = groups if len(groups) <= _MANY else {name: group for name, group in groups.items() if _is_news(group)}
     for name, group in list(named.items())[:_MANY]:
-        lines += [f"{name}: {_counts(group)}", *_drift(group)]
+        lines += [f"{name}: {_counts(group)}", *_drift(group), *_explored(group)]
     if len(groups) > _MANY:
         everything = [one for group in groups.values() for one in group]
         lines.append(f"{len(groups)} sagas: {_counts(everything, several=True)}")
@@ -47,11 +47,17 @@ def _drift(group: Group) -> Iterator[str]:
                 yield from (f"  {row}" for row in text.split("\n"))
 
 
+def _explored(group: Group) -> Iterator[str]:
+    for _, facts in group:
+        yield from (f"  {line}" for line in str(facts.get("sagaz_explored", "")).splitlines())
+
+
 def _counts(group: Group, *, several: bool = False) -> str:
     faithful = [facts for _, facts in group if facts.get("sagaz_plan") == "faithful" and "sagaz_verdict" in facts]
     verdicts = Counter(str(facts["sagaz_verdict"]).lower() for facts in faithful)
     parts = [f"{count} {verdict}" if several else verdict for verdict, count in verdicts.items()]
     plans = [one for one in group if one[1].get("sagaz_plan") != "faithful"]
+    plans = [one for one in plans if "sagaz_explored" not in one[1]]
     for what in (False, True):
         some = [one for one in plans if ("sagaz_killed" in one[1]) is what]
         parts += _tally(some, "kill" if what else "plan") if some else []

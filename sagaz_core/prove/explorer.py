@@ -7,7 +7,7 @@ plan, many benign faults at once (`packed`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
@@ -36,7 +36,8 @@ DEFAULT_DEPTH = 2
 class Search:
     """How to explore: which kinds, how many faults at once, in which mode, and when to stop.
 
-    `known` plans failed before and are run first. `recorded` steps are taken from a record until a fault strikes.
+    `known` plans failed before and are run first. `recorded` steps are taken from a record until a fault strikes, of
+    which none strikes an action before the step `first`.
     `over` says that the time is up; `on_progress` is told how many plans are done, and how many there are.
     """
 
@@ -44,10 +45,21 @@ class Search:
     depth: int = DEFAULT_DEPTH
     mode: str = "auto"
     max_executions: int | None = None
+    first: str | None = None
     known: Sequence[FaultPlan] = ()
     recorded: Mapping[str, Served] = field(default_factory=dict)
     over: Callable[[], bool] = lambda: False
     on_progress: Callable[[int, int], object] | None = None
+
+    def served(self, plan: FaultPlan, model: SagaModel) -> tuple[Served, ...]:
+        """Return the recorded steps that come before the first that a fault of the plan strikes."""
+        struck = {fault.step for fault in plan if not fault.described.undo}
+        served: list[Served] = []
+        for name in model.order:
+            if name in struck or name not in self.recorded:
+                break
+            served.append(self.recorded[name])
+        return tuple(served)
 
 
 def explore(
@@ -142,8 +154,8 @@ class _Packed:
         clean = await self._run(NO_FAULTS)
         if clean is not None and self.saved is not None and clean.status is SagaStatus.COMPLETED:
             self.reference = clean.world_after
-        singles = single_plans(model, search.kinds) if search.depth else []
-        packs = packed_plans(model, search.kinds) if search.depth else []
+        singles = single_plans(model, search.kinds, search.first) if search.depth else []
+        packs = packed_plans(model, search.kinds, search.first) if search.depth else []
         known = [plan for plan in search.known if _fits(plan, model)]
         for plan in known:
             await self._run(plan)
@@ -165,7 +177,7 @@ class _Packed:
             for fault in outcome.evidence.plan
             if fault not in outcome.evidence.missed
         }
-        applicable = Scripts(model, search.kinds).pairs()
+        applicable = Scripts(model, search.kinds, search.first).pairs()
         return Exploration(
             model=model,
             mode="packed",
@@ -190,7 +202,10 @@ class _Packed:
             self.not_run[str(plan)] = f"the budget was used up after {self.executions:,} executions"
             return None
         try:
-            outcome = await run_trial(self.subject, plan, reference=self.reference)
+            subject = self.subject
+            if search.recorded:
+                subject = replace(subject, served=search.served(plan, self.model))
+            outcome = await run_trial(subject, plan, reference=self.reference)
         except NotRunnableError as error:
             self.not_run[str(plan)] = str(error)
             return None

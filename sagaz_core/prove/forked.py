@@ -64,7 +64,7 @@ class Forked:
         self.saga = saga
         self.model = model
         self.search = search
-        self.scripts = Scripts(model, search.kinds)
+        self.scripts = Scripts(model, search.kinds, search.first)
         self.worlds = Worlds(subject.world or None)
         self.initial = self.worlds.current
         self.reference: int | None = None
@@ -127,7 +127,7 @@ class Forked:
         self.worlds.put(self.initial)
         subject = self.subject
         if self.search.recorded:
-            subject = replace(subject, served=self._served(plan))
+            subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)
         outcome = await run_trial(subject, plan, reference=reference)
         self.executions += len(outcome.evidence.ledger.entries)
@@ -135,16 +135,6 @@ class Forked:
         self._after = self.worlds.look()
         self.worlds.put(self.initial)
         return outcome
-
-    def _served(self, plan: FaultPlan) -> tuple[Any, ...]:
-        """Return the recorded steps before the first that a fault strikes."""
-        struck = {fault.step for fault in plan}
-        served = []
-        for name in self.model.order:
-            if name in struck or name not in self.search.recorded:
-                break
-            served.append(self.search.recorded[name])
-        return tuple(served)
 
     # ---- the search
 
@@ -246,16 +236,13 @@ class Forked:
         places = tree.places
         paths = {key: path for key, path in found.items() if isinstance(path, Path)}
         outcomes: dict[tuple[Any, ...], Outcome] = {}
-        shown: set[Found] = set()
         for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
-            if key in shown:
-                continue
             path = paths[key]
             outcome = outcomes.get(path.faults) or await self._trial(FaultPlan(path.faults))
             if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
                 outcome = await self._walked(tree, root, path)
-            outcomes[path.faults] = outcome
-            shown.add(key)
+            if outcome.findings:
+                outcomes[path.faults] = outcome
         failures = list(outcomes.values())
         seen = tuple(finding for finding in found.values() if isinstance(finding, Finding))
         if seen:

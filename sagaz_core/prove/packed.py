@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sagaz_core.faults.kinds import KINDS, why_not
 from sagaz_core.faults.plan import Fault, FaultPlan, single_fault_plans
 from sagaz_core.model import END
-from sagaz_core.prove.scripts import ORDER
+from sagaz_core.prove.scripts import ORDER, spared
 
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PLACE = {kind: place for place, kind in enumerate(ORDER)}
 
 
-def packed_plans(model: SagaModel, kinds: Iterable[str]) -> list[FaultPlan]:
+def packed_plans(model: SagaModel, kinds: Iterable[str], first: str | None = None) -> list[FaultPlan]:
     """Return one plan a benign kind, with a fault at every step that can have it."""
     wanted = set(kinds)
     plans = []
@@ -29,6 +29,8 @@ def packed_plans(model: SagaModel, kinds: Iterable[str]) -> list[FaultPlan]:
         if kind not in wanted or described.fatal:
             continue
         steps = [step.name for step in model.steps if not why_not(described, step)]
+        if not described.undo:
+            steps = [name for name in steps if name not in spared(model, first)]
         faults = tuple(Fault(name, kind) for name in steps)
         if described.undo:
             faults = _undone(model, faults)
@@ -57,9 +59,17 @@ def ordered(model: SagaModel, plans: Iterable[FaultPlan]) -> list[FaultPlan]:
     return sorted(plans, key=place)
 
 
-def single_plans(model: SagaModel, kinds: Iterable[str]) -> list[FaultPlan]:
+def single_plans(model: SagaModel, kinds: Iterable[str], first: str | None = None) -> list[FaultPlan]:
     """Return every plan of one fault, in the order in which they find most."""
-    return ordered(model, single_fault_plans(model, kinds))
+    early = spared(model, first)
+    plans = [
+        plan for plan in single_fault_plans(model, kinds) if _last(plan).described.undo or _last(plan).step not in early
+    ]
+    return ordered(model, plans)
+
+
+def _last(plan: FaultPlan) -> Fault:
+    return plan.faults[-1]
 
 
 async def bisected(plan: FaultPlan, fails: Callable[[FaultPlan], Awaitable[bool]]) -> FaultPlan:

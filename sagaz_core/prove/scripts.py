@@ -36,15 +36,16 @@ Script = tuple[Fault, ...]
 
 
 class Scripts:
-    """The scripts of faults that the operations of a saga can have.
+    """The scripts of faults that the operations of a saga can have; none strikes an action before the step `first`.
 
     A transient fault can be followed by another at the same operation, until one more has struck than there are
     retries: that one is as good as fatal. A crash ends the script, because another process takes over there.
     """
 
-    def __init__(self, model: SagaModel, kinds: Iterable[str]) -> None:
+    def __init__(self, model: SagaModel, kinds: Iterable[str], first: str | None = None) -> None:
         wanted = set(kinds)
         self.model = model
+        self._spared = spared(model, first)
         self._kinds = tuple(kind for kind in ORDER if kind in wanted)
         self._cache: dict[tuple[str, bool, int], tuple[Script, ...]] = {}
         self.end = self._end() if "before" in wanted else None
@@ -71,6 +72,8 @@ class Scripts:
 
     def _made(self, name: str, undo: bool, left: int) -> Iterable[Script]:
         step = self.model.step(name)
+        if not undo and name in self._spared:
+            return
         kinds = [kind for kind in self._kinds if KINDS[kind].undo is undo and not why_not(KINDS[kind], step)]
         again = [kind for kind in kinds if "flaky" in kind]
         retries = step.compensation_retries if undo else step.retries
@@ -94,8 +97,16 @@ class Scripts:
     def pairs(self) -> frozenset[tuple[str, str]]:
         """Return every step with every kind that it can have."""
         return frozenset(
-            (step.name, kind) for step in self.model.steps for kind in self._kinds if not why_not(KINDS[kind], step)
+            (step.name, kind)
+            for step in self.model.steps
+            for kind in self._kinds
+            if not why_not(KINDS[kind], step) and (KINDS[kind].undo or step.name not in self._spared)
         )
+
+
+def spared(model: SagaModel, first: str | None) -> frozenset[str]:
+    """Return the steps whose actions no fault strikes when faults begin at the step `first`."""
+    return frozenset() if first is None else frozenset(model.names) - model.descendants[first] - {first}
 
 
 def rank(faults: Sequence[Fault], places: Mapping[str, int]) -> tuple[object, ...]:

@@ -220,7 +220,9 @@ class Tree:
                 total.count = False
             if (below := await self._undone(at, step, (), left)) is not None:
                 total.add(Move(place, ()), below)
-            for script in self.scripts.of(step, True, left) if left else ():
+            # What struck it for good strikes again, before anything else could.
+            free = left and step not in at.struck
+            for script in self.scripts.of(step, True, left) if free else ():
                 self._prefix.append(script)
                 below = await self._undone(at, step, script, left - len(script))
                 self._prefix.pop()
@@ -264,10 +266,11 @@ class Tree:
         """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
         state, worlds = branch.state, self.effects.worlds
         context_is_back = not branch.layers and not branch.mutations
-        ledger = Ledger(branch.served)
         if branch.entries is not None:
+            ledger = Ledger(branch.served)
             ledger.entries = branch.entries
         else:
+            ledger = Ledger()
             alive = sorted(branch.alive, key=self.places.__getitem__)
             ledger.entries = [Entry(step, False, 1, 1, 1, True) for step in alive]
         return Evidence(

@@ -1,0 +1,58 @@
+"""The item of `--sagaz-depth`: it explores every plan of several faults of a recorded saga."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_sagaz.settings import settings_of
+from sagaz_core.faults.kinds import KINDS
+from sagaz_core.prove.budget import deadline
+from sagaz_core.prove.exploration import Exploration
+from sagaz_core.prove.explorer import Search
+from sagaz_core.prove.failures import FILE, Failures
+from sagaz_core.prove.outcome import UnsoundError
+
+if TYPE_CHECKING:
+    from pytest_sagaz.cases import Case
+    from pytest_sagaz.collection import ExploreItem
+
+SHOWN = 5
+
+
+def search(saga_case: Case) -> None:
+    """The test function of every such item."""
+    __tracebackhide__ = True
+    item: ExploreItem = saga_case.runner.item  # type: ignore[assignment] # only such items have this function
+    settings = settings_of(item.config)
+    assert saga_case.recording is not None
+    failures = Failures(item.config.rootpath / FILE)
+    name = saga_case.recording.saga_name
+    exploration = saga_case.explore(
+        Search(
+            tuple(KINDS) if settings.kinds.origin == "default" else settings.kinds.value,
+            item.depth,
+            known=failures.of(name),
+            over=deadline(settings.budget),
+            first=settings.from_step,
+        )
+    )
+    failures.keep(name, [outcome.plan for outcome in exploration.failures])
+    verdict = exploration.failures[0].verdict.value if exploration.failures else "CLEAN"
+    item.user_properties += [("sagaz_verdict", verdict), ("sagaz_explored", exploration.summary())]
+    if exploration.failures:
+        raise UnsoundError(_line(exploration), _report(exploration))
+
+
+def _line(exploration: Exploration) -> str:
+    first = exploration.failures[0]
+    more = len(exploration.failures) - 1
+    also = f" (and {more} more)" if more else ""
+    return f"{first.verdict.value}{first.under}: {first.findings[0].sentence}{also}"
+
+
+def _report(exploration: Exploration) -> str:
+    parts = [exploration.explain()]
+    parts += [outcome.explain() for outcome in exploration.failures[:SHOWN]]
+    if len(exploration.failures) > SHOWN:
+        parts.append(f"and {len(exploration.failures) - SHOWN} more, named in the table above")
+    return "\n\n".join(parts)
