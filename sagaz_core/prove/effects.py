@@ -31,8 +31,12 @@ _ATOMS = frozenset(
 _MISSING = object()
 
 
-class BudgetSpentError(Exception):
-    """No more operation may be called."""
+class Stopped(BaseException):
+    """The search cannot go on: because of an error, or, without one, because the budget is spent."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Sight(NamedTuple):
@@ -75,6 +79,7 @@ class Effects:
         self.writes: dict[str, set[str]] = {}
         self.seen_by_world: set[str] = set()
         self.undone_read = False
+        self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
         self._typed = typed
         self._known: dict[Sight, tuple[Effect, int]] = {}
@@ -82,6 +87,11 @@ class Effects:
         self._keep = keep
         self._loop = asyncio.get_running_loop()
         self._bystanders = asyncio.all_tasks()
+
+    def current(self) -> tuple[int, str]:
+        """Return how many calls were made, and what is being called now, or `""`."""
+        sight = self.under_way
+        return self.executions, f"the {sight.kind} of step {sight.step!r}" if sight is not None else ""
 
     def known(self, sight: Sight) -> tuple[Effect, int] | None:
         """Return what a call did that saw the same, and the world's state after it."""
@@ -99,21 +109,27 @@ class Effects:
         second: tuple[Any, ...],
         undone: Mapping[str, Any],
     ) -> tuple[Effect, int]:
-        """Call the operation in the world that it sees. Raises `NotForkableError` and `BudgetSpentError`."""
+        """Call the operation in the world that it sees. Raises `Stopped`."""
         if self.limit is not None and self.executions >= self.limit:
-            raise BudgetSpentError
+            raise Stopped
         self.executions += 1
-        self.worlds.put(sight.world)
-        made = _Made(self._typed, context, undone)
-        effect = await self._called(sight, operation, made, second)
-        world = self.worlds.look()
+        try:
+            self.worlds.put(sight.world)
+            made = _Made(self._typed, context, undone)
+            self.under_way = sight
+            effect = await self._called(sight, operation, made, second)
+            self.under_way = None
+            world = self.worlds.look()
+        except NotForkableError as error:
+            raise Stopped(error) from error
         if world != sight.world:
             self.seen_by_world.add(sight.step)
         if made.undone_read:
             self.undone_read = True
         if sight.kind == "action":
             self.reads.setdefault(sight.step, set()).update(made.reads)
-            self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted)
+            written = effect.result if isinstance(effect.result, Mapping) else {}
+            self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted, written)
         found = effect, world
         if self._keep:
             self._known[sight] = found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
-from sagaz_core.errors import PlanError, UsageError
+from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.exploration import MODES, Exploration
@@ -206,7 +206,7 @@ class _Packed:
             if search.recorded:
                 subject = replace(subject, served=search.served(plan, self.model))
             outcome = await run_trial(subject, plan, reference=self.reference)
-        except NotRunnableError as error:
+        except (NotRunnableError, CannotStoreError) as error:
             self.not_run[str(plan)] = str(error)
             return None
         self.executions += len(outcome.evidence.ledger.entries)

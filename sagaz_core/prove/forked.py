@@ -26,6 +26,7 @@ from sagaz_core.prove.scripts import Scripts, plan_counts, rank
 from sagaz_core.prove.tree import Found, Path, Summary, Tree, noticed
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.watch import watched
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
@@ -165,7 +166,8 @@ class Forked:
             on_progress=None if progress is None else lambda covered: progress(covered, possible),
         )
         before = dict(vars(self.saga))
-        summary = await tree.explore(root, self.search.depth)
+        with watched(effects.current):
+            summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
         self.executions += effects.executions
         return tree, root, summary
@@ -202,7 +204,7 @@ class Forked:
 
     async def _samples_hold(self, tree: Tree) -> bool:
         """Run what was sampled from the start, and say whether it ends as its merged state said it would."""
-        if not self.model.linear:
+        if not self.model.linear or tree.spent:
             return True  # the engine takes one order, and a sample may be of another
         for faults, expected in tree.samples:
             outcome = await self._trial(FaultPlan(faults))

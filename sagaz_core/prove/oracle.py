@@ -206,8 +206,9 @@ def _order(case: Case) -> Iterator[Finding]:
         return
     undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
     for index, entry in enumerate(undos):
-        later = {other.step for other in undos[index + 1 :]}
-        # One that is never undone, or not after this, is an orphan if it is still there, and not out of order.
+        # One that is never undone, or not after this, is an orphan if it is still there, and not out of order; nor is
+        # one that was tried before this and could not be undone.
+        later = {other.step for other in undos[index + 1 :]} - {other.step for other in undos[:index]}
         for dependant in sorted(case.model.descendants[entry.step] & later, key=case.model.order.index):
             if _alive_at(case, dependant, entry.began):
                 yield Finding(

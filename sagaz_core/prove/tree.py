@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.prove.branch import Branch
-from sagaz_core.prove.effects import BudgetSpentError, Effects
+from sagaz_core.prove.effects import Effects, Stopped
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Entry, Ledger
 from sagaz_core.prove.oracle import judge
@@ -96,6 +96,7 @@ class Tree:
         self._over = over
         self._on_progress = on_progress
         self._memo: dict[tuple[Any, ...], Summary] = {}
+        self._hits = [0, 0]
         self._prefix: list[tuple[Fault, ...]] = []
         self._ordered = not self.orders
         self._ends: dict[tuple[Any, ...], tuple[Found, ...]] = {}
@@ -115,6 +116,7 @@ class Tree:
             self._memo.clear()
             self.samples.clear()
             self.covered = self.merged = 0
+            self._hits = [0, 0]
 
     # ---- forward
 
@@ -180,8 +182,8 @@ class Tree:
                 branch.serve(self._recorded[step])
             else:
                 await branch.act(step, script)
-        except BudgetSpentError:
-            self.spent = True
+        except Stopped as stopped:
+            self._stop(stopped)
             return False
         if branch.void:
             return False
@@ -251,8 +253,8 @@ class Tree:
         branch = at if at.undoing is None and at.turning_back else at.fork()
         try:
             await branch.end()
-        except BudgetSpentError:
-            self.spent = True
+        except Stopped as stopped:
+            self._stop(stopped)
             return Summary(self._zero, {})
         key = (*branch.backward_key(0, self._ordered), branch.state.status) if branch.undoing is not None else None
         found = None if key is None else self._ends.get(key)
@@ -329,20 +331,29 @@ class Tree:
 
     # ---- bookkeeping
 
+    def _stop(self, stopped: Stopped) -> None:
+        if stopped.error is not None:
+            raise stopped.error
+        self.spent = True
+
     def _known(self, key: tuple[Any, ...], at: Branch) -> Summary | None:
         if not self._merge:
             return None
         known = self._memo.get(key)
         if known is not None:
             self.merged += 1
-            if self.merged % SAMPLE == 0 and self._prefix:
-                self._sample(known)
+            if self._prefix:
+                # Of those that go on and of those that turn back alike, the first and then one in a hundred.
+                back = at.undoing is not None
+                self._hits[back] += 1
+                if self._hits[back] % SAMPLE == 1:
+                    self._sample(known)
         return known
 
     def _sample(self, below: Summary) -> None:
         faults = tuple(fault for script in self._prefix for fault in script)
-        clean = frozenset(key for key, path in below.found.items() if not path.faults)
-        if TURNED_BACK not in clean:
+        if TURNED_BACK not in below.found or below.found[TURNED_BACK].faults:
+            clean = frozenset(_blamed(key, faults) for key, path in below.found.items() if not path.faults)
             self.samples.append((faults, clean))
 
     def _kept(self, key: tuple[Any, ...], total: _Total) -> Summary:
@@ -379,10 +390,9 @@ class _Total:
     def _take(self, move: Move, found: dict[Found, Path]) -> None:
         places = self._tree.places
         for key, path in found.items():
-            if key[0] is Verdict.CLEAN and move.script:
-                if any(fault.described.fatal for fault in move.script):
-                    continue
-                key = (Verdict.CLEAN, move.script[0].step)
+            if key[0] is Verdict.CLEAN and any(fault.described.fatal for fault in move.script):
+                continue
+            key = _blamed(key, move.script)
             longer, known = path.after(move), self._found.get(key)
             if known is None or rank(longer.faults, places) < rank(known.faults, places):
                 self._found[key] = longer
@@ -390,6 +400,11 @@ class _Total:
     def summary(self) -> Summary:
         """Return it."""
         return Summary(tuple(self._counts), self._found)
+
+
+def _blamed(key: Found, faults: Sequence[Fault]) -> Found:
+    """Return the key with the step of the plan's first fault, where that is what is blamed."""
+    return (key[0], faults[0].step) if faults and key[0] in (Verdict.CLEAN, Verdict.NOT_IDEMPOTENT) else key
 
 
 def ideals(model: Any, limit: int) -> int:

@@ -1,0 +1,461 @@
+"""Every plan of up to k faults: counted by formula, judged as a run from the start is, merged or not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from reference_sagas import CORRECT, chains, dag, linear
+
+from sagaz_core import Saga, SagaConfig, StepRejected, World, explore
+from sagaz_core.errors import UsageError
+from sagaz_core.faults.kinds import KINDS
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.model import SagaModel, StepModel
+from sagaz_core.mutation.facts import survey
+from sagaz_core.mutation.operators import mutants
+from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.scripts import Scripts, plan_counts
+from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.virtual_time import run
+
+if TYPE_CHECKING:
+    from sagaz_core.prove.exploration import Exploration
+
+F, B, R, G, H = 5, 5, 3, 3, 5  # kinds: fatal, benign, benign that re-run the action; fatal, benign in the compensation
+
+
+def at_most_one(n: int) -> int:
+    return 1 + n * (F + B)
+
+
+def exactly_two(n: int) -> int:
+    return n * (n - 1) // 2 * B * (F + B) + n * R * (F + B) + F * (G + H) * n * (n + 1) // 2
+
+
+def chain_model(n: int, policy: str, retries: int = 2) -> SagaModel:
+    steps = [
+        StepModel(f"s{i}", (f"s{i - 1}",) if i else (), True, False, 5.0, 5.0, retries, retries, "compensate")
+        for i in range(n)
+    ]
+    return SagaModel("chain", tuple(steps), on_compensation_failure=policy)
+
+
+def chain(n: int, policy: str = "continue_on_error", *, retries: int = 2) -> tuple[Saga[Any], World]:
+    """Steps whose compensations are exact inverses."""
+    desk: dict[str, Any] = {"held": {}, "closed": []}
+    world = World()
+    world.fake(desk, "desk", append_only=["closed"])
+    saga: Saga[Any] = Saga("chain", config=SagaConfig(on_compensation_failure=policy))
+    for i in range(n):
+
+        async def act(ctx: Any, name: str = f"s{i}", **_: None) -> dict[str, str]:
+            if name in desk["closed"]:
+                raise StepRejected(f"{name} was undone")
+            desk["held"][name] = 1
+            return {name: "done"}
+
+        async def undo(ctx: Any, *, name: str = f"s{i}") -> None:
+            desk["held"].pop(name, None)
+            if name not in desk["closed"]:
+                desk["closed"].append(name)
+
+        times = {"timeout": 5.0, "retries": retries, "compensation_timeout": 5.0, "compensation_retries": retries}
+        saga.add_step(f"s{i}", act, undo, in_doubt="compensate", **times)  # type: ignore[arg-type]
+    return saga, world
+
+
+def verdicts(exploration: Exploration) -> set[tuple[str, str | None]]:
+    return {(f.verdict.value, f.step) for outcome in exploration.failures for f in outcome.findings}
+
+
+# ---- counts
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
+def test_plans_are_counted_by_the_formulas(n: int) -> None:
+    for depth, expected in ((0, 1), (1, at_most_one(n)), (2, at_most_one(n) + exactly_two(n))):
+        saga, world = chain(n)
+        exploration = explore(saga, world=world, depth=depth)
+        assert (exploration.plans, exploration.possible, exploration.mode) == (expected, expected, "merged")
+        assert exploration.failures == ()
+
+
+@pytest.mark.parametrize(
+    ("n", "depth", "policy", "retries", "plans"),
+    [
+        (10, 2, "continue_on_error", 2, 4_851),
+        (40, 3, "continue_on_error", 2, 10_653_001),
+        (40, 4, "fail_fast", 3, 924_904_701),
+    ],
+)
+def test_the_counts_of_large_searches(n: int, depth: int, policy: str, retries: int, plans: int) -> None:
+    assert sum(plan_counts(Scripts(chain_model(n, policy, retries), KINDS), depth)) == plans
+
+
+def test_four_faults_of_a_chain_of_forty_are_covered_one_by_one_in_the_count() -> None:
+    saga, world = chain(12, "fail_fast", retries=3)
+    exploration = explore(saga, world=world, depth=4)
+    assert exploration.plans == sum(plan_counts(Scripts(chain_model(12, "fail_fast", 3), KINDS), 4))
+    assert exploration.failures == ()
+
+
+@pytest.mark.parametrize("n", [5, 10, 20, 40])
+def test_one_fault_takes_at_most_twenty_executions_a_step(n: int) -> None:
+    saga, world = chain(n)
+    assert explore(saga, world=world, depth=1).executions <= 20 * n
+
+
+@pytest.mark.parametrize("n", [5, 10, 20, 40])
+def test_two_faults_take_at_most_ninety_executions_a_step(n: int) -> None:
+    saga, world = chain(n, "fail_fast")
+    assert explore(saga, world=world, depth=2).executions <= 90 * n
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_what_a_stuck_compensation_leaves_makes_two_faults_quadratic(n: int) -> None:
+    saga, world = chain(n)
+    assert explore(saga, world=world, depth=2).executions <= 90 * n + 2 * n * n
+
+
+# ---- the same judgement
+
+
+def plans_of(model: SagaModel, depth: int) -> Iterator[FaultPlan]:
+    """Every plan, spelled out: what the counts count."""
+    scripts, order = Scripts(model, KINDS), model.order
+
+    def back(todo: tuple[str, ...], left: int) -> Iterator[tuple[Fault, ...]]:
+        if not todo:
+            yield ()
+            return
+        yield from back(todo[1:], left)
+        for script in scripts.of(todo[0], True, left) if left else ():
+            rest = todo[1:]
+            if scripts.fatal(script) and model.on_compensation_failure == "fail_fast":
+                rest = ()
+            elif script[-1].kind == "undo-crash":
+                rest = todo
+            for below in back(rest, left - len(script)):
+                yield script + below
+
+    def forward(place: int, left: int) -> Iterator[tuple[Fault, ...]]:
+        if place == len(order):
+            yield ()
+            return
+        yield from forward(place + 1, left)
+        for script in scripts.of(order[place], False, left) if left else ():
+            last = script[-1]
+            if scripts.fatal(script):
+                todo = tuple(name for name in reversed(order[: place + 1]) if model.step(name).has_compensation)
+                below = back(todo, left - len(script))
+            else:
+                below = forward(place + (last.kind != "crash"), left - len(script))
+            for rest in below:
+                yield script + rest
+
+    return (FaultPlan(faults) for faults in forward(0, depth))
+
+
+async def judged_from_the_start(
+    saga: Any, context: Any, world: World, depth: int
+) -> tuple[int, dict[tuple[str, Any], FaultPlan]]:
+    model = (await saga.prepare()).model
+    saved, subject = world.save(), Subject(lambda: saga, context, world=world)
+    reference = (await run_trial(subject)).world_after
+    found: dict[tuple[str, Any], FaultPlan] = {}
+    count = 0
+    for plan in plans_of(model, depth):
+        world.restore(saved)
+        outcome = await run_trial(subject, plan, reference=reference)
+        if outcome.evidence.missed:
+            continue  # its step failed by itself, so that the fault is none of this saga
+        count += 1
+        for finding in outcome.findings:
+            key = (finding.verdict.value, finding.step)
+            if key not in found or len(plan.faults) < len(found[key].faults):
+                found[key] = plan
+    world.restore(saved)
+    return count, found
+
+
+def all_mutants(reference: Any) -> list[Any]:
+    make, context, world = reference
+    return [mutant.apply(make()) for mutant in mutants(make(), run(survey(make, context, world)))]
+
+
+def test_a_merged_search_finds_what_every_plan_run_from_the_start_finds() -> None:
+    make, context, world = linear(2)
+    sagas = [make(), *all_mutants((make, context, world))]
+    assert len(sagas) > 15
+    for saga in sagas:
+        exploration = explore(saga, context, world=world, depth=2)
+        plans, from_start = run(judged_from_the_start(saga, context, world, 2))
+        assert exploration.mode == "merged"
+        assert exploration.plans == plans
+        assert verdicts(exploration) == set(from_start)
+        smallest = {key: len(plan.faults) for key, plan in from_start.items()}
+        for outcome in exploration.failures:
+            for finding in outcome.findings:
+                key = (finding.verdict.value, finding.step)
+                smallest[key] = min(smallest[key], len(outcome.plan.faults))
+        assert smallest == {key: len(plan.faults) for key, plan in from_start.items()}
+
+
+@pytest.mark.parametrize("reference", [lambda: linear(3), dag], ids=["linear", "dag"])
+def test_merging_changes_no_verdict(reference: Any) -> None:
+    make, context, world = reference()
+    for saga in all_mutants((make, context, world)):
+        merged = explore(saga, context, world=world, depth=1)
+        tree = explore(saga, context, world=world, depth=1, mode="tree")
+        assert verdicts(merged) == verdicts(tree)
+        assert merged.plans == tree.plans
+        assert {str(o.plan) for o in merged.failures} == {str(o.plan) for o in tree.failures}
+        assert tree.mode == "tree"
+
+
+@pytest.mark.parametrize("name", CORRECT)
+def test_a_correct_saga_raises_no_alarm(name: str) -> None:
+    make, context, world = chains(2, 3) if name == "chains" else CORRECT[name]()
+    before = world.save()
+    exploration = explore(make, context, world=world, depth=2)
+    assert (exploration.mode, exploration.failures, exploration.complete) == ("merged", (), True)
+    assert exploration.coverage[0] == exploration.coverage[1]
+    assert world.save() == before  # put back
+
+
+def test_parallel_chains_are_explored_as_sets_of_steps() -> None:
+    make, context, world = chains(4, 3)
+    exploration = explore(make, context, world=world, depth=1)
+    assert exploration.failures == ()
+    assert exploration.plans == at_most_one(12)
+
+
+def test_what_is_reported_is_the_smallest_plan() -> None:
+    def forgets(ctx: Any) -> None: ...
+
+    broken: Saga[Any] = Saga("broken")
+    desk: dict[str, Any] = {}
+    seen = World()
+    seen.fake(desk, "desk")
+    broken.add_step("a", lambda ctx: desk.update(a=1), forgets)
+    broken.add_step("b", lambda ctx: desk.update(b=1), lambda ctx: desk.pop("b", None), in_doubt="compensate")
+    plans = [str(outcome.plan) for outcome in explore(broken, world=seen, depth=3).failures]
+    assert plans
+    assert all(len(plan) <= 80 and plan.count("+") <= 1 for plan in plans)
+
+
+# ---- what keeps it honest
+
+
+def shop(action: Any, undo: Any = None, **more: Any) -> tuple[Saga[Any], World, dict[str, Any]]:
+    desk: dict[str, Any] = {"n": 0}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("shop")
+    saga.add_step("a", lambda ctx: action(desk, ctx), None if undo is None else lambda ctx: undo(desk, ctx), **more)
+    saga.add_step("b", lambda ctx: None)
+    return saga, world, desk
+
+
+def test_two_runs_that_differ_are_not_merged_and_the_first_difference_is_named() -> None:
+    counter = iter(range(1000))
+    saga, world, _ = shop(lambda desk, ctx: {"n": next(counter)})
+    exploration = explore(saga, world=world)
+    assert exploration.mode == "tree"
+    assert "two runs without faults differ, first at: 'do a" in exploration.reason
+
+
+def test_hidden_state_is_found_by_running_merged_plans_again() -> None:
+    hidden: dict[str, int] = {"undone": 0}
+
+    def act(desk: Any, ctx: Any) -> None:
+        desk["n"] = 1
+
+    def undo(desk: Any, ctx: Any) -> None:
+        hidden["undone"] += 1
+        if hidden["undone"] % 2:
+            desk["n"] = 0
+
+    saga, world, _ = shop(act, undo, in_doubt="compensate", retries=2)
+    for i in range(8):
+        saga.add_step(f"c{i}", lambda ctx: None, lambda ctx: None, in_doubt="compensate", retries=2)
+    exploration = explore(saga, world=world, depth=2)
+    assert exploration.mode == "tree"
+    assert "something that the steps see is not in the world or the context" in exploration.reason
+
+
+def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
+    saga, world, desk = shop(lambda desk, ctx: None)
+    desk["lock"] = threading.Lock()
+    with pytest.raises(TypeError):
+        explore(saga, world=world)  # the plain runner cannot copy it either
+
+    class Fake:
+        def __init__(self) -> None:
+            self.state = {"n": 0}
+
+        def snapshot(self) -> Any:
+            return {"n": self.state["n"], "odd": memoryview(b"x").tolist, "lock": 1j}
+
+        def restore(self, state: Any) -> None:
+            self.state["n"] = state["n"]
+
+    seen = World()
+    seen.fake(Fake(), "fake")
+    exploration = explore(saga, world=seen)
+    assert exploration.mode == "packed"
+    assert "the world cannot be copied: fake" in exploration.reason
+
+
+def test_a_fake_that_does_not_take_its_own_state_is_named() -> None:
+    class Lying:
+        def __init__(self) -> None:
+            self.n = 0
+
+        def snapshot(self) -> int:
+            return self.n
+
+        def restore(self, state: int) -> None: ...
+
+    fake, world = Lying(), World()
+    world.fake(fake, "stock")
+
+    def act(ctx: Any) -> None:
+        fake.n += 1
+
+    saga: Saga[Any] = Saga("s")
+    saga.add_step("a", act, lambda ctx: None)
+    exploration = explore(saga, world=world)
+    assert exploration.mode == "packed"
+    assert "the fake 'stock' is not what it was after its own state was put back" in exploration.reason
+
+
+def test_a_context_that_cannot_be_copied_is_named() -> None:
+    saga, world, _ = shop(lambda desk, ctx: {"lock": threading.Lock()})
+    exploration = explore(saga, world=world)
+    assert exploration.mode == "packed"
+    assert "what step 'a' leaves cannot be kept" in exploration.reason
+
+
+def test_a_saga_that_keeps_state_on_itself_is_named() -> None:
+    class Keeps(Saga[Any]):
+        saga_name = "keeps"
+
+        async def build(self) -> None:
+            self.add_step("a", self.act, lambda ctx: None)
+
+        def act(self, ctx: Any) -> None:
+            self.last = object()
+
+    desk: dict[str, int] = {}
+    world = World()
+    world.fake(desk, "desk")
+    exploration = explore(Keeps(), world=world)
+    assert exploration.mode == "packed"
+    assert "self.last" in exploration.reason
+
+
+def test_without_a_world_the_reason_says_how_to_get_more() -> None:
+    saga, _, _ = shop(lambda desk, ctx: None)
+    exploration = explore(saga)
+    assert (exploration.mode, exploration.depth) == ("packed", 1)
+    assert "give a world made of fakes" in exploration.reason
+    world = World()
+    world.probe("n", lambda: 0)
+    assert "the world has probes (n)" in explore(saga, world=world).reason
+
+
+def test_a_task_that_a_step_leaves_behind_is_found() -> None:
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def act(ctx: Any) -> None:
+        asyncio.get_running_loop().create_task(forever(), name="mailer")
+
+    _, world, _ = shop(lambda desk, ctx: None)
+    saga: Saga[Any] = Saga("leaves")
+    saga.add_step("a", act)
+    found = [f for o in explore(saga, world=world, mode="merged", kinds="before").failures for f in o.findings]
+    assert any("left a task running (mailer)" in finding.sentence for finding in found)
+
+
+def test_a_lost_edge_is_found_without_any_fault() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("unordered")
+    saga.add_step("a", lambda ctx: {"token": 1}, depends_on=[])
+    saga.add_step("b", lambda ctx: {"seen": ctx.get("token")}, depends_on=[])
+    found = [f for o in explore(saga, world=world, depth=0).failures for f in o.findings]
+    assert [f.sentence for f in found] == ["'b' reads 'token', which 'a' writes, and nothing says which comes first"]
+
+
+def test_a_compensation_that_reads_what_others_returned_keeps_its_states_apart() -> None:
+    desk: dict[str, Any] = {"log": 0}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("reads")
+
+    def undo_first(ctx: Any) -> None:
+        desk["log"] = len(ctx.compensation_results)  # not what it was: how many came before it
+
+    saga.add_step("a", lambda ctx: None, undo_first)
+    saga.add_step("b", lambda ctx: None, lambda ctx: "undone")
+    saga.add_step("c", lambda ctx: None, lambda ctx: "undone")
+    exploration = explore(saga, world=world, depth=2)
+    assert exploration.mode == "merged"
+    changes = {str(change) for o in exploration.failures for change in o.world_changes}
+    assert changes  # b failed: nothing was undone before a; c failed: b was
+    assert "LIE" in {o.verdict.value for o in exploration.failures}
+
+
+# ---- budgets, and what failed before
+
+
+def test_a_budget_of_executions_is_exact_and_says_how_far_it_came() -> None:
+    saga, world = chain(5)
+    whole = explore(saga, world=world, depth=2)
+    saga, world = chain(5)
+    part = explore(saga, world=world, depth=2, max_executions=whole.executions // 2)
+    assert part.executions == whole.executions // 2
+    assert 0 < part.plans < whole.plans
+    assert not part.complete
+    assert "the budget was used up" in part.summary()
+
+
+def test_plans_that_failed_before_are_run_first() -> None:
+    saga, world, _ = shop(lambda desk, ctx: desk.update(n=1), lambda desk, ctx: None)
+    search = Search(
+        tuple(KINDS), 1, max_executions=5, known=[FaultPlan.parse("b@before"), FaultPlan.parse("gone@before")]
+    )
+    exploration = run(explore_subject(Subject(lambda: saga, world=world), search))
+    assert [str(outcome.plan) for outcome in exploration.failures] == ["b@before"]
+
+
+def test_packed_plans_are_bisected() -> None:
+    seen: list[str] = []
+
+    def undo(ctx: Any, *, name: str) -> None:
+        seen.append(name)
+        if name == "s2" and seen.count("s2") > 1:
+            raise RuntimeError("twice")
+
+    saga: Saga[Any] = Saga("twice")
+    for i in range(4):
+        saga.add_step(f"s{i}", lambda ctx: seen.clear(), lambda ctx, *, name=f"s{i}": undo(ctx, name=name))
+    exploration = explore(saga, kinds=["undo-repeat"], mode="packed")
+    plans = {str(outcome.plan) for outcome in exploration.failures}
+    assert "end@before+s2@undo-repeat" in plans
+    assert not any(plan.count("+") > 1 for plan in plans)
+
+
+def test_bad_input_is_one_line() -> None:
+    saga, world = chain(1)
+    with pytest.raises(UsageError, match=r"^depth=-1: give a number of faults from 0$"):
+        explore(saga, world=world, depth=-1)
+    with pytest.raises(UsageError, match=r"^mode='fast': write auto, merged, tree or packed$"):
+        explore(saga, world=world, mode="fast")
