@@ -196,6 +196,9 @@ def test_a_merged_search_finds_what_every_plan_run_from_the_start_finds() -> Non
         plans, from_start = run(judged_from_the_start(saga, context, world, 2))
         assert exploration.mode == "merged"
         assert exploration.plans == plans
+        if not exploration.model.linear:  # of a lost edge the search tries every order, a run only one
+            assert verdicts(exploration) >= set(from_start)
+            continue
         assert verdicts(exploration) == set(from_start)
         smallest = {key: len(plan.faults) for key, plan in from_start.items()}
         for outcome in exploration.failures:
