@@ -16,15 +16,16 @@ from typing import Any
 
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import mutants
-from sagaz_core.mutation.runners import Tried, one_fault_and_packed, packed, planned
+from sagaz_core.mutation.runners import Tried, one_fault_and_packed, planned
 from sagaz_core.mutation.score import score
+from sagaz_core.prove.packed import few_plans
 from sagaz_core.virtual_time import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "prove"))
 
 from reference_sagas import CORRECT
 
-PLANS = {"one fault": one_fault_and_packed(), "packed": packed}
+PLANS = {"one fault": one_fault_and_packed(), "packed": few_plans}
 
 
 def seconds(make: Any, context: Any, world: Any, plans: Any) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.kinds import KINDS, parse_kinds
-from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, single_fault_plans
-from sagaz_core.model import END
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.explorer import aexplore
+from sagaz_core.prove.packed import few_plans, single_plans
 from sagaz_core.prove.trial import Subject, describe, run_trial
 from sagaz_core.state import SagaStatus
 
@@ -22,8 +22,6 @@ Make = Callable[[], Any]
 Values = Mapping[str, Any]
 Plans = Callable[["SagaModel"], Iterable[FaultPlan]]
 End = tuple[SagaStatus, Mapping[str, Any], Mapping[str, Any]]
-
-_ORDER = ("after", "repeat", "crash", "flaky-after", "before", "late", "hang", "cancel", "flaky", "crash-recorded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +85,11 @@ def _end(outcome: Outcome) -> End:
 def one_fault(kinds: str | Iterable[str] = "all") -> Plans:
     """Return the plans of one fault, in the order in which they find most: the last steps first."""
     wanted = parse_kinds(kinds)
-    order = [kind for kind in (*_ORDER, *(name for name in KINDS if name not in _ORDER)) if kind in wanted]
-
-    def plans(model: SagaModel) -> list[FaultPlan]:
-        places = {name: place for place, name in enumerate((*model.order, END))}
-
-        def rank(plan: FaultPlan) -> tuple[int, int]:
-            fault = plan.faults[-1]
-            return order.index(fault.kind), -places[fault.step]
-
-        return sorted(single_fault_plans(model, wanted), key=rank)
-
-    return plans
-
-
-def packed(model: SagaModel) -> list[FaultPlan]:
-    """Return at most 2N + 10 plans: each benign kind at every step at once, and each step failed after and before."""
-    benign = []
-    for kind in KINDS.values():
-        if not kind.fatal:
-            faults = [plan.faults for plan in single_fault_plans(model, [kind.name])]
-            at_once = tuple(fault for (fault,) in (some for some in faults if len(some) == 1))
-            if kind.name.startswith("crash"):
-                at_once = _in_a_chain(at_once, model)
-            if at_once:
-                benign.append(FaultPlan(at_once))
-    last, *fatal = [FaultPlan((Fault(step, name),)) for name in ("after", "before") for step in reversed(model.order)]
-    return [last, *benign, *fatal]  # what undoes everything finds most
+    return lambda model: single_plans(model, wanted)
 
 
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
     """Return the plans of one fault and then, with all kinds, the packed ones."""
-    single = one_fault(kinds)
-    everything = set(parse_kinds(kinds)) == set(KINDS)
-    return lambda model: list(dict.fromkeys([*single(model), *(packed(model) if everything else ())]))
-
-
-def _in_a_chain(faults: Iterable[Fault], model: SagaModel) -> tuple[Fault, ...]:
-    """Those of steps that never run side by side: a process in which two of them run dies only once."""
-    chosen: list[Fault] = []
-    for fault in faults:
-        if all(other.step in model.ancestors[fault.step] for other in chosen):
-            chosen.append(fault)
-    return tuple(chosen)
+    wanted = parse_kinds(kinds)
+    everything = set(wanted) == set(KINDS)
+    return lambda model: list(dict.fromkeys([*single_plans(model, wanted), *(few_plans(model) if everything else ())]))

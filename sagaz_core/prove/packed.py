@@ -21,7 +21,7 @@ _PLACE = {kind: place for place, kind in enumerate(ORDER)}
 
 
 def packed_plans(model: SagaModel, kinds: Iterable[str], first: str | None = None) -> list[FaultPlan]:
-    """Return one plan a benign kind, with a fault at every step that can have it."""
+    """Return one plan a benign kind, with a fault at every step that can have it at once."""
     wanted = set(kinds)
     plans = []
     for kind in ORDER:
@@ -29,14 +29,30 @@ def packed_plans(model: SagaModel, kinds: Iterable[str], first: str | None = Non
         if kind not in wanted or described.fatal:
             continue
         steps = [step.name for step in model.steps if not why_not(described, step)]
-        if not described.undo:
-            steps = [name for name in steps if name not in spared(model, first)]
-        faults = tuple(Fault(name, kind) for name in steps)
         if described.undo:
-            faults = _undone(model, faults)
+            faults = _undone(model, tuple(Fault(name, kind) for name in steps))
+        else:
+            early = spared(model, first)
+            steps = [name for name in steps if name not in early]
+            faults = tuple(Fault(name, kind) for name in (_in_a_chain(steps, model) if "crash" in kind else steps))
         if len(faults) > 1:
             plans.append(FaultPlan(faults))
     return plans
+
+
+def few_plans(model: SagaModel) -> list[FaultPlan]:
+    """Return at most 2N + 10 plans: the packed ones, and each step failed after and before."""
+    last, *fatal = [FaultPlan((Fault(step, kind),)) for kind in ("after", "before") for step in reversed(model.order)]
+    return [last, *packed_plans(model, KINDS), *fatal]  # what undoes everything finds most
+
+
+def _in_a_chain(steps: Iterable[str], model: SagaModel) -> list[str]:
+    """Those that never run side by side: a process in which two of them run dies only once."""
+    chosen: list[str] = []
+    for step in steps:
+        if all(other in model.ancestors[step] for other in chosen):
+            chosen.append(step)
+    return chosen
 
 
 def _undone(model: SagaModel, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:

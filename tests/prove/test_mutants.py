@@ -13,8 +13,9 @@ from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.mutation.facts import Facts, survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
-from sagaz_core.mutation.runners import Tried, explored, one_fault, packed, planned
+from sagaz_core.mutation.runners import Tried, explored, one_fault, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
+from sagaz_core.prove.packed import few_plans
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
@@ -77,7 +78,7 @@ def test_every_mutant_is_found_with_no_assertion_written(name: str) -> None:
 @pytest.mark.parametrize("name", ["linear", "dag", "sync", "typed"])
 def test_packed_plans_alone_find_nearly_all_of_them_in_few_runs(name: str) -> None:
     make, context, world = CORRECT[name]()
-    found = score(make, context, world=world, runner=planned(packed))
+    found = score(make, context, world=world, runner=planned(few_plans))
     steps = len(make().definition().steps)
     assert found.percent >= 95
     assert max(verdict.tried.runs for verdict in found.counted) <= 2 * (2 * steps + 11)
@@ -296,7 +297,7 @@ def test_plans_that_find_most_come_first() -> None:
 
 
 def test_a_process_dies_once_however_many_steps_run_side_by_side() -> None:
-    plans = [str(plan) for plan in packed(dag()[0]().definition().model)]
+    plans = [str(plan) for plan in few_plans(dag()[0]().definition().model)]
     assert "reserve@crash+charge@crash+ship@crash" in plans
     assert "reserve@repeat+charge@repeat+pack@repeat+ship@repeat" in plans
     assert len(plans) == 10 + 2 * 4
