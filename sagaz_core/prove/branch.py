@@ -150,7 +150,8 @@ class Branch(Execution):
         """Return what decides the context."""
         key = self._context_key
         if key is None:
-            key = self._context_key = (*self.layers.items(), *self.mutations)
+            layers = self.layers.items() if self.model.linear else sorted(self.layers.items())
+            key = self._context_key = (*layers, *self.mutations)
         return key
 
     def forward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
@@ -176,9 +177,12 @@ class Branch(Execution):
         assert self.undoing is not None
         numbers: Any = tuple(self.numbers.items())
         again = left > 0 or self.model.on_compensation_failure == "retry_then_continue"
+        todo, failed, again_now = self.undoing
         return (
             left,
-            self.undoing,
+            todo if ordered else frozenset(todo),
+            failed if ordered else frozenset(failed),
+            again_now,
             numbers if ordered else frozenset(numbers),
             self.context_key() if ordered else frozenset(self.context_key()),
             frozenset(self.state.ambiguous),
@@ -375,10 +379,14 @@ class Branch(Execution):
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
     ) -> Any:
         sight, state, effects = self._sight(kind, step, arguments), self.state, self.effects
-        found = effects.known(sight)
+        known_as = sight
+        if kind == "compensation" and not self.late:
+            # No action runs any more: what only grows is read by nobody whose effect is judged.
+            known_as = sight._replace(world=-1 - effects.worlds.key(self.world))
+        found = effects.known(known_as)
         if found is None:
             undone = state.undone if kind != "action" else {}
-            found = await effects.call(sight, operation, state.context, arguments[1:], undone)
+            found = await effects.call(sight, operation, state.context, arguments[1:], undone, known_as)
         effect, self.world = found
         self._last = effect
         if effect.mutated:

@@ -108,8 +108,12 @@ class Effects:
         context: Mapping[str, Any],
         second: tuple[Any, ...],
         undone: Mapping[str, Any],
+        known_as: Sight | None = None,
     ) -> tuple[Effect, int]:
-        """Call the operation in the world that it sees. Raises `Stopped`."""
+        """Call the operation in the world that it sees, and keep what it did, for all that is `known_as` the same.
+
+        Raises `Stopped`.
+        """
         if self.limit is not None and self.executions >= self.limit:
             raise Stopped
         self.executions += 1
@@ -132,7 +136,7 @@ class Effects:
             self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted, written)
         found = effect, world
         if self._keep:
-            self._known[sight] = found
+            self._known[known_as or sight] = found
         return found
 
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:

@@ -66,7 +66,7 @@ class Forked:
         self.model = model
         self.search = search
         self.scripts = Scripts(model, search.kinds, search.first)
-        self.worlds = Worlds(subject.world or None)
+        self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self.initial = self.worlds.current
         self.reference: int | None = None
         self.clean: Outcome | None = None

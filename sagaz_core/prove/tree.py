@@ -217,7 +217,7 @@ class Tree:
         if known is not None:
             return known
         total = _Total(self)
-        for place, step in enumerate(self._back_choices(todo)):
+        for place, step in enumerate(self._back_choices(todo, at.late)):
             if place:
                 total.count = False
             if (below := await self._undone(at, step, (), left)) is not None:
@@ -232,9 +232,9 @@ class Tree:
                     total.add(Move(place, script), below)
         return self._kept(key, total)
 
-    def _back_choices(self, todo: tuple[str, ...]) -> Sequence[str]:
-        if self.model.linear or len(todo) == 1:
-            return todo[:1]
+    def _back_choices(self, todo: tuple[str, ...], late: Sequence[Any]) -> Sequence[str]:
+        if self.model.linear or len(todo) == 1 or late:
+            return todo[:1]  # what is late comes after its own compensation, which is the first: one order shows it
         below, left = self.model.descendants, set(todo)
         enabled = [step for step in todo if not below[step] & left]
         if self.orders:
@@ -314,7 +314,7 @@ class Tree:
 
     async def _moved(self, at: Branch, move: Move) -> Branch:
         if at.undoing is not None:
-            await self._run(at, self._back_choices(at.undoing.todo)[move.place], move.script, undo=True)
+            await self._run(at, self._back_choices(at.undoing.todo, at.late)[move.place], move.script, undo=True)
             return at
         ready = at.ready()
         if ready:

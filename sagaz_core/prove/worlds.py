@@ -22,11 +22,13 @@ class NotForkableError(SagazError):
 class Worlds:
     """Numbers for the states of a world of fakes. `current` is the one that the fakes are in.
 
-    Two states that differ only in the order of keys, or in what is append-only, have the same `key`.
+    Two states that differ only in the order of keys, or in what is append-only, have the same `key`. Not `ordered`, keys
+    have one order always: for a saga whose steps may run in several.
     """
 
-    def __init__(self, world: World | None) -> None:
+    def __init__(self, world: World | None, *, ordered: bool = True) -> None:
         self._world = world
+        self._ordered = ordered
         self._fakes = tuple(world.fakes) if world is not None else ()
         self._blobs: list[tuple[bytes, ...]] = []
         self._numbers: dict[tuple[bytes, ...], int] = {}
@@ -41,6 +43,8 @@ class Worlds:
         """Return the number of the state that the fakes are in now. Raises `NotForkableError`."""
         world = self._world
         states = [] if world is None else [(name, world.state_of(name)) for name in self._fakes]
+        if not self._ordered:
+            states = [(name, _ordered(state)) for name, state in states]
         found = tuple([_encoded(name, state) for name, state in states])
         number = self._numbers.get(found)
         if number is None:
