@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,6 +51,7 @@ SHOWN = 5
 @click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan, and show it; repeatable.")
 @click.option("--max-executions", type=click.IntRange(1), metavar="N", help="Call no more actions and compensations.")
 @click.option("--budget", metavar="TIME", help="Stop after this long, such as 30s, and say how far it came.")
+@click.option("--report", metavar="DIR", help="Write a page of HTML, and the same as JSON, into this folder.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def explore(
     saga: str,
@@ -61,6 +63,7 @@ def explore(
     plans: tuple[str, ...],
     max_executions: int | None,
     budget: str | None,
+    report: str | None,
     form: str,
 ) -> None:
     """Try every plan of at most --depth faults of a saga, in virtual time and off the network, and judge each end.
@@ -77,6 +80,7 @@ def explore(
     seconds = None if budget is None else seconds_of(budget)
     wanted = parse_kinds(kinds)
     given = [FaultPlan.parse(plan) for plan in plans]
+    folder = None if report is None else _folder(report)
     target = load_saga(saga)
     subject = Subject(lambda: target, initial, reproduce=_command(saga, context, world_spec))
     if world_spec is not None:
@@ -98,6 +102,8 @@ def explore(
         )
         exploration = run(_explored(subject, search), virtual=True)
     failures.keep(exploration.saga_name, [outcome.plan for outcome in exploration.failures])
+    if folder is not None:
+        _report(folder, exploration)
     if form == "json":
         echo_json(_data(exploration))
     else:
@@ -106,6 +112,22 @@ def explore(
         raise Failure(f"{len(exploration.failures)} things are not sound", NOT_WELL)
     if "*" in exploration.not_run:
         raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
+
+
+def _folder(name: str) -> Path:
+    from sagaz_core.report.write import check_folder
+
+    check_folder(Path(name), "--report")
+    return Path(name)
+
+
+def _report(folder: Path, exploration: Exploration) -> None:
+    from sagaz_core.prove.coverage import Coverage
+    from sagaz_core.report.write import write_report
+
+    coverage = Coverage()
+    coverage.add_exploration(exploration, "sagaz explore")
+    write_report(folder, coverage)
 
 
 async def _explored(subject: Subject, search: Search) -> Exploration:

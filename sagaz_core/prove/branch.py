@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
@@ -27,6 +28,7 @@ from sagaz_core.events import (
     SagaStarted,
     StepFailed,
     StepRetryScheduled,
+    StepStarted,
     StepSucceeded,
     describe_error,
 )
@@ -35,6 +37,7 @@ from sagaz_core.faults.plan import Fault
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
 from sagaz_core.prove.ledger import Entry
+from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import SagaState, SagaStatus
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from sagaz_core.interceptor import CallKind
     from sagaz_core.saga.definition import Definition
     from sagaz_core.saga.step import Operation
+
+
+_CANCELLED = describe_error(asyncio.CancelledError())
 
 
 class _Quick(Journal):
@@ -231,6 +237,18 @@ class Branch(Execution):
             self._keep_number(name, self._last.number)
         if self._dies_when_recorded("crash-recorded", name in self.state.results):
             self._resume()
+
+    async def interrupt(self, name: str, effect: bool) -> None:
+        """Cancel a step while it runs, because another one failed: its effect has happened, or not."""
+        attempt = self.state.attempts.get(name, 0) + 1
+        self.journal.emit(StepStarted, name, attempt)
+        if effect:
+            typed, context = self.definition.typed, self.state.context
+            view = SagaContext(context) if typed is None else typed.view(context, {})
+            with suppress(Exception):  # it failed by itself before it could be cancelled
+                await self._effect(self.definition.steps[name].action, (view,), "action", name, attempt)
+            self._let_go()
+        self.journal.emit(StepFailed, name, attempt, _CANCELLED, True, False)
 
     async def undo(self, name: str, script: Sequence[Fault] = ()) -> None:
         """Run a step's compensation, with all its attempts, under the faults, one after the other."""

@@ -156,7 +156,7 @@ class Effects:
         try:
             if isinstance(result, Mapping):
                 result = dict(result) if type(result) is not dict else result
-            return self._numbered(result, changed, deleted, mutated)
+            return self._numbered(result, changed, deleted, mutated, sight.step)
         except CannotStoreError as error:
             raise NotForkableError(f"what step {sight.step!r} leaves cannot be kept: {error}") from error
 
@@ -186,14 +186,24 @@ class Effects:
             found = self._numbers[key] = Effect(len(self._numbers) + 1, error=error, mutated=mutated)
         return found
 
+    def _note_changed_by_store(self, step: str) -> None:
+        self.noticed[Verdict.CONTEXT_LEAK, step] = Finding(
+            Verdict.CONTEXT_LEAK,
+            step,
+            f"what {step!r} leaves in the context is another value after it was stored and read back",
+            "let the values be plain data, or classes that are equal when they are made again of their fields",
+        )
+
     def _numbered(
-        self, result: Any, changed: dict[str, Any], deleted: tuple[str, ...], mutated: dict[str, Any]
+        self, result: Any, changed: dict[str, Any], deleted: tuple[str, ...], mutated: dict[str, Any], step: str = ""
     ) -> Effect:
         content = encode([result, changed, deleted, mutated])
         found = self._numbers.get(content)
         if found is None:
             # Kept as a copy: what the operation holds on to may change behind our back.
             result, changed, deleted, mutated = decode(content, resolve=importing_class)
+            if step and encode([result, changed, deleted, mutated]) != content:
+                self._note_changed_by_store(step)
             found = Effect(len(self._numbers) + 1, result, None, changed, deleted, mutated)
             self._numbers[content] = found
         return found

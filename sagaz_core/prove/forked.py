@@ -23,7 +23,8 @@ from sagaz_core.prove.exploration import Exploration
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import Scripts, plan_counts, rank
-from sagaz_core.prove.tree import Found, Path, Summary, Tree, noticed
+from sagaz_core.prove.summary import Found, Path, Summary
+from sagaz_core.prove.tree import Tree, noticed
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.watch import watched

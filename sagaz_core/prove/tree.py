@@ -11,8 +11,9 @@ are the states of a rollback. With more than `MAX_IDEALS` of them two orders are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.prove.branch import Branch
@@ -20,7 +21,8 @@ from sagaz_core.prove.effects import Effects, Stopped
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Entry, Ledger
 from sagaz_core.prove.oracle import judge
-from sagaz_core.prove.scripts import Scripts, rank
+from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -28,37 +30,8 @@ if TYPE_CHECKING:
     from sagaz_core.state import SagaState
 
 MAX_IDEALS = 4096
+MAX_SIBLINGS = 4
 SAMPLE = 100
-Found = tuple[Verdict, str | None]
-
-
-class Move(NamedTuple):
-    """What was done at a node: the operation at this place among the possible ones, under this script."""
-
-    place: int
-    script: tuple[Fault, ...]
-
-
-class Path(NamedTuple):
-    """Moves from a node to an end, and the faults among them."""
-
-    faults: tuple[Fault, ...]
-    moves: Any = None  # (Move, rest) or None: pairs, because paths share their ends
-
-    def after(self, move: Move) -> Path:
-        """Return the path that begins with the move."""
-        return Path(move.script + self.faults, (move, self.moves))
-
-
-class Summary(NamedTuple):
-    """What is below a node: how many plans of 0, 1 … faults, and for each thing that is wrong the smallest plan."""
-
-    counts: tuple[int, ...]
-    found: dict[Found, Path]
-
-
-TURNED_BACK: Found = (Verdict.CLEAN, None)
-"""Not wrong by itself: the saga turned back although nothing fatal struck. With a step: a benign fault struck there."""
 
 
 class Tree:
@@ -128,11 +101,13 @@ class Tree:
         known = self._known(key, at)
         if known is not None:
             return known
-        total = _Total(self)
+        total = Total(self._depth, self.places)
         for place, step in enumerate(self._forward_choices(ready)):
             if place:
                 total.count = False
             await self._act(at, step, left, place, total, spine and not place)
+            if left and len(ready) > 1 and at.definition.on_sibling_failure == "cancel":
+                await self._act_beside(at, step, [name for name in ready if name != step], left, place, total)
         return self._kept(key, total)
 
     def _forward_choices(self, ready: list[str]) -> Sequence[str]:
@@ -140,7 +115,7 @@ class Tree:
             return ready
         return ready[:1] if len(ready) == 1 or self.model.linear else (ready[0], ready[-1])
 
-    async def _act(self, at: Branch, step: str, left: int, place: int, total: _Total, spine: bool) -> None:
+    async def _act(self, at: Branch, step: str, left: int, place: int, total: Total, spine: bool) -> None:
         if (below := await self._acted(at, step, (), left, spine)) is not None:
             total.add(Move(place, ()), below)
         for script in self.scripts.of(step, False, left) if left else ():
@@ -152,8 +127,36 @@ class Tree:
                 if spine:
                     self._progress(below)
 
-    async def _acted(self, at: Branch, step: str, script: Sequence[Fault], left: int, spine: bool) -> Summary | None:
+    async def _act_beside(
+        self, at: Branch, step: str, siblings: list[str], left: int, place: int, total: Total
+    ) -> None:
+        """Let the step fail with all that its running siblings can have done by then: each its effect, or nothing."""
+        counted, total.count = total.count, False
+        combinations: Iterable[tuple[bool, ...]] = product((False, True), repeat=len(siblings))
+        if len(siblings) > MAX_SIBLINGS:
+            combinations = [(False,) * len(siblings), (True,) * len(siblings)]
+        for done in combinations:
+            interrupted = tuple(zip(siblings, done, strict=True))
+            for script in self.scripts.of(step, False, 1):
+                if not self.scripts.fatal(script):
+                    continue
+                below = await self._acted(at, step, script, left - 1, False, interrupted)
+                if below is not None:
+                    total.add(Move(place, script, interrupted), below)
+        total.count = counted
+
+    async def _acted(
+        self,
+        at: Branch,
+        step: str,
+        script: Sequence[Fault],
+        left: int,
+        spine: bool,
+        interrupted: Sequence[tuple[str, bool]] = (),
+    ) -> Summary | None:
         branch = at.fork()
+        if interrupted and not await self._interrupt(branch, interrupted):
+            return None
         if not await self._run(branch, step, script, undo=False):
             return None
         if branch.abort is not None:
@@ -169,6 +172,15 @@ class Tree:
         if not branch.fatal and not (script and self.scripts.fatal(tuple(script))):
             below = Summary(below.counts, {TURNED_BACK: Path(()), **below.found})
         return below
+
+    async def _interrupt(self, branch: Branch, interrupted: Sequence[tuple[str, bool]]) -> bool:
+        try:
+            for name, effect in interrupted:
+                await branch.interrupt(name, effect)
+        except Stopped as stopped:
+            self._stop(stopped)
+            return False
+        return True
 
     async def _run(self, branch: Branch, step: str, script: Sequence[Fault], *, undo: bool) -> bool:
         """Run one operation, and say whether all of the script happened."""
@@ -192,7 +204,7 @@ class Tree:
         return True
 
     async def _at_end(self, at: Branch, left: int) -> Summary:
-        total = _Total(self)
+        total = Total(self._depth, self.places)
         done = at.fork()
         total.add(Move(0, ()), await self._ended(done))
         if left and self.scripts.end is not None:
@@ -216,7 +228,7 @@ class Tree:
         known = self._known(key, at)
         if known is not None:
             return known
-        total = _Total(self)
+        total = Total(self._depth, self.places)
         for place, step in enumerate(self._back_choices(todo, at.late)):
             if place:
                 total.count = False
@@ -318,6 +330,7 @@ class Tree:
             return at
         ready = at.ready()
         if ready:
+            await self._interrupt(at, move.interrupted)
             await self._run(at, self._forward_choices(ready)[move.place], move.script, undo=False)
             if not at.turning_back or (at.past_pivot and await at.recover()):
                 return at
@@ -353,10 +366,10 @@ class Tree:
     def _sample(self, below: Summary) -> None:
         faults = tuple(fault for script in self._prefix for fault in script)
         if TURNED_BACK not in below.found or below.found[TURNED_BACK].faults:
-            clean = frozenset(_blamed(key, faults) for key, path in below.found.items() if not path.faults)
+            clean = frozenset(blamed(key, faults) for key, path in below.found.items() if not path.faults)
             self.samples.append((faults, clean))
 
-    def _kept(self, key: tuple[Any, ...], total: _Total) -> Summary:
+    def _kept(self, key: tuple[Any, ...], total: Total) -> Summary:
         summary = total.summary()
         if self._merge and not self.spent:
             self._memo[key] = summary
@@ -366,45 +379,6 @@ class Tree:
         self.covered += sum(below.counts)
         if self._on_progress is not None:
             self._on_progress(self.covered)
-
-
-class _Total:
-    """A summary in the making. `count`: the plans below are not counted yet elsewhere."""
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._counts = list(tree._zero)
-        self._found: dict[Found, Path] = {}
-        self.count = True
-
-    def add(self, move: Move, below: Summary) -> None:
-        """Add what is below a move."""
-        spent = len(move.script)
-        if self.count:
-            counts = self._counts
-            for index in range(len(counts) - spent):
-                counts[index + spent] += below.counts[index]
-        if below.found:
-            self._take(move, below.found)
-
-    def _take(self, move: Move, found: dict[Found, Path]) -> None:
-        places = self._tree.places
-        for key, path in found.items():
-            if key[0] is Verdict.CLEAN and any(fault.described.fatal for fault in move.script):
-                continue
-            key = _blamed(key, move.script)
-            longer, known = path.after(move), self._found.get(key)
-            if known is None or rank(longer.faults, places) < rank(known.faults, places):
-                self._found[key] = longer
-
-    def summary(self) -> Summary:
-        """Return it."""
-        return Summary(tuple(self._counts), self._found)
-
-
-def _blamed(key: Found, faults: Sequence[Fault]) -> Found:
-    """Return the key with the step of the plan's first fault, where that is what is blamed."""
-    return (key[0], faults[0].step) if faults and key[0] in (Verdict.CLEAN, Verdict.NOT_IDEMPOTENT) else key
 
 
 def ideals(model: Any, limit: int) -> int:

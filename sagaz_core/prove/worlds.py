@@ -22,8 +22,8 @@ class NotForkableError(SagazError):
 class Worlds:
     """Numbers for the states of a world of fakes. `current` is the one that the fakes are in.
 
-    Two states that differ only in the order of keys, or in what is append-only, have the same `key`. Not `ordered`, keys
-    have one order always: for a saga whose steps may run in several.
+    Two states that differ only in the order of keys, or in what is append-only, have the same `key`. Not `ordered`,
+    keys have one order always: for a saga whose steps may run in several.
     """
 
     def __init__(self, world: World | None, *, ordered: bool = True) -> None:

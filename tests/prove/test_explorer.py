@@ -397,6 +397,32 @@ def test_a_lost_edge_is_found_without_any_fault() -> None:
     assert [f.sentence for f in found] == ["'b' reads 'token', which 'a' writes, and nothing says which comes first"]
 
 
+def test_a_sibling_that_is_cancelled_may_have_had_its_effect() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    def beside(policy: str, in_doubt: str) -> Saga[Any]:
+        saga: Saga[Any] = Saga("beside", config=SagaConfig(on_sibling_failure=policy))
+        saga.add_step("fails", lambda ctx: None, depends_on=[])
+        saga.add_step(
+            "works",
+            lambda ctx: desk.update(works=1),
+            lambda ctx: desk.pop("works", None),
+            depends_on=[],
+            in_doubt=in_doubt,  # type: ignore[arg-type]
+        )
+        return saga
+
+    def orphans(saga: Saga[Any]) -> set[tuple[str, str]]:
+        failures = explore(saga, world=world, depth=1, kinds=["before"]).failures
+        return {(str(o.plan), orphan) for o in failures for orphan in o.orphans}
+
+    assert orphans(beside("wait", "ignore")) == set()
+    assert orphans(beside("cancel", "ignore")) == {("fails@before", "works")}
+    assert orphans(beside("cancel", "compensate")) == set()
+
+
 def test_a_compensation_that_reads_what_others_returned_keeps_its_states_apart() -> None:
     desk: dict[str, Any] = {"log": 0}
     world = World()
