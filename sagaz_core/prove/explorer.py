@@ -15,7 +15,7 @@ from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.exploration import MODES, Exploration
-from sagaz_core.prove.forked import Forked, why_not_forkable
+from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
@@ -144,6 +144,7 @@ class _Packed:
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
         self.executions = 0
+        self.clean: Outcome | None = None
         self.reference: Reading | None = None
         world = subject.world
         self.saved = world.save() if world is not None and world.restorable else None
@@ -151,7 +152,7 @@ class _Packed:
     async def explore(self) -> Exploration:
         """Run them all and return what came of it."""
         search, model = self.search, self.model
-        clean = await self._run(NO_FAULTS)
+        clean = self.clean = await self._run(NO_FAULTS)
         if clean is not None and self.saved is not None and clean.status is SagaStatus.COMPLETED:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
@@ -185,7 +186,7 @@ class _Packed:
             engine=self.engine,
             depth=min(search.depth, 1),
             plans=len(outcomes),
-            possible=len(outcomes) + len(self.not_run),
+            possible=len(outcomes) + len(self.not_run.keys() - {"*"}),
             executions=self.executions,
             outcomes=outcomes,
             failures=tuple(bad),
@@ -212,6 +213,9 @@ class _Packed:
         self.executions += len(outcome.evidence.ledger.entries)
         if self.subject.world is not None and self.saved is not None:
             self.subject.world.restore(self.saved)
+        if outcome.evidence.missed and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
+            self.not_run[str(plan)] = self.not_run["*"] = why_it_ends(self.clean)
+            return None
         self.outcomes[plan] = outcome
         return outcome
 
