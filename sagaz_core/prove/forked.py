@@ -276,6 +276,8 @@ class Forked:
         else:
             possible = max(plans, possible) if checked >= applicable or not self.search.depth else possible
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
+            if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
+                not_run["*"] = why_it_ends(self.clean)
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             not_run = {}  # compensations are struck by the second fault
         compensated = {step.name for step in self.model.steps if step.has_compensation}
@@ -296,13 +298,15 @@ class Forked:
         )
 
     def _why(self, step: str, kind: str) -> str:
-        clean = self.clean
-        if clean is not None and clean.status is not SagaStatus.COMPLETED:
-            error = clean.evidence.state.error
-            return (
-                f"without faults the saga ends {clean.status.value} at {clean.evidence.state.failed_step!r} ({error})"
-            )
+        if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
+            return why_it_ends(self.clean)
         return f"no run got to where {step}@{kind} strikes"
+
+
+def why_it_ends(clean: Outcome) -> str:
+    """Say how a run without faults ended that did not complete."""
+    state = clean.evidence.state
+    return f"without faults the saga ends {clean.status.value} at {state.failed_step!r} ({state.error})"
 
 
 @contextmanager
