@@ -109,7 +109,8 @@ def explore(
     else:
         _show(exploration)
     if exploration.failures:
-        raise Failure(f"{len(exploration.failures)} things are not sound", NOT_WELL)
+        wrong = len(exploration.failures)
+        raise Failure("1 thing is not sound" if wrong == 1 else f"{wrong} things are not sound", NOT_WELL)
     if "*" in exploration.not_run:
         raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
 
