@@ -55,7 +55,7 @@ class NaiveStore:
     def delete_snapshots(self, saga_id, below_seq):
         return self._delete(lambda snapshot: snapshot.saga_id == saga_id and snapshot.seq < below_seq)
 
-    def delete_expired(self, now):
+    def prune(self, now):
         return self._delete(lambda snapshot: snapshot.retention_until is not None and snapshot.retention_until < now)
 
     def delete_saga(self, saga_id):

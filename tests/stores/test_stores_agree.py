@@ -66,7 +66,8 @@ class StoresAgree(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp()
         self.right = naive_store.NaiveStore()
         self.stores = [open_storage("memory://"), open_storage(f"sqlite:///{self.folder}/sagaz.db")]
-        self.last = {}
+        for store in self.stores:
+            store.clock = lambda: T0
 
     def teardown(self):
         for store in self.stores:
@@ -140,8 +141,8 @@ class StoresAgree(RuleBasedStateMachine):
         self.same(self.right.delete_saga(saga_id), lambda store: drive.now(store.delete_saga(saga_id)))
 
     @rule(now=times)
-    def delete_expired(self, now):
-        self.same(self.right.delete_expired(now), lambda store: drive.now(store.delete_expired(now)))
+    def prune(self, now):
+        self.same(self.right.prune(now), lambda store: drive.now(store.prune(now)))
 
     @rule(
         replay_id=st.sampled_from("123"), saga_id=saga_ids, at=times, status=st.sampled_from(["started", "completed"])
