@@ -15,11 +15,13 @@
     ├── CodecError (ValueError)               a value or a stored byte string
     │   ├── CannotStoreError (TypeError)      a value that would not survive the store
     │   ├── CorruptDataError                  stored data that is damaged
+    │   │   └── DamagedSnapshotError          a snapshot, or one that it is based on
     │   ├── UnknownTypeError                  stored data of a class that is not known here
     │   └── NewerFormatError                  stored data of a format newer than this code
     ├── StorageError (OSError)                a store could not do what it was asked
     │   ├── StoreUnavailableError             it cannot be reached, or did not answer in time
     │   ├── SchemaError                       its tables are of another version
+    │   ├── CopyError                         a copied saga is not what was read
     │   └── DuplicateSagaError                a saga of this id is there already
     ├── MissingExtraError (ImportError)       an optional dependency is not installed
     ├── RunningLoopError (RuntimeError)       a sync entry point was called inside a running loop
@@ -120,6 +122,17 @@ class CorruptDataError(CodecError):
     """Stored data is damaged."""
 
 
+class DamagedSnapshotError(CorruptDataError):
+    """A stored snapshot, or one that it is based on, is damaged or missing. `readable` are the ids of those that it is
+    based on and that can still be read.
+    """
+
+    def __init__(self, message: str, snapshot_id: str = "", readable: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.snapshot_id = snapshot_id
+        self.readable = readable
+
+
 class UnknownTypeError(CodecError):
     """Stored data is of a class that is not known here. `type_name` is `module:qualname`."""
 
@@ -142,6 +155,10 @@ class StoreUnavailableError(StorageError):
 
 class SchemaError(StorageError):
     """A store's tables are of a version that this release does not read."""
+
+
+class CopyError(StorageError):
+    """A store does not give back what was copied into it."""
 
 
 class DuplicateSagaError(StorageError):

@@ -10,11 +10,13 @@ import logging
 import types
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
     NO_DELTA,
@@ -24,15 +26,19 @@ from sagaz_core.events import (
     Event,
     SagaRolledBack,
     SagaStarted,
+    StepFailed,
     StepStarted,
     StepSucceeded,
 )
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.records import compressed, pack_event
+from sagaz_core.storage.durability import background_writer, group_writer
+from sagaz_core.storage.frames import FrameWriter
+from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+    from datetime import datetime
 
     from sagaz_core.saga.config import ReplayConfig
     from sagaz_core.state import SagaState
@@ -69,13 +75,15 @@ class Capture:
         self._snapshot_number = count()
         self._announced = resumed
         self._strategy = config.snapshot_strategy.value
-        self._compresses = config.compression is not None
+        self._frames = FrameWriter(compress=config.compression is not None)
         self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
         self._before: set[str] = set()
         self._encoded = Encoded(state)
+        self._summary = Summarizer(state, config.index_keys)
+        self._lost_failure = resumed and bool(state.failed_step)
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,6 +123,8 @@ class Capture:
             data = encoded.started(event)
         elif isinstance(event, SagaRolledBack):
             encoded.renew()
+        elif isinstance(event, StepFailed) and event.final:
+            self._summary.failed_at, self._lost_failure = event.at, False
         if not self._config.journal:
             return
         if data is None:
@@ -166,6 +176,8 @@ class Capture:
         if self._strategy != "manual" and self._state.status.ended:
             self._snapshot("", "final")
         await self.flush(last=True)
+        if self._config.durability == "background":
+            await self._until_written()
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -198,22 +210,20 @@ class Capture:
     def _snapshot(self, step: str, phase: str) -> None:
         state, retention = self._state, self._retention
         assert state.at is not None
-        data = self._encoded.state()
-        self._snapshots.append(
-            SagaSnapshot(
-                f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
-                self._saga_id,
-                state.saga_name,
-                step,
-                len(state.results),
-                state.seq,
-                phase,
-                state.status._value_,
-                state.at,
-                compressed(data) if self._compresses else data,
-                None if retention is None else state.at + retention,
-            )
+        snapshot = SagaSnapshot(
+            f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
+            self._saga_id,
+            state.saga_name,
+            step,
+            len(state.results),
+            state.seq,
+            phase,
+            state.status._value_,
+            state.at,
+            b"",
+            None if retention is None else state.at + retention,
         )
+        self._snapshots.append(self._frames.frame(snapshot, self._encoded.state()))
 
     # ---- writing
 
@@ -237,27 +247,81 @@ class Capture:
         return bool(self._not_before) and asyncio.get_running_loop().time() < self._not_before
 
     async def _write_all(self) -> None:
-        batch = Batch(self._saga_id, None if self._announced else self._record, self._events, self._snapshots)
+        record = None if self._announced else self._record
+        batch = Batch(self._saga_id, record, self._events, self._snapshots, self._summary.now())
         self._events, self._snapshots = [], []
+        if self._config.durability == "background":
+            await self._leave(batch)
+            return
         written = False
         try:
-            waiting = self._begun(self.storage.write(batch))
+            waiting = self._begun(self._written(batch))
             if waiting is not None:
                 await waiting
             written = self._announced = True
-            limit = self._config.max_snapshots_per_saga
-            if limit is not None and batch.snapshots:
-                waiting = self._begun(self._forget_old(batch.snapshots, limit))
+            if batch.summary is not None:
+                self._summary.told(batch.summary)
+            if self._config.max_snapshots_per_saga is not None and batch.snapshots:
+                waiting = self._begun(self._forget_old(batch.snapshots))
                 if waiting is not None:
                     await waiting
         except Exception as error:  # the store's, which may be anyone's
-            if self._config.on_capture_error == "raise":
-                raise
-            logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
+            self._told_of(error)
         finally:
             if not written:
                 self._events[:0] = batch.events
                 self._snapshots[:0] = batch.snapshots
+
+    async def _written(self, batch: Batch) -> None:
+        batch = await self._dated(batch)
+        if self._config.durability == "group":
+            await group_writer(self.storage).write(batch)
+        else:
+            await self.storage.write(batch)
+
+    async def _leave(self, batch: Batch) -> None:
+        """Give the batch to the background writer. What was lost before is told now, as the config says."""
+        frames, writer = self._frames, background_writer(self.storage)
+        try:
+            batch = await self._dated(batch)
+            if writer.put(batch, self._too_old(batch.snapshots)):
+                self._announced = True
+                if batch.summary is not None:
+                    self._summary.told(batch.summary)
+            else:
+                frames.begin_again()
+        except Exception as error:  # the store's, which may be anyone's
+            frames.begin_again()
+            self._told_of(error)
+
+    async def _until_written(self) -> None:
+        try:
+            waiting = self._begun(background_writer(self.storage).written(self._saga_id))
+            if waiting is not None:
+                await waiting
+        except Exception as error:  # the store's, which may be anyone's
+            self._told_of(error)
+
+    def _told_of(self, error: Exception) -> None:
+        if self._config.on_capture_error == "raise":
+            raise error
+        logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
+
+    async def _dated(self, batch: Batch) -> Batch:
+        """Return the batch with the time at which a resumed run had failed."""
+        if batch.summary is None or not self._lost_failure:
+            return batch
+        failed_at = await self._when_it_failed(batch.summary.step_name)
+        self._summary.failed_at, self._lost_failure = failed_at, False
+        return batch._replace(summary=replace(batch.summary, failed_at=failed_at))
+
+    async def _when_it_failed(self, step: str) -> datetime | None:
+        """Return when the step failed for good, in a run that another process goes on with."""
+        failed_at = None
+        async for event in self.storage.read_events(self._saga_id):
+            if event.kind == StepFailed.__name__ and event.step == step:
+                failed_at = event.at
+        return failed_at
 
     def _begun(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
         """Do the work up to where it waits, and return what is left of it, to be awaited within its time.
@@ -299,16 +363,27 @@ class Capture:
     def _cancelled_itself(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work")
 
-    async def _forget_old(self, snapshots: Sequence[SagaSnapshot], limit: int) -> None:
+    async def _forget_old(self, snapshots: Sequence[SagaSnapshot]) -> None:
         if self._kept is None:  # another process wrote some before
             self._kept = await self._seqs_before({snapshot.snapshot_id for snapshot in snapshots})
-        kept = self._kept
-        kept += [snapshot.seq for snapshot in snapshots]
-        if len(kept) > limit:
-            # Those of one event go together; those of the last one stay, however many there are.
-            first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
+        first = self._too_old(snapshots)
+        if first is not None:
             await self.storage.delete_snapshots(self._saga_id, below_seq=first)
-            self._kept = [seq for seq in kept if seq >= first]
+
+    def _too_old(self, snapshots: Sequence[SagaSnapshot]) -> int | None:
+        """Return the `seq` below which there are more than are to be kept, `None` if there are not. Takes these in."""
+        limit = self._config.max_snapshots_per_saga
+        if limit is None:
+            return None
+        kept = self._kept or []
+        kept += [snapshot.seq for snapshot in snapshots]
+        self._kept = kept
+        if len(kept) <= limit:
+            return None
+        # Those of one event go together; those of the last one stay, however many there are.
+        first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
+        self._kept = [seq for seq in kept if seq >= first]
+        return first
 
     async def _seqs_before(self, mine: set[str]) -> list[int]:
         found: list[int] = []

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
 from sagaz_core.model import Description, json_text
+from sagaz_core.storage.base import Base
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, StoredEvent
+    from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 MAX_SEQ = 2**63 - 1
 
@@ -31,10 +33,63 @@ def check_batch(batch: Batch) -> None:
             raise _naive(snapshot.created_at)
         if snapshot.retention_until is not None and snapshot.retention_until.tzinfo is None:
             raise _naive(snapshot.retention_until)
+        if snapshot.base_seq is not None and snapshot.base_seq > snapshot.seq:
+            raise UsageError(
+                f"snapshot {snapshot.snapshot_id!r} at {snapshot.seq} has its base at {snapshot.base_seq}: "
+                f"a base comes before what is based on it"
+            )
     if batch.saga is not None:
         if batch.saga.saga_id != saga_id:
             raise _other_saga(batch, batch.saga.saga_id)
         check_moment(batch.saga.started_at)
+    if batch.summary is not None:
+        _check_summary(batch, batch.summary)
+
+
+def _check_summary(batch: Batch, summary: SagaSummary) -> None:
+    if summary.saga_id != batch.saga_id:
+        raise _other_saga(batch, summary.saga_id)
+    check_moment(summary.failed_at)
+    for key, value in summary.tags.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"the tag {key!r}={value!r:.80} of saga {summary.saga_id!r} is no text")
+
+
+def check_find(
+    failed_between: tuple[datetime, datetime] | None, tags: Mapping[str, str] | None, limit: int
+) -> tuple[tuple[datetime, datetime] | None, dict[str, str]]:
+    """Return the two times and the tags of a search, checked. Raises `UsageError` and `NaiveTimeError`."""
+    check_limit(limit)
+    if failed_between is not None:
+        first, last = failed_between
+        check_moment(first)
+        check_moment(last)
+    return failed_between, dict(tags or {})
+
+
+def expired(snapshot: SagaSnapshot, now: datetime) -> bool:
+    """Whether the snapshot is no longer served at that time."""
+    return snapshot.retention_until is not None and snapshot.retention_until < now
+
+
+def with_bases(snapshots: Iterable[SagaSnapshot], stored: Sequence[SagaSnapshot]) -> list[SagaSnapshot]:
+    """Return the snapshots with their bases, which are among those `stored`: in order, whether still served or not."""
+    found = []
+    for snapshot in snapshots:
+        first = snapshot.base_seq
+        if first is not None:
+            place = (snapshot.seq, snapshot.snapshot_id)
+            bases = [Base(s.snapshot_id, s.data) for s in stored if s.seq >= first and (s.seq, s.snapshot_id) < place]
+            snapshot = snapshot._replace(bases=tuple(bases))
+        found.append(snapshot)
+    return found
+
+
+def check_prune(now: datetime, batch: int) -> None:
+    """Raise `NaiveTimeError` or `UsageError` for what cannot be pruned by."""
+    check_moment(now)
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} snapshots is none: give 1 or more")
 
 
 def check_moment(moment: datetime | None) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 
 _getpid = os.getpid
 _RETRY_DELAY = 0.005
@@ -315,6 +316,33 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Conn
             connection.execute("ROLLBACK")
         raise
     return result
+
+
+def in_one_look(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    """Let `work` read the database as it is at one moment."""
+    connection.execute("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def in_part(
+    connection: sqlite3.Connection,
+    what: Given,
+    work: Callable[[sqlite3.Connection, Given], object],
+    refusals: tuple[type[Exception], ...],
+) -> Exception | None:
+    """Do the work within the transaction, wholly or not at all, and return the refusal that it raised."""
+    connection.execute("SAVEPOINT part")
+    try:
+        work(connection, what)
+    except refusals as error:
+        connection.execute("ROLLBACK TO part")
+        connection.execute("RELEASE part")
+        return UsageError(f"SQLite cannot store this text or number: {error}") if isinstance(error, _UNFIT) else error
+    connection.execute("RELEASE part")
+    return None
 
 
 def _primary(error: sqlite3.Error) -> int:

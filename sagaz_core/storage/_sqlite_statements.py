@@ -13,8 +13,10 @@ Each statement is served by an index and reads no row that it does not return; a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 APPLICATION_ID = 0x53414741  # "SAGA": tells our files from those of other applications
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -107,6 +109,25 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         "CREATE INDEX replays_by_original ON saga_replay_log (original_saga_id, created_at, replay_id)",
     ),
+    2: (
+        "ALTER TABLE saga_snapshots ADD COLUMN base_seq INTEGER",
+        "ALTER TABLE sagas ADD COLUMN found_name TEXT",  # NULL until the saga's summary is written
+        "ALTER TABLE sagas ADD COLUMN found_seq INTEGER",
+        "ALTER TABLE sagas ADD COLUMN status TEXT",
+        "ALTER TABLE sagas ADD COLUMN failed_step TEXT",
+        "ALTER TABLE sagas ADD COLUMN failed_at INTEGER",
+        "ALTER TABLE sagas ADD COLUMN tags TEXT",
+        "CREATE INDEX sagas_by_status ON sagas (status, saga_id) WHERE status IS NOT NULL",
+        "CREATE INDEX sagas_failed ON sagas (failed_at) WHERE failed_at IS NOT NULL",
+        """
+        CREATE TABLE saga_tags (
+            key TEXT NOT NULL,
+            value TEXT NOT NULL,
+            saga_id TEXT NOT NULL,
+            PRIMARY KEY (key, value, saga_id)
+        ) WITHOUT ROWID
+        """,
+    ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
@@ -116,10 +137,17 @@ ANY = b""
 _RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
 _SNAPSHOT = """
     s.snapshot_id, ?1, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until
+    s.retention_until, s.base_seq
 """
 _SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
 _ALL_PLACES = "step_name = x'' AND phase = x''"
+# The snapshot `t` and, before it, what its bytes may be a difference from.
+_CHAIN = """
+    CROSS JOIN saga_places p ON p.saga = t.saga AND p.step_name = x'' AND p.phase = x''
+        AND p.seq >= coalesce(t.base_seq, t.seq) AND (p.seq, p.snapshot_id) <= (t.seq, t.snapshot_id)
+    CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+"""
+_IN_ORDER = "ORDER BY p.seq, p.snapshot_id"
 
 # ---- writing
 
@@ -145,11 +173,21 @@ ADD_EVENT = """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
         saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data,
-        retention_until
+        retention_until, base_seq
     )
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12)
     ON CONFLICT (snapshot_id) DO NOTHING
 """
+GET_STORED = f"""
+    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots s JOIN sagas g ON g.id = s.saga
+    WHERE s.snapshot_id = ?
+"""
+GET_SUMMARY = "SELECT found_seq, tags FROM sagas WHERE id = ?"
+SET_SUMMARY = """
+    UPDATE sagas SET found_name = ?, found_seq = ?, status = ?, failed_step = ?, failed_at = ?, tags = ? WHERE id = ?
+"""
+ADD_TAG = "INSERT INTO saga_tags (key, value, saga_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+DELETE_TAG = "DELETE FROM saga_tags WHERE key = ? AND value = ? AND saga_id = ?"
 GET_EVENT = "SELECT at, kind, step, data FROM saga_events WHERE id = ?"
 EVENT_FLOORS = """
     SELECT id, id, at, floor FROM saga_events WHERE id >= ?1 << 32 AND id < (?1 + 1) << 32 ORDER BY id DESC
@@ -181,28 +219,55 @@ LIST_SAGAS = f"""
     WHERE saga_id >= ? AND saga_id < ? AND saga_name IS NOT NULL ORDER BY saga_id LIMIT ?
 """
 GET_SNAPSHOT = f"""
-    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots s JOIN sagas g ON g.id = s.saga
-    WHERE s.snapshot_id = ?
+    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots t CROSS JOIN sagas g ON g.id = t.saga {_CHAIN}
+    WHERE t.snapshot_id = ?1 {_IN_ORDER}
 """
 LIST_SNAPSHOTS = f"""
     SELECT {_SNAPSHOT} FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
     WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND (p.seq, p.snapshot_id) > (?2, ?3)
-    ORDER BY p.seq, p.snapshot_id LIMIT ?4
+        AND (s.retention_until IS NULL OR s.retention_until >= ?5)
+    {_IN_ORDER} LIMIT ?4
 """
-COUNT_SNAPSHOTS = f"SELECT count(*) FROM saga_places WHERE saga = {_SAGA} AND {_ALL_PLACES}"
+LIST_STORED = f"""
+    SELECT {_SNAPSHOT} FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND p.seq >= ?2 AND p.seq <= ?3
+    {_IN_ORDER}
+"""
+COUNT_SNAPSHOTS = f"""
+    SELECT count(*) FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND p.seq < ?2
+        AND (s.retention_until IS NULL OR s.retention_until >= ?3)
+"""
 READ_EVENTS = f"""
     SELECT id, at, kind, step, data, floor FROM saga_events
     WHERE id > ({_SAGA} << 32) + ?2 AND id < ({_SAGA} + 1) << 32 ORDER BY id
 """
 _IN_PLACE = f"SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND step_name = ?2 AND phase = ?3 AND seq <= "
 _HIGHEST = "ORDER BY seq DESC, snapshot_id DESC LIMIT 1"
-LATEST_SNAPSHOT = f"SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE s.id = ({_IN_PLACE} ?4 {_HIGHEST})"
+LATEST_SNAPSHOT = f"""
+    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} ?4 {_HIGHEST}) {_IN_ORDER}
+"""
 # By the floor the highest `seq` in question is known. Of the rows below it, those with a later time (there are none
 # unless the clock went back) are passed over.
 LATEST_SNAPSHOT_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE s.id = ({_IN_PLACE} min(?4, (
+    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} min(?4, (
         SELECT seq FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?5 ORDER BY floor DESC, seq DESC LIMIT 1
-    )) AND created_at <= ?5 {_HIGHEST})
+    )) AND created_at <= ?5 {_HIGHEST}) {_IN_ORDER}
+"""
+LATEST_SNAPSHOT_OF_ALL_UNTIL = f"""
+    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+        SELECT id FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?2 AND created_at <= ?2
+        ORDER BY floor DESC, seq DESC, snapshot_id DESC LIMIT 1
+    ) {_IN_ORDER}
+"""
+# Asked when the one that the others find has expired.
+LATEST_SERVED = f"""
+    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+        SELECT f.snapshot FROM saga_places f CROSS JOIN saga_snapshots r ON r.id = f.snapshot
+        WHERE f.saga = {_SAGA} AND f.step_name = ?2 AND f.phase = ?3 AND f.seq <= ?4 AND f.created_at <= ?5
+            AND (r.retention_until IS NULL OR r.retention_until >= ?6)
+        ORDER BY f.seq DESC, f.snapshot_id DESC LIMIT 1
+    ) {_IN_ORDER}
 """
 LIST_REPLAYS = """
     SELECT replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
@@ -210,23 +275,72 @@ LIST_REPLAYS = """
     FROM saga_replay_log WHERE original_saga_id = ? ORDER BY created_at, replay_id
 """
 
-LATEST_SNAPSHOT_OF_ALL_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots s WHERE saga = {_SAGA} AND floor <= ?2 AND created_at <= ?2
-    ORDER BY floor DESC, seq DESC, snapshot_id DESC LIMIT 1
+_SUMMARY = "g.saga_id, g.found_name, g.found_seq, g.status, g.failed_step, g.failed_at, g.tags"
+_FOUND_BY = {
+    "tag": (
+        "saga_tags t CROSS JOIN sagas g ON g.saga_id = t.saga_id WHERE t.key = ?8 AND t.value = ?9 AND t.saga_id > ?1"
+    ),
+    "failed_at": "sagas g INDEXED BY sagas_failed WHERE g.failed_at >= ?5 AND g.failed_at <= ?6 AND g.saga_id > ?1",
+    "status": "sagas g INDEXED BY sagas_by_status WHERE g.status = ?2 AND g.saga_id > ?1",
+    "id": "sagas g WHERE g.saga_id > ?1",
+}
+
+
+@lru_cache(maxsize=64)
+def find_sagas(by: str, more_tags: int) -> str:
+    """Return the statement that finds sagas with the index `by`, and asks for so many tags more than the first.
+
+    By the time of the failure it reads all that failed between the two times, and then puts them in order.
+    """
+    more = "".join(
+        f" AND EXISTS (SELECT 1 FROM saga_tags WHERE key = ?{10 + 2 * n} AND value = ?{11 + 2 * n}"
+        f" AND saga_id = g.saga_id)"
+        for n in range(more_tags)
+    )
+    return f"""
+        SELECT {_SUMMARY} FROM {_FOUND_BY[by]} AND g.found_seq IS NOT NULL
+            AND (?2 IS NULL OR g.status = ?2) AND (?3 IS NULL OR g.found_name = ?3)
+            AND (?4 IS NULL OR g.failed_step = ?4) AND (?5 IS NULL OR g.failed_at >= ?5)
+            AND (?6 IS NULL OR g.failed_at <= ?6) AND (?8 IS NULL OR ?9 IS NOT NULL) {more}
+        ORDER BY {"t" if by == "tag" else "g"}.saga_id LIMIT ?7
+    """
+
+
+COUNT_ALL = """
+    SELECT
+        (SELECT count(*) FROM sagas INDEXED BY sagas_recorded WHERE saga_name IS NOT NULL),
+        (SELECT count(*) FROM saga_events), (SELECT count(*) FROM saga_snapshots),
+        (SELECT count(*) FROM saga_replay_log)
 """
 
 # ---- deleting
 
+FIRST_NEEDED = f"""
+    SELECT min(s.base_seq) FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND p.seq >= ?2
+        AND (s.retention_until IS NULL OR s.retention_until >= ?3)
+"""
 DELETE_SNAPSHOTS_BELOW = f"""
     DELETE FROM saga_snapshots WHERE id IN (
         SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND {_ALL_PLACES} AND seq < ?2
     )
 """
+HIDE_SNAPSHOTS = f"""
+    UPDATE saga_snapshots SET retention_until = ?4 WHERE id IN (
+        SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND {_ALL_PLACES} AND seq >= ?2 AND seq < ?3
+    )
+"""
 DELETE_SNAPSHOTS = f"DELETE FROM saga_snapshots WHERE saga = {_SAGA}"
 DELETE_EVENTS = f"DELETE FROM saga_events WHERE id >= {_SAGA} << 32 AND id < ({_SAGA} + 1) << 32"
 DELETE_SAGA = "DELETE FROM sagas WHERE saga_id = ?1"
-DELETE_EXPIRED = """
-    DELETE FROM saga_snapshots WHERE id IN (
-        SELECT id FROM saga_snapshots WHERE retention_until < ? ORDER BY retention_until LIMIT 500
-    )
+GET_TAGS = "SELECT tags FROM sagas WHERE saga_id = ? AND tags IS NOT NULL"
+EXPIRED = """
+    SELECT retention_until, id, saga FROM saga_snapshots
+    WHERE (retention_until, id) > (?2, ?3) AND retention_until < ?1 ORDER BY retention_until, id LIMIT ?4
 """
+ALL_OF_SAGA = """
+    SELECT s.id, s.seq, s.base_seq, s.retention_until
+    FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = ? AND p.step_name = x'' AND p.phase = x'' ORDER BY p.seq DESC, p.snapshot_id DESC
+"""
+DELETE_SNAPSHOT = "DELETE FROM saga_snapshots WHERE id = ?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -73,6 +73,15 @@ class Timeline(Generic[Item]):
             item = self.items[end]
             if until is None or self._moment(item) <= until:
                 return item
+        return None
+
+    def before(self, item: Item, until: datetime | None) -> Item | None:
+        """Return the last one before this item whose time is not after `until`."""
+        end = bisect_left(self.items, self._key(item), key=self._key)
+        while end:
+            end -= 1
+            if until is None or self._moment(self.items[end]) <= until:
+                return self.items[end]
         return None
 
     def _add_floors(self) -> None:

@@ -18,11 +18,29 @@ module in your conftest.py.
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 from sagaz_core.errors import CannotStoreError, DuplicateSagaError, NaiveTimeError, UsageError
-from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
+from sagaz_core.storage.base import (
+    Base,
+    Batch,
+    Page,
+    ReplayRecord,
+    SagaRecord,
+    SagaSnapshot,
+    SagaSummary,
+    SnapshotStorage,
+    StoredEvent,
+)
+from sagaz_core.storage.codec import decode, encode
+from sagaz_core.storage.frames import FrameWriter, state_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -103,6 +121,12 @@ def a_snapshot(saga_id: str, seq: int, created_at: datetime | None = None, **fie
     return SagaSnapshot(**{**given, **fields})
 
 
+def a_summary(saga_id: str, seq: int = 0, **fields: Any) -> SagaSummary:
+    """Return a summary of a saga that goes on."""
+    given: dict[str, Any] = {"saga_name": "order", "seq": seq, "status": "executing"}
+    return SagaSummary(saga_id, **{**given, **fields})
+
+
 def a_replay(replay_id: str, saga_id: str, **fields: Any) -> ReplayRecord:
     """Return a replay record that has not ended."""
     given: dict[str, Any] = {
@@ -115,11 +139,36 @@ def a_replay(replay_id: str, saga_id: str, **fields: Any) -> ReplayRecord:
     return ReplayRecord(replay_id, saga_id, **{**given, **fields})
 
 
+def _end(processes: Iterable[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None and not stream.closed:
+                stream.close()
+
+
+def chain(saga_id: str, length: int, every: int = 16) -> list[SagaSnapshot]:
+    """Return snapshots each of which is based on those before it, and stands alone where one in `every` begins."""
+    return [
+        a_snapshot(saga_id, seq, data=b"%d" % seq, base_seq=seq - seq % every if seq % every else None)
+        for seq in range(length)
+    ]
+
+
+def bases_of(snapshot: SagaSnapshot) -> list[int]:
+    """Return which snapshots of a `chain` came with this one."""
+    return [int(base.data) for base in snapshot.bases]
+
+
 class SnapshotStorageContract:
     """Tests of a store. A subclass gives a fixture `storage`: an empty store for each test, closed afterwards."""
 
     large = 10_000_000
     """The bytes of the largest payload that is tried. A store that cannot take 10 MB says here what it can."""
+
+    shared = True
+    """Whether another process reaches the same store by its `url`, which is one that `open_storage` knows."""
 
     _runner: asyncio.Runner | None = None
 
@@ -137,6 +186,10 @@ class SnapshotStorageContract:
         """Close the test's event loop. pytest calls it, after the fixtures of the subclass are done."""
         if self._runner is not None:
             self._runner.close()
+
+    def at(self, storage: SnapshotStorage, moment: datetime) -> None:
+        """Let it be this time for the store."""
+        storage.clock = lambda: moment
 
     def events(self, storage: SnapshotStorage, saga_id: str, **asked: Any) -> list[StoredEvent]:
         """Return what `read_events` gives, as a list."""
@@ -159,6 +212,10 @@ class SnapshotStorageContract:
             assert len(page.items) == limit, "a page that is not the last one must be full"
             cursor = page.cursor
         raise AssertionError("the listing does not end")
+
+    def listed(self, storage: SnapshotStorage, saga_id: str) -> list[int]:
+        """Return the `seq` of each snapshot that is served."""
+        return [snapshot.seq for snapshot in self.pages(lambda **asked: storage.list_snapshots(saga_id, **asked), 100)]
 
     def refused(self, error: type[Exception], work: Awaitable[Any]) -> None:
         """Check that the call raises the error, in one line."""
@@ -208,6 +265,7 @@ class SnapshotStorageContract:
         assert self.events(storage, "s") == events
 
     def test_a_snapshot_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
+        self.at(storage, T0)
         full = a_snapshot("s", 1, step_name="é\0🦄", data=bytes(range(256)), retention_until=T0 + timedelta(days=30))
         bare = a_snapshot("s", 2, step_name="", step_index=0, data=b"")
         self.do(storage.write(Batch("s", snapshots=[full, bare])))
@@ -232,6 +290,7 @@ class SnapshotStorageContract:
             datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC),
             datetime.max.replace(tzinfo=UTC),
         ]
+        self.at(storage, times[0])
         for number, time in enumerate(times):
             saga_id = str(number)
             snapshot = a_snapshot(saga_id, 0, time, retention_until=time)
@@ -253,8 +312,11 @@ class SnapshotStorageContract:
             storage.write(Batch("s", events=[an_event("s", 0, naive)])),
             storage.write(Batch("s", snapshots=[a_snapshot("s", 0, naive)])),
             storage.write(Batch("s", snapshots=[a_snapshot("s", 0, retention_until=naive)])),
+            storage.write(Batch("s", summary=a_summary("s", failed_at=naive))),
             storage.latest_snapshot("s", until=naive),
-            storage.delete_expired(naive),
+            storage.find_sagas(failed_between=(naive, T0)),
+            storage.find_sagas(failed_between=(T0, naive)),
+            storage.prune(naive),
             storage.log_replay(a_replay("r", "s", created_at=naive)),
         ):
             self.refused(NaiveTimeError, work)
@@ -270,6 +332,41 @@ class SnapshotStorageContract:
             assert found is not None
             assert found.data == data
         assert [len(event.data) > 99_999 for event in self.events(storage, "s")] == [True, True]
+
+    def test_states_of_100_kb_and_of_the_largest_size_are_read_as_they_were(self, storage: SnapshotStorage) -> None:
+        frames = FrameWriter()
+        text = bytes(range(256)) * (self.large // 512 // 2)
+        states = [text[:100_000], text, text + b"and a little more"]
+        snapshots = [frames.frame(a_snapshot("s", seq), state) for seq, state in enumerate(states)]
+        for snapshot in snapshots:
+            self.do(storage.write(Batch("s", snapshots=[snapshot])))
+        assert [state_bytes(one) for one in self.do(storage.list_snapshots("s")).items] == states
+        found = self.do(storage.latest_snapshot("s", step="reserve", until=T0 + timedelta(seconds=9)))
+        assert found is not None
+        assert state_bytes(found) == states[-1]
+
+    def test_values_of_every_type_come_back_as_they_were(self, storage: SnapshotStorage) -> None:
+        value = {
+            "decimal": Decimal("1.10"),
+            "times": [T0, T0.date(), timedelta(microseconds=-1), T0.time()],
+            "id": UUID(int=7),
+            "bytes": bytes(range(256)),
+            "tuple": (1, (2.5, None), [True]),
+            "sets": [{1, 2}, frozenset({"a"})],
+            "keys": {1: "one", (2, 3): "pair", None: "none"},
+            "path": PurePosixPath("/a/b"),
+            "text": "é\0🦄",
+            "large": 2**70,
+            "kind": Page([], None),
+        }
+        snapshot = FrameWriter().frame(a_snapshot("s", 0), encode(value))
+        event = an_event("s", 0, data=encode(value))
+        self.do(storage.write(Batch("s", events=[event], snapshots=[snapshot])))
+        found = self.do(storage.latest_snapshot("s"))
+        assert found is not None
+        for data in (state_bytes(found), self.events(storage, "s")[0].data):
+            assert decode(data) == value
+            assert encode(decode(data)) == encode(value)
 
     def test_any_text_is_an_id(self, storage: SnapshotStorage) -> None:
         for number, text in enumerate(HOSTILE):
@@ -465,6 +562,171 @@ class SnapshotStorageContract:
                         )
                         assert found == (right[-1] if right else None), (second, max_seq, step_name, phase)
 
+    # ---- what snapshots are based on
+
+    def test_a_snapshot_comes_with_what_it_is_based_on(self, storage: SnapshotStorage) -> None:
+        snapshots = chain("s", 10, every=4)
+        for snapshot in snapshots:
+            self.do(storage.write(Batch("s", snapshots=[snapshot])))
+        self.do(storage.write(Batch("other", snapshots=chain("other", 6, every=10))))
+        for snapshot in snapshots:
+            seq = snapshot.seq
+            until = T0 + timedelta(seconds=seq)
+            bases = tuple(Base(one.snapshot_id, one.data) for one in snapshots[seq - seq % 4 : seq])
+            right = snapshot._replace(bases=bases)
+            assert self.do(storage.get_snapshot(snapshot.snapshot_id)) == right
+            questions: Iterable[dict[str, Any]] = (
+                {"max_seq": seq},
+                {"until": until},
+                {"max_seq": seq, "step": "reserve"},
+                {"until": until, "step": "reserve", "phase": "before"},
+            )
+            for asked in questions:
+                assert self.do(storage.latest_snapshot("s", **asked)) == right, asked
+        for limit in (1, 3, 5, 100):
+            found = self.pages(lambda **asked: storage.list_snapshots("s", **asked), limit)
+            assert [bases_of(one) for one in found] == [list(range(n - n % 4, n)) for n in range(10)]
+
+    def test_snapshots_of_one_seq_can_be_based_on_each_other(self, storage: SnapshotStorage) -> None:
+        snapshots = [
+            a_snapshot("s", 3, snapshot_id=f"s.{number}", base_seq=3 if number else None, data=bytes([number]))
+            for number in range(3)
+        ]
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        found = self.do(storage.list_snapshots("s")).items
+        assert [[base.data for base in one.bases] for one in found] == [[], [b"\0"], [b"\0", b"\1"]]
+
+    def test_bases_that_come_with_a_snapshot_are_not_stored(self, storage: SnapshotStorage) -> None:
+        snapshots = [one._replace(bases=(Base("x", b"y"),)) for one in chain("s", 2)]
+        for _ in range(2):
+            self.do(storage.write(Batch("s", snapshots=snapshots)))
+        assert [bases_of(one) for one in self.do(storage.list_snapshots("s")).items] == [[], [0]]
+
+    def test_a_base_that_comes_later_is_refused(self, storage: SnapshotStorage) -> None:
+        self.refused(UsageError, storage.write(Batch("s", snapshots=[a_snapshot("s", 1, base_seq=2)])))
+
+    # ---- finding sagas
+
+    def test_sagas_are_found_by_what_they_are_now(self, storage: SnapshotStorage) -> None:
+        ten = T0.replace(hour=10, minute=0)
+        for number in range(20):
+            failed_at = ten + timedelta(minutes=number) if number % 2 else None
+            summary = a_summary(
+                f"s{number:02}",
+                number,
+                saga_name=("order", "refund")[number % 4 == 3],
+                status="rolled_back" if failed_at else "completed",
+                step_name=("charge_payment", "ship")[number % 5 == 0] if failed_at else "",
+                failed_at=failed_at,
+                tags={"customer": f"c{number % 3}", "land": "é\0%"},
+            )
+            self.do(storage.write(Batch(summary.saga_id, summary=summary)))
+        failed = [number for number in range(20) if number % 2]
+        minutes = timedelta(minutes=1)
+        questions: Iterable[tuple[dict[str, Any], list[int]]] = (
+            ({}, list(range(20))),
+            ({"status": "rolled_back"}, failed),
+            ({"status": "nothing"}, []),
+            ({"saga_name": "refund"}, [3, 7, 11, 15, 19]),
+            ({"step_name": "ship"}, [5, 15]),
+            ({"failed_between": (ten + 3 * minutes, ten + 9 * minutes)}, [3, 5, 7, 9]),
+            ({"failed_between": (ten + 3 * minutes + TICK, ten + 9 * minutes - TICK)}, [5, 7]),
+            ({"failed_between": (ten + 9 * minutes, ten)}, []),
+            ({"tags": {"customer": "c1"}}, list(range(1, 20, 3))),
+            ({"tags": {"customer": "c1", "land": "é\0%"}}, list(range(1, 20, 3))),
+            ({"tags": {"customer": "c1", "land": "é"}}, []),
+            ({"tags": {"nobody": "c1"}}, []),
+            (
+                {
+                    "saga_name": "order",
+                    "step_name": "charge_payment",
+                    "failed_between": (ten, ten + 20 * minutes),
+                    "tags": {"customer": "c1"},
+                    "status": "rolled_back",
+                },
+                [1, 13],
+            ),
+            ({"status": "rolled_back", "tags": {"land": "é\0%"}, "saga_name": "order"}, [1, 5, 9, 13, 17]),
+        )
+        for asked, right in questions:
+            for limit in (1, 3, 100):
+                found = self.pages(lambda asked=asked, **page: storage.find_sagas(**asked, **page), limit)
+                assert [summary.seq for summary in found] == right, asked
+        (found,) = self.do(storage.find_sagas(failed_between=(ten + minutes, ten + minutes))).items
+        assert found == a_summary(
+            "s01",
+            1,
+            status="rolled_back",
+            step_name="charge_payment",
+            failed_at=ten + minutes,
+            tags={"customer": "c1", "land": "é\0%"},
+        )
+
+    def test_a_summary_replaces_an_older_one_only(self, storage: SnapshotStorage) -> None:
+        summaries = [
+            a_summary("s", 1, status="a", tags={"x": "1", "y": "1"}),
+            a_summary("s", 3, status="c", tags={"x": "2"}, step_name="z", failed_at=T0),
+        ]
+        for summary in (*summaries, a_summary("s", 2, status="b"), a_summary("s", 3, status="d")):
+            self.do(storage.write(Batch("s", summary=summary)))
+        assert self.do(storage.find_sagas()).items == [summaries[-1]]
+        for tags, count in (({"x": "1"}, 0), ({"y": "1"}, 0), ({"x": "2"}, 1)):
+            assert len(self.do(storage.find_sagas(tags=tags)).items) == count
+        for status, count in (("a", 0), ("b", 0), ("c", 1)):
+            assert len(self.do(storage.find_sagas(status=status)).items) == count
+        assert self.do(storage.get_saga("s")) is None
+        assert self.do(storage.delete_saga("s"))
+        assert self.do(storage.find_sagas()).items == []
+        assert self.do(storage.find_sagas(tags={"x": "2"})).items == []
+        self.do(storage.write(Batch("s", summary=a_summary("s", 0))))
+        assert self.do(storage.find_sagas()).items == [a_summary("s", 0)]
+
+    def test_a_summary_does_not_change_with_the_callers_objects(self, storage: SnapshotStorage) -> None:
+        tags = {"x": "1"}
+        self.do(storage.write(Batch("s", summary=a_summary("s", tags=tags))))
+        tags["x"] = "2"
+        (found,) = self.do(storage.find_sagas()).items
+        found.tags["x"] = "3"
+        assert self.do(storage.find_sagas()).items == [a_summary("s", tags={"x": "1"})]
+
+    def test_tags_of_any_text_are_found(self, storage: SnapshotStorage) -> None:
+        for text in HOSTILE:
+            self.do(storage.write(Batch(text, summary=a_summary(text, status=text, tags={text: text}))))
+        for text in HOSTILE:
+            for asked in ({"tags": {text: text}}, {"status": text}):
+                found = self.do(storage.find_sagas(**asked)).items
+                assert [summary.saga_id for summary in found] == [text]
+
+    def test_a_tag_that_is_no_text_is_refused(self, storage: SnapshotStorage) -> None:
+        for tags in ({"x": 1}, {1: "x"}, {"x": None}):
+            self.refused(UsageError, storage.write(Batch("s", summary=a_summary("s", tags=tags))))
+
+    # ---- many batches at once
+
+    def test_many_batches_are_written_as_each_would_be(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("b", a_saga("b"))))
+        batches = [
+            Batch("a", a_saga("a"), [an_event("a", 0)], [a_snapshot("a", 0)], a_summary("a")),
+            Batch("b", a_saga("b", plan="other"), [an_event("b", 0)]),
+            Batch("c", None, [an_event("d", 0)]),
+            Batch("", a_saga("")),
+            Batch("a", None, [an_event("a", 1)], [a_snapshot("a", 1)]),
+            Batch("a", None, [an_event("a", 2), an_event("a", 1, data=b"other")]),
+            Batch("e", a_saga("e", model={"x": object()}), [an_event("e", 0)]),
+            Batch("f"),
+            Batch("g", None, [an_event("g", 0)]),
+        ]
+        results = self.do(storage.write_many(batches))
+        expected = [None, DuplicateSagaError, UsageError, UsageError, None, DuplicateSagaError, CannotStoreError]
+        assert [type(result) for result in results] == [type(None) if e is None else e for e in (*expected, None, None)]
+        assert [event.seq for event in self.events(storage, "a")] == [0, 1]
+        assert self.listed(storage, "a") == [0, 1]
+        assert self.do(storage.get_saga("a")) == a_saga("a")
+        assert [summary.saga_id for summary in self.do(storage.find_sagas()).items] == ["a"]
+        for saga_id, count in (("b", 0), ("c", 0), ("d", 0), ("e", 0), ("g", 1)):
+            assert len(self.events(storage, saga_id)) == count
+        assert list(self.do(storage.write_many([]))) == []
+
     # ---- writing again
 
     def test_the_same_batch_again_changes_nothing(self, storage: SnapshotStorage) -> None:
@@ -511,6 +773,7 @@ class SnapshotStorageContract:
             Batch("s", a_saga("t")),
             Batch("s", events=[an_event("s", 0), an_event("t", 0)]),
             Batch("s", snapshots=[a_snapshot("t", 0)]),
+            Batch("s", summary=a_summary("t")),
         ):
             self.refused(UsageError, storage.write(batch))
         assert self.events(storage, "s") == []
@@ -538,6 +801,96 @@ class SnapshotStorageContract:
         for number in range(30):
             assert [event.seq for event in self.events(storage, f"saga{number:02}")] == list(range(10))
             assert self.do(storage.count_snapshots(f"saga{number:02}")) == 10
+
+    def test_of_two_runs_under_one_id_one_is_found_out(self, storage: SnapshotStorage) -> None:
+        async def both() -> list[Any]:
+            runs = [
+                storage.write(Batch("s", None, [an_event("s", 0, data=data)], [a_snapshot("s", 0, data=data)]))
+                for data in (b"one", b"two")
+            ]
+            return await asyncio.gather(*runs, return_exceptions=True)
+
+        results = self.do(both())
+        assert sorted(type(result).__name__ for result in results) == ["DuplicateSagaError", "NoneType"]
+        winner = (b"one", b"two")[results.index(None)]
+        assert [event.data for event in self.events(storage, "s")] == [winner]
+        assert [one.data for one in self.do(storage.list_snapshots("s")).items] == [winner]
+
+    def test_one_batch_that_many_write_at_once_is_written_once(self, storage: SnapshotStorage) -> None:
+        async def all_of_them() -> None:
+            batch = Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)], a_summary("s"))
+            await asyncio.gather(*(storage.write(batch) for _ in range(10)))
+
+        self.do(all_of_them())
+        assert len(self.events(storage, "s")) == 1
+        assert self.do(storage.count_snapshots("s")) == 1
+        assert self.do(storage.find_sagas()).items == [a_summary("s")]
+
+    # ---- other processes
+
+    def writer(self, storage: SnapshotStorage, name: str, sagas: int) -> subprocess.Popen[str]:
+        """Start a process that writes into the store; a line on its stdin lets it begin."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "sagaz_core.storage.contract_writer", storage.url, name, str(sagas), "4"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    def test_processes_that_start_at_once_on_an_empty_store(self, storage: SnapshotStorage) -> None:
+        if not self.shared:
+            return
+        processes = [self.writer(storage, f"p{number}", 2) for number in range(4)]
+        try:
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            for process in processes:
+                said, _ = process.communicate(timeout=60)
+                assert process.returncode == 0
+                assert len(said.splitlines()) == 8
+        finally:
+            _end(processes)
+        records = self.pages(storage.list_sagas, 3)
+        assert [record.saga_id for record in records] == [f"p{p}-{n:06}" for p in range(4) for n in range(2)]
+        for record in records:
+            assert [event.seq for event in self.events(storage, record.saga_id)] == list(range(8))
+            assert self.listed(storage, record.saga_id) == [1, 3, 5, 7]
+
+    def test_a_writer_that_is_killed_leaves_whole_batches_and_all_that_it_was_told(
+        self, storage: SnapshotStorage
+    ) -> None:
+        if not self.shared:
+            return
+        process = self.writer(storage, "p", 0)
+        written: list[list[str]] = []
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.stdin.write("\n")
+            process.stdin.flush()
+            written = [process.stdout.readline().split() for _ in range(21)]
+            process.kill()
+            written += [line.split() for line in process.stdout.readlines() if line.endswith("\n")]
+            process.wait(timeout=60)
+        finally:
+            _end([process])
+        for saga_id, step in written:
+            events = self.events(storage, saga_id, after_seq=2 * int(step) - 1)
+            assert [event.seq for event in events][:2] == [2 * int(step), 2 * int(step) + 1]
+            assert self.do(storage.get_snapshot(f"{saga_id}/{2 * int(step) + 1}")) is not None
+        for record in self.pages(storage.list_sagas, 100):
+            seqs = [event.seq for event in self.events(storage, record.saga_id)]
+            assert seqs == list(range(len(seqs)))
+            assert self.listed(storage, record.saga_id) == [seq for seq in seqs if seq % 2]
+        last = written[-1][0]
+        self.do(storage.write(Batch(last, None, [an_event(last, 100)])))
 
     # ---- listings
 
@@ -588,6 +941,8 @@ class SnapshotStorageContract:
         for limit in (0, -1):
             self.refused(UsageError, storage.list_sagas(limit=limit))
             self.refused(UsageError, storage.list_snapshots("s", limit=limit))
+            self.refused(UsageError, storage.find_sagas(limit=limit))
+            self.refused(UsageError, storage.prune(T0, batch=limit))
         for cursor in ("", "x", "1", "x:y", "1.5:x"):
             self.refused(UsageError, storage.list_snapshots("s", cursor=cursor))
 
@@ -626,26 +981,96 @@ class SnapshotStorageContract:
         assert self.do(storage.count_snapshots("t")) == 6
         assert len(self.events(storage, "s")) == 6
 
-    def test_deleting_expired_snapshots(self, storage: SnapshotStorage) -> None:
+    def test_deleting_what_later_snapshots_are_based_on(self, storage: SnapshotStorage) -> None:
+        snapshots = chain("s", 7, every=3)  # 0 1 2, 3 4 5, 6
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        assert self.do(storage.delete_snapshots("s", below_seq=5)) == 5
+        assert self.do(storage.delete_snapshots("s", below_seq=5)) == 0
+        assert self.listed(storage, "s") == [5, 6]
+        assert self.do(storage.count_snapshots("s")) == 2
+        for seq in range(5):
+            assert self.do(storage.get_snapshot(snapshots[seq].snapshot_id)) is None
+        assert self.do(storage.latest_snapshot("s", max_seq=4)) is None
+        found = self.do(storage.get_snapshot(snapshots[5].snapshot_id))
+        assert found is not None
+        assert bases_of(found) == [3, 4]
+        assert self.do(storage.info()).snapshots == 4
+        assert self.do(storage.delete_snapshots("s", below_seq=6)) == 1
+        assert self.do(storage.info()).snapshots == 1
+        assert self.listed(storage, "s") == [6]
+
+    # ---- retention
+
+    def test_expired_snapshots_are_not_served_though_nobody_pruned(self, storage: SnapshotStorage) -> None:
         now = T0 + timedelta(days=1)
         ends = [None, now - TICK, now, now + TICK, T0]
+        self.at(storage, T0)
+        snapshots = [a_snapshot("s", seq, retention_until=end) for seq, end in enumerate(ends)]
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        assert self.listed(storage, "s") == [0, 1, 2, 3, 4]
+        self.at(storage, now)
+        for limit in (1, 2, 3, 100):
+            found = self.pages(lambda **asked: storage.list_snapshots("s", **asked), limit)
+            assert [snapshot.seq for snapshot in found] == [0, 2, 3]
+        assert self.do(storage.count_snapshots("s")) == 3
+        for seq in range(5):
+            one = self.do(storage.get_snapshot(f"s/{seq}"))
+            assert (one is not None) == (seq in (0, 2, 3))
+        questions: Iterable[tuple[dict[str, Any], int]] = (
+            ({}, 3),
+            ({"step": "reserve"}, 3),
+            ({"phase": "before", "max_seq": 1}, 0),
+            ({"until": T0 + timedelta(seconds=1)}, 0),
+            ({"until": T0 + timedelta(seconds=4)}, 3),
+            ({"until": T0 + timedelta(seconds=4), "step": "reserve", "max_seq": 2}, 2),
+        )
+        for asked, seq in questions:
+            latest = self.do(storage.latest_snapshot("s", **asked))
+            assert latest is not None
+            assert latest.seq == seq, asked
+        self.at(storage, now + timedelta(days=1))
+        latest = self.do(storage.latest_snapshot("s"))
+        assert latest is not None
+        assert latest.seq == 0
+
+    def test_pruning_deletes_what_has_expired(self, storage: SnapshotStorage) -> None:
+        now = T0 + timedelta(days=1)
+        ends = [None, now - TICK, now, now + TICK, T0]
+        self.at(storage, now)
         for saga_id in ("s", "t"):
             snapshots = [a_snapshot(saga_id, seq, retention_until=end) for seq, end in enumerate(ends)]
             self.do(storage.write(Batch(saga_id, snapshots=snapshots)))
-        assert self.do(storage.delete_expired(now)) == 4
-        assert self.do(storage.delete_expired(now)) == 0
+        assert self.do(storage.prune(now)) == 4
+        assert self.do(storage.prune(now)) == 0
+        assert self.do(storage.info()).snapshots == 6
+        self.at(storage, T0)
         for saga_id in ("s", "t"):
-            assert [snapshot.seq for snapshot in self.do(storage.list_snapshots(saga_id)).items] == [0, 2, 3]
-            found = self.do(storage.latest_snapshot(saga_id, until=T0 + timedelta(seconds=1), phase="before"))
-            assert found is not None
-            assert found.seq == 0
-        assert self.do(storage.get_snapshot("s/1")) is None
+            assert self.listed(storage, saga_id) == [0, 2, 3]
 
-    def test_many_expired_snapshots_go_at_once(self, storage: SnapshotStorage) -> None:
-        snapshots = [a_snapshot("s", seq, retention_until=T0) for seq in range(1201)]
-        self.do(storage.write(Batch("s", snapshots=[*snapshots, a_snapshot("s", 1201)])))
-        assert self.do(storage.delete_expired(T0 + TICK)) == 1201
+    def test_many_expired_snapshots_go_in_small_batches(self, storage: SnapshotStorage) -> None:
+        self.at(storage, T0)
+        snapshots = [a_snapshot("s", seq, retention_until=T0) for seq in range(601)]
+        self.do(storage.write(Batch("s", snapshots=[*snapshots, a_snapshot("s", 601)])))
+        assert self.do(storage.prune(T0 + TICK, batch=100)) == 601
         assert self.do(storage.count_snapshots("s")) == 1
+
+    def test_pruning_leaves_what_later_snapshots_are_based_on(self, storage: SnapshotStorage) -> None:
+        ends = [T0 + timedelta(days=day) for day in (1, 2, 3, 4, 5, 6, 7)]
+        snapshots = [one._replace(retention_until=end) for one, end in zip(chain("s", 7, every=3), ends, strict=True)]
+        self.at(storage, T0)
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        left = 7
+        for day, kept, pruned in ((1, 7, 0), (2, 7, 0), (3, 4, 3), (4, 4, 0), (5, 4, 0), (6, 1, 3), (7, 0, 1)):
+            now = T0 + timedelta(days=day) + TICK
+            self.at(storage, now)
+            assert self.do(storage.prune(now, batch=2)) == pruned, day
+            left -= pruned
+            assert self.do(storage.info()).snapshots == left == kept
+            found = self.do(storage.list_snapshots("s")).items
+            assert [snapshot.seq for snapshot in found] == list(range(day, 7))
+            assert [bases_of(snapshot) for snapshot in found] == [
+                list(range(snapshot.seq - snapshot.seq % 3, snapshot.seq)) for snapshot in found
+            ]
 
     # ---- the replay log
 
@@ -678,7 +1103,24 @@ class SnapshotStorageContract:
             assert self.do(storage.delete_saga(saga_id)) is False
             assert list(self.do(storage.list_replays(saga_id))) == []
         assert self.do(storage.list_sagas()) == Page([], None)
-        assert self.do(storage.delete_expired(T0)) == 0
+        assert self.do(storage.find_sagas()) == Page([], None)
+        assert self.do(storage.find_sagas(status="failed", tags={"a": "b"}, failed_between=(T0, T0))).items == []
+        assert self.do(storage.prune(T0)) == 0
+
+    def test_info_counts_what_is_stored(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("s", a_saga("s"), [an_event("s", n) for n in range(3)], [a_snapshot("s", 1)])))
+        self.do(storage.write(Batch("t", None, [an_event("t", 0)])))
+        self.do(storage.log_replay(a_replay("r", "s")))
+        info = self.do(storage.info())
+        assert (info.url, info.sagas, info.events, info.snapshots, info.replays) == (storage.url, 1, 4, 1, 1)
+        assert info.bytes > 0
+        assert info.schema_version >= 1
+
+    def test_upgrading_is_done_once_and_loses_nothing(self, storage: SnapshotStorage) -> None:
+        version = self.do(storage.upgrade())
+        self.do(storage.write(Batch("s", a_saga("s"))))
+        assert self.do(storage.upgrade()) == version == self.do(storage.info()).schema_version
+        assert self.do(storage.get_saga("s")) == a_saga("s")
 
     def test_closing_twice_is_no_error(self, storage: SnapshotStorage) -> None:
         self.do(storage.write(Batch("s", a_saga("s"))))

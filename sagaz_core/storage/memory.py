@@ -4,33 +4,51 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import replace
+from datetime import UTC, datetime
 from operator import attrgetter
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from sagaz_core.clock import utc_now
+from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage._checks import (
     another_event,
     another_saga,
     another_snapshot,
     check_batch,
+    check_find,
     check_limit,
     check_moment,
+    check_prune,
+    expired,
     model_from_json,
     model_to_json,
     read_snapshot_cursor,
     snapshot_cursor,
 )
 from sagaz_core.storage._timeline import Timeline
-from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, checked_id
+from sagaz_core.storage.base import (
+    Base,
+    Batch,
+    Page,
+    ReplayRecord,
+    SagaRecord,
+    SagaSnapshot,
+    SagaSummary,
+    StoredEvent,
+    StoreInfo,
+    checked_id,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 _at = attrgetter("at")
 _created_at = attrgetter("created_at")
 _seq = attrgetter("seq")
 _place = attrgetter("seq", "snapshot_id")
+_SCHEMA_VERSION = 1
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _named: dict[str, InMemorySnapshotStorage] = {}
 _naming = Lock()
 
@@ -43,6 +61,7 @@ class InMemorySnapshotStorage:
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
+        self.clock: Callable[[], datetime] = utc_now
         self._lock = Lock()
         self._sagas: dict[str, _Saga] = {}
         self._snapshots: dict[str, SagaSnapshot] = {}
@@ -71,6 +90,7 @@ class InMemorySnapshotStorage:
                 raise another_saga(record.saga)
             events = saga.new_events(batch.events) if batch.events else ()
             snapshots = self._new_snapshots(batch.snapshots) if batch.snapshots else ()
+            summary = batch.summary
             # Nothing raises from here on.
             if record is not None and saga.record is None:
                 saga.record = record
@@ -81,15 +101,29 @@ class InMemorySnapshotStorage:
                 self._snapshots[snapshot.snapshot_id] = snapshot
             if snapshots and not saga.snapshots.add(snapshots):
                 saga.forget_filters()
-            if record or events or snapshots:
+            if summary is not None and (saga.summary is None or summary.seq > saga.summary.seq):
+                saga.summary = replace(summary, tags=dict(summary.tags))
+            if record or events or snapshots or summary:
                 self._sagas[batch.saga_id] = saga
+
+    async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
+        """See `SnapshotStorage.write_many`."""
+        results: list[Exception | None] = []
+        for batch in batches:
+            try:
+                await self.write(batch)
+            except (UsageError, CodecError, StorageError) as error:
+                results.append(error)
+            else:
+                results.append(None)
+        return results
 
     def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> Sequence[SagaSnapshot]:
         """Return those that are not here yet, in order."""
         if len(snapshots) == 1 and snapshots[0].snapshot_id not in self._snapshots:
-            return snapshots
+            return [_bare(snapshots[0])]
         new: dict[str, SagaSnapshot] = {}
-        for snapshot in snapshots:
+        for snapshot in map(_bare, snapshots):
             known = self._snapshots.get(snapshot.snapshot_id) or new.get(snapshot.snapshot_id)
             if known is None:
                 new[snapshot.snapshot_id] = snapshot
@@ -114,9 +148,44 @@ class InMemorySnapshotStorage:
             records = [self._sagas[saga_id].record for saga_id in page[:limit]]
         return Page([record.copy() for record in records if record], page[limit - 1] if len(page) > limit else None)
 
+    async def find_sagas(
+        self,
+        *,
+        status: str | None = None,
+        saga_name: str | None = None,
+        step_name: str | None = None,
+        failed_between: tuple[datetime, datetime] | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """See `SnapshotStorage.find_sagas`."""
+        between, wanted = check_find(failed_between, tags, limit)
+        with self._lock:
+            summaries = [saga.summary for saga in self._sagas.values() if saga.summary is not None]
+        found = sorted(
+            (
+                summary
+                for summary in summaries
+                if (cursor is None or summary.saga_id > cursor)
+                and status in (None, summary.status)
+                and saga_name in (None, summary.saga_name)
+                and step_name in (None, summary.step_name)
+                and (between is None or (summary.failed_at and between[0] <= summary.failed_at <= between[1]))
+                and wanted.items() <= summary.tags.items()
+            ),
+            key=attrgetter("saga_id"),
+        )
+        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
+        return Page(page, page[-1].saga_id if len(found) > limit else None)
+
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
-        return self._snapshots.get(snapshot_id)
+        snapshot = self._snapshots.get(snapshot_id)
+        if snapshot is None or (snapshot.retention_until is not None and expired(snapshot, self.clock())):
+            return None
+        with self._lock:
+            return self._with_bases(snapshot)
 
     async def latest_snapshot(
         self,
@@ -132,7 +201,23 @@ class InMemorySnapshotStorage:
         with self._lock:
             saga = self._sagas.get(saga_id)
             timeline = None if saga is None else saga.timeline(step, phase)
-            return None if timeline is None else timeline.latest(until, max_seq)
+            found = None if timeline is None else timeline.latest(until, max_seq)
+            if timeline is None or found is None:
+                return None
+            if found.retention_until is not None:
+                now = self.clock()
+                while found is not None and expired(found, now):
+                    found = timeline.before(found, until)
+            return None if found is None else self._with_bases(found)
+
+    def _with_bases(self, snapshot: SagaSnapshot) -> SagaSnapshot:
+        first = snapshot.base_seq
+        saga = self._sagas.get(snapshot.saga_id)
+        if first is None or saga is None:
+            return snapshot
+        items = saga.snapshots.items
+        start, end = bisect_left(items, first, key=_seq), bisect_left(items, _place(snapshot), key=_place)
+        return snapshot._replace(bases=tuple([Base(item.snapshot_id, item.data) for item in items[start:end]]))
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
@@ -142,10 +227,15 @@ class InMemorySnapshotStorage:
             saga = self._sagas.get(saga_id)
             if saga is None:
                 return Page([])
-            items = saga.snapshots.items
-            start = bisect_left(items, (place[0], place[1] + "\0"), key=_place)
-            page = items[start : start + limit + 1]
-        return Page(page[:limit], snapshot_cursor(page[limit - 1]) if len(page) > limit else None)
+            items, now = saga.snapshots.items, self.clock()
+            page: list[SagaSnapshot] = []
+            for index in range(bisect_left(items, (place[0], place[1] + "\0"), key=_place), len(items)):
+                if not expired(items[index], now):
+                    page.append(items[index])
+                    if len(page) > limit:
+                        break
+            shown = [self._with_bases(snapshot) for snapshot in page[:limit]]
+        return Page(shown, snapshot_cursor(shown[-1]) if len(page) > limit else None)
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -164,8 +254,10 @@ class InMemorySnapshotStorage:
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        saga = self._sagas.get(saga_id)
-        return 0 if saga is None else len(saga.snapshots.items)
+        with self._lock:
+            saga = self._sagas.get(saga_id)
+            now = self.clock()
+            return 0 if saga is None else sum(not expired(snapshot, now) for snapshot in saga.snapshots.items)
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
@@ -173,8 +265,15 @@ class InMemorySnapshotStorage:
             saga = self._sagas.get(saga_id)
             if saga is None:
                 return 0
-            items = saga.snapshots.items
-            return self._keep(saga, items[bisect_left(items, below_seq, key=_seq) :])
+            items, now = saga.snapshots.items, self.clock()
+            below = bisect_left(items, below_seq, key=_seq)
+            needed = (item.base_seq for item in items[below:] if item.base_seq is not None and not expired(item, now))
+            start = bisect_left(items, min(needed, default=below_seq), 0, below, key=_seq)
+            hidden = [item._replace(retention_until=_LONG_AGO) for item in items[start:below]]
+            gone = sum(not expired(item, now) for item in items[:below])
+            self._keep(saga, [*hidden, *items[below:]])
+            self._snapshots.update((item.snapshot_id, item) for item in hidden)
+            return gone
 
     async def delete_saga(self, saga_id: str) -> bool:
         """See `SnapshotStorage.delete_saga`."""
@@ -186,24 +285,26 @@ class InMemorySnapshotStorage:
             self._recorded = None
             return True
 
-    async def delete_expired(self, now: datetime) -> int:
-        """See `SnapshotStorage.delete_expired`."""
-        check_moment(now)
+    async def prune(self, now: datetime, *, batch: int = 500) -> int:
+        """See `SnapshotStorage.prune`. A part is one saga, whatever `batch` says: nobody waits for a disk here."""
+        check_prune(now, batch)
         with self._lock:
-            return sum(
-                self._keep(saga, [item for item in saga.snapshots.items if not _expired(item, now)])
-                for saga in self._sagas.values()
-            )
+            sagas = list(self._sagas.values())
+        gone = 0
+        for saga in sagas:
+            with self._lock:
+                gone += self._keep(saga, _not_prunable(saga.snapshots.items, now))
+        return gone
 
     def _keep(self, saga: _Saga, kept: list[SagaSnapshot]) -> int:
+        """Have only these snapshots of the saga, and return how many went."""
         before = saga.snapshots.items
-        if len(kept) < len(before):
-            ids = {snapshot.snapshot_id for snapshot in kept}
-            for snapshot in before:
-                if snapshot.snapshot_id not in ids:
-                    del self._snapshots[snapshot.snapshot_id]
-            saga.snapshots.keep(kept)
-            saga.forget_filters()
+        ids = {snapshot.snapshot_id for snapshot in kept}
+        for snapshot in before:
+            if snapshot.snapshot_id not in ids:
+                del self._snapshots[snapshot.snapshot_id]
+        saga.snapshots.keep(kept)
+        saga.forget_filters()
         return len(before) - len(kept)
 
     async def log_replay(self, record: ReplayRecord) -> None:
@@ -223,12 +324,47 @@ class InMemorySnapshotStorage:
             records = [self._replays[replay_id] for replay_id in self._replays_of.get(saga_id, ())]
         return sorted(records, key=attrgetter("created_at", "replay_id"))
 
+    async def info(self) -> StoreInfo:
+        """See `SnapshotStorage.info`. `bytes` are those of events and snapshots, without what Python adds."""
+        with self._lock:
+            sagas = self._sagas.values()
+            events = [event.data for saga in sagas for event in saga.events.items]
+            snapshots = [snapshot.data for snapshot in self._snapshots.values()]
+            recorded = sum(saga.record is not None for saga in sagas)
+            return StoreInfo(
+                self.url,
+                _SCHEMA_VERSION,
+                recorded,
+                len(events),
+                len(snapshots),
+                len(self._replays),
+                sum(map(len, events)) + sum(map(len, snapshots)),
+            )
+
+    async def upgrade(self) -> int:
+        """See `SnapshotStorage.upgrade`. There is nothing that could be old."""
+        return _SCHEMA_VERSION
+
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
 
 
-def _expired(snapshot: SagaSnapshot, now: datetime) -> bool:
-    return snapshot.retention_until is not None and snapshot.retention_until < now
+def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:
+    return snapshot._replace(bases=()) if snapshot.bases else snapshot
+
+
+def _not_prunable(items: list[SagaSnapshot], now: datetime) -> list[SagaSnapshot]:
+    """Return those that have not expired, and what they need."""
+    kept: list[SagaSnapshot] = []
+    needed: int | None = None
+    for item in reversed(items):
+        if expired(item, now):
+            if needed is None or item.seq < needed:
+                continue
+        elif item.base_seq is not None:
+            needed = item.base_seq if needed is None else min(needed, item.base_seq)
+        kept.append(item)
+    return kept[::-1]
 
 
 class _Record:
@@ -251,10 +387,11 @@ class _Record:
 class _Saga:
     """One saga's records. The timelines by step and phase are made by the first query that asks for one."""
 
-    __slots__ = ("_filtered", "_filters", "events", "record", "snapshots")
+    __slots__ = ("_filtered", "_filters", "events", "record", "snapshots", "summary")
 
     def __init__(self) -> None:
         self.record: _Record | None = None
+        self.summary: SagaSummary | None = None
         self.events: Timeline[StoredEvent] = Timeline(_seq, _at)
         self.snapshots: Timeline[SagaSnapshot] = Timeline(_place, _created_at)
         self.forget_filters()

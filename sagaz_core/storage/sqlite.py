@@ -7,6 +7,7 @@ and a power cut from the next checkpoint of the log on (WAL, `synchronous=NORMAL
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from sagaz_core.errors import UsageError, nearest, quoted
+from sagaz_core.clock import utc_now
+from sagaz_core.errors import CodecError, CorruptDataError, DuplicateSagaError, UsageError, nearest, quoted
 from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import (
     MAX_SEQ,
@@ -22,20 +24,34 @@ from sagaz_core.storage._checks import (
     another_saga,
     another_snapshot,
     check_batch,
+    check_find,
     check_limit,
     check_moment,
+    check_prune,
     model_from_json,
     model_to_json,
     read_snapshot_cursor,
     snapshot_cursor,
+    with_bases,
 )
-from sagaz_core.storage._sqlite_connections import Connections
-from sagaz_core.storage.base import Batch, Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, checked_id
+from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
+from sagaz_core.storage.base import (
+    Base,
+    Batch,
+    Page,
+    ReplayRecord,
+    SagaRecord,
+    SagaSnapshot,
+    SagaSummary,
+    StoredEvent,
+    StoreInfo,
+    checked_id,
+)
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
@@ -43,6 +59,7 @@ _MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _ABOVE_ALL_IDS = "\U0010ffff" * 256
 _NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
 _MAX_EVENT_SEQ = 2**32 - 1
+_NOT_NEEDED = MAX_SEQ + 1
 _EVENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 4_000_000
 
@@ -61,13 +78,24 @@ class SqliteSnapshotStorage:
         if not 0 <= busy_timeout < math.inf:
             raise UsageError(f"busy_timeout={busy_timeout} is not a time: give seconds, 0 or more")
         self.url = f"sqlite:///{quote(Path(self.path).as_posix(), safe='/:')}"
+        self.clock: Callable[[], datetime] = utc_now
         self._connections = Connections(self.path, busy_timeout)
 
     async def write(self, batch: Batch) -> None:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
-        if batch.saga is not None or batch.events or batch.snapshots:
+        if _has_something(batch):
             self._connections.write(lambda connection: _write(connection, batch))
+
+    async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
+        """See `SnapshotStorage.write_many`. It is one transaction, so one commit."""
+        results: list[Exception | None] = [_refusal(batch) for batch in batches]
+        good = [n for n, batch in enumerate(batches) if results[n] is None and _has_something(batch)]
+        if good:
+            written = self._connections.write(lambda c: [in_part(c, batches[n], _write, _REFUSALS) for n in good])
+            for n, result in zip(good, written, strict=True):
+                results[n] = result
+        return results
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
@@ -81,10 +109,35 @@ class SqliteSnapshotStorage:
         rows = self._connections.rows(sql.LIST_SAGAS, (start, _above_prefix(prefix), limit + 1))
         return Page([_saga(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
 
+    async def find_sagas(
+        self,
+        *,
+        status: str | None = None,
+        saga_name: str | None = None,
+        step_name: str | None = None,
+        failed_between: tuple[datetime, datetime] | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """See `SnapshotStorage.find_sagas`."""
+        between, wanted = check_find(failed_between, tags, limit)
+        first, last = (None, None) if between is None else map(_micros, between)
+        if step_name and between is None:
+            first, last = _MIN, _MAX
+        by = "tag" if wanted else "failed_at" if first is not None else "status" if status is not None else "id"
+        asked = (cursor or "", status, saga_name, step_name, first, last, limit + 1)
+        words: list[str | None] = [text for tag in wanted.items() for text in tag] or [None, None]
+        rows = self._connections.rows(sql.find_sagas(by, len(words) // 2 - 1), (*asked, *words))
+        return Page([_summary(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
-        rows = self._connections.rows(sql.GET_SNAPSHOT, (snapshot_id,))
-        return _snapshot(rows[0]) if rows else None
+        found = _last(self._connections.rows(sql.GET_SNAPSHOT, (snapshot_id,)))
+        return None if found is None or self._expired(found) else found
+
+    def _expired(self, snapshot: SagaSnapshot) -> bool:
+        return snapshot.retention_until is not None and snapshot.retention_until < self.clock()
 
     async def latest_snapshot(
         self,
@@ -104,14 +157,20 @@ class SqliteSnapshotStorage:
             rows = self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, _micros(until)))
         else:
             rows = self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, (*place, _micros(until)))
-        return _snapshot(rows[0]) if rows else None
+        found = _last(rows)
+        if found is None or not self._expired(found):
+            return found
+        last = _MAX if until is None else _micros(until)
+        return _last(self._connections.rows(sql.LATEST_SERVED, (*place, last, _micros(self.clock()))))
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
-        rows = self._connections.rows(sql.LIST_SNAPSHOTS, (saga_id, *read_snapshot_cursor(cursor), limit + 1))
-        items = [_snapshot(row) for row in rows[:limit]]
-        return Page(items, snapshot_cursor(items[-1]) if len(rows) > limit else None)
+        asked = (saga_id, *read_snapshot_cursor(cursor), limit + 1, _micros(self.clock()))
+        nothing: list[SagaSnapshot] = []
+        found = self._connections.read(lambda c: in_one_look(c, lambda c: _listed(c, asked, limit)), nothing)
+        page = found[:limit]
+        return Page(page, snapshot_cursor(page[-1]) if len(found) > limit else None)
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -128,26 +187,37 @@ class SqliteSnapshotStorage:
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id,))
+        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id, MAX_SEQ, _micros(self.clock())))
         return int(rows[0][0]) if rows else 0
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
-        asked = (saga_id, below_seq)
-        return self._connections.change(lambda c: c.execute(sql.DELETE_SNAPSHOTS_BELOW, asked).rowcount, 0)
+        now = _micros(self.clock())
+        return self._connections.change(lambda c: _delete_below(c, saga_id, below_seq, now), 0)
 
     async def delete_saga(self, saga_id: str) -> bool:
         """See `SnapshotStorage.delete_saga`."""
         return self._connections.change(lambda c: _delete_saga(c, (saga_id,)), False)
 
-    async def delete_expired(self, now: datetime) -> int:
-        """See `SnapshotStorage.delete_expired`. Done in parts, so that nobody waits long for the lock."""
-        deleted, part = 0, -1
-        asked = (_micros(now),)
-        while part:
-            part = self._connections.change(lambda c: c.execute(sql.DELETE_EXPIRED, asked).rowcount, 0)
-            deleted += part
-        return deleted
+    async def prune(self, now: datetime, *, batch: int = 500) -> int:
+        """See `SnapshotStorage.prune`."""
+        check_prune(now, batch)
+        gone, after = 0, (_MIN - 1, 0)
+        while True:
+            asked = (_micros(now), *after, batch)
+            rows = self._connections.rows(sql.EXPIRED, asked)
+            for saga in dict.fromkeys(row[2] for row in rows):
+                gone += self._prune_saga(saga, asked[0], batch)
+            if len(rows) < batch:
+                return gone
+            after = rows[-1][:2]
+
+    def _prune_saga(self, saga: int, now: int, batch: int) -> int:
+        doomed = _prunable(self._connections.rows(sql.ALL_OF_SAGA, (saga,)), now)
+        for start in range(0, len(doomed), batch):
+            part = doomed[start : start + batch]
+            self._connections.change(lambda c, part=part: c.executemany(sql.DELETE_SNAPSHOT, part), None)  # type: ignore[misc] # a bound default
+        return len(doomed)
 
     async def log_replay(self, record: ReplayRecord) -> None:
         """See `SnapshotStorage.log_replay`."""
@@ -162,9 +232,41 @@ class SqliteSnapshotStorage:
         """See `SnapshotStorage.list_replays`."""
         return [_replay(row) for row in self._connections.rows(sql.LIST_REPLAYS, (saga_id,))]
 
+    async def info(self) -> StoreInfo:
+        """See `SnapshotStorage.info`. `bytes` are those of the file and its log."""
+        rows = self._connections.rows(sql.COUNT_ALL, ())
+        counts: tuple[int, ...] = rows[0] if rows else (0, 0, 0, 0)
+        sagas, events, snapshots, replays = counts
+        version = sql.SCHEMA_VERSION if rows else 0
+        return StoreInfo(self.url, version, sagas, events, snapshots, replays, _size_of(self.path))
+
+    async def upgrade(self) -> int:
+        """See `SnapshotStorage.upgrade`."""
+        self._connections.write(lambda connection: None)
+        return sql.SCHEMA_VERSION
+
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
         self._connections.close()
+
+
+_REFUSALS = (CodecError, DuplicateSagaError, UsageError, UnicodeEncodeError, OverflowError)
+
+
+def _size_of(path: str) -> int:
+    return sum(os.path.getsize(part) for part in (path, f"{path}-wal") if os.path.exists(part))
+
+
+def _has_something(batch: Batch) -> bool:
+    return bool(batch.saga or batch.events or batch.snapshots or batch.summary)
+
+
+def _refusal(batch: Batch) -> Exception | None:
+    try:
+        check_batch(batch)
+    except UsageError as error:
+        return error
+    return None
 
 
 def _write(connection: sqlite3.Connection, batch: Batch) -> None:
@@ -177,6 +279,27 @@ def _write(connection: sqlite3.Connection, batch: Batch) -> None:
         _add_events(connection, batch.events, *place[:3])
     if batch.snapshots:
         _add_snapshots(connection, batch.snapshots, place[0], *place[3:])
+    if batch.summary is not None:
+        _set_summary(connection, batch.summary, place[0])
+
+
+def _set_summary(connection: sqlite3.Connection, summary: SagaSummary, saga: int) -> None:
+    seq, before = connection.execute(sql.GET_SUMMARY, (saga,)).fetchone()
+    if seq is not None and seq >= summary.seq:
+        return
+    tags = dict(summary.tags)
+    text = json.dumps(tags) if tags else "{}"
+    failed_at = _micros_or_none(summary.failed_at)
+    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text, saga)
+    connection.execute(sql.SET_SUMMARY, row)
+    if text != before:
+        _delete_tags(connection, summary.saga_id, before)
+        connection.executemany(sql.ADD_TAG, [(key, value, summary.saga_id) for key, value in tags.items()])
+
+
+def _delete_tags(connection: sqlite3.Connection, saga_id: str, text: str | None) -> None:
+    tags = _tags(saga_id, text or "{}")
+    connection.executemany(sql.DELETE_TAG, [(key, value, saga_id) for key, value in tags.items()])
 
 
 def _add_saga(connection: sqlite3.Connection, batch: Batch) -> int | None:
@@ -220,14 +343,15 @@ def _add_snapshots(
     rows = [
         (
             *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
-            *(_micros(s.created_at), s.data, _micros_or_none(s.retention_until)),
+            *(_micros(s.created_at), s.data, _micros_or_none(s.retention_until), s.base_seq),
         )
         for s in snapshots
     ]
     added = connection.executemany(sql.ADD_SNAPSHOT, rows).rowcount
     if added < len(rows):
         for snapshot in snapshots:
-            if _snapshot(connection.execute(sql.GET_SNAPSHOT, (snapshot.snapshot_id,)).fetchone()) != snapshot:
+            known = _snapshot(connection.execute(sql.GET_STORED, (snapshot.snapshot_id,)).fetchone())
+            if known != snapshot._replace(bases=()):
                 raise another_snapshot(snapshot)
     if added and not _go_on(last, last_at, ((row[5], row[8]) for row in rows)):
         _set_floors(connection, sql.SNAPSHOT_FLOORS, sql.SET_SNAPSHOT_FLOOR, saga, min(row[5] for row in rows))
@@ -277,7 +401,52 @@ def _some_events(
     return found, False
 
 
+def _listed(connection: sqlite3.Connection, asked: tuple[Any, ...], limit: int) -> list[SagaSnapshot]:
+    """Return the page and one more, which has no bases."""
+    found = [_snapshot(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked)]
+    page = found[:limit]
+    first = min((s.base_seq for s in page if s.base_seq is not None), default=None)
+    if first is None:
+        return found
+    stored = [_snapshot(row) for row in connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq))]
+    return [*with_bases(page, stored), *found[limit:]]
+
+
+def _last(rows: list[tuple[Any, ...]]) -> SagaSnapshot | None:
+    """Return the last snapshot, with those before it as its bases."""
+    if not rows:
+        return None
+    snapshot = _snapshot(rows[-1])
+    if snapshot.base_seq is None:
+        return snapshot
+    return snapshot._replace(bases=tuple([Base(row[0], row[9]) for row in rows[:-1]]))
+
+
+def _delete_below(connection: sqlite3.Connection, saga_id: str, below_seq: int, now: int) -> int:
+    (gone,) = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
+    (needed,) = connection.execute(sql.FIRST_NEEDED, (saga_id, below_seq, now)).fetchone()
+    first = below_seq if needed is None else min(needed, below_seq)
+    connection.execute(sql.DELETE_SNAPSHOTS_BELOW, (saga_id, first))
+    if first < below_seq:
+        connection.execute(sql.HIDE_SNAPSHOTS, (saga_id, first, below_seq, _MIN))
+    return int(gone)
+
+
+def _prunable(rows: list[tuple[int, int, int | None, int | None]], now: int) -> list[tuple[int]]:
+    """Return the numbers of those that have expired, but what others need. The first row is the last snapshot's."""
+    doomed: list[tuple[int]] = []
+    needed = _NOT_NEEDED
+    for row, seq, base_seq, until in rows:
+        if until is None or until >= now:
+            needed = needed if base_seq is None else min(needed, base_seq)
+        elif seq < needed:
+            doomed.append((row,))
+    return doomed
+
+
 def _delete_saga(connection: sqlite3.Connection, asked: tuple[str]) -> bool:
+    for (text,) in connection.execute(sql.GET_TAGS, asked).fetchall():
+        _delete_tags(connection, asked[0], text)
     connection.execute(sql.DELETE_SNAPSHOTS, asked)
     connection.execute(sql.DELETE_EVENTS, asked)
     return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0
@@ -322,11 +491,24 @@ def _saga(row: tuple[Any, ...]) -> SagaRecord:
 
 
 def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until = row
+    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row
     at = _moment(created_at)
     return SagaSnapshot(
-        snapshot_id, saga_id, saga_name, step, index, seq, phase, status, at, data, _moment_or_none(until)
+        snapshot_id, saga_id, saga_name, step, index, seq, phase, status, at, data, _moment_or_none(until), base_seq
     )
+
+
+def _summary(row: tuple[Any, ...]) -> SagaSummary:
+    saga_id, name, seq, status, step, failed_at, tags = row
+    return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), _tags(saga_id, tags))
+
+
+def _tags(saga_id: str, text: str) -> dict[str, str]:
+    try:
+        tags: dict[str, str] = json.loads(text)
+    except ValueError as error:
+        raise CorruptDataError(f"the stored tags of saga {saga_id!r} are damaged: {error}") from error
+    return tags
 
 
 def _replay(row: tuple[Any, ...]) -> ReplayRecord:

@@ -60,7 +60,7 @@ def test_reading_a_store_that_does_not_exist_makes_nothing(tmp_path):
     assert read(storage) is None
     assert drive.events(storage, "s") == []
     assert drive.now(storage.delete_saga("s")) is False
-    assert drive.now(storage.delete_expired(T0)) == 0
+    assert drive.now(storage.prune(T0)) == 0
     drive.now(storage.write(Batch("s")))
     drive.now(storage.close())
     assert list(tmp_path.iterdir()) == []
