@@ -18,7 +18,7 @@ from sagaz_core.cli.running import run
 from sagaz_core.cli.text import echo_json, style
 from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.faults.kinds import parse_kinds
-from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
@@ -47,7 +47,7 @@ SHOWN = 5
     show_default=True,
     help="merged and tree fork the saga between its steps; packed runs each plan from the start.",
 )
-@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan, and show it; repeatable.")
+@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan (or none), and show it; repeatable.")
 @click.option("--max-executions", type=click.IntRange(1), metavar="N", help="Call no more actions and compensations.")
 @click.option("--budget", metavar="TIME", help="Stop after this long, such as 30s, and say how far it came.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -76,7 +76,7 @@ def explore(
     initial = read_context(context)
     seconds = None if budget is None else seconds_of(budget)
     wanted = parse_kinds(kinds)
-    given = [FaultPlan.parse(plan) for plan in plans]
+    given = [NO_FAULTS if plan == "none" else FaultPlan.parse(plan) for plan in plans]
     target = load_saga(saga)
     subject = Subject(lambda: target, initial, reproduce=_command(saga, context, world_spec))
     if world_spec is not None:
@@ -103,7 +103,8 @@ def explore(
     else:
         _show(exploration)
     if exploration.failures:
-        raise Failure(f"{len(exploration.failures)} things are not sound", NOT_WELL)
+        count = len(exploration.failures)
+        raise Failure(f"{count} {'thing is' if count == 1 else 'things are'} not sound", NOT_WELL)
     spent = [why for why in exploration.not_run.values() if why.startswith("the budget was used up")]
     if spent:
         raise Failure(f"not all was tried: {spent[0]}", NOT_WELL)
