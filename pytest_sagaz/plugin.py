@@ -36,7 +36,7 @@ __all__ = [
     "sagaz",
 ]
 
-_ONLY_WITH_REPLAY = ("sagaz_from", "sagaz_plan", "sagaz_override", "sagaz_kill")
+_ONLY_WITH_REPLAY = ("sagaz_from", "sagaz_plan", "sagaz_override", "sagaz_kill", "sagaz_budget")
 _CHECKED = ("sagaz_kinds", "sagaz_depth")
 _COVERAGE = ("sagaz_cov", "sagaz_cov_fail_under", "sagaz_report")
 _WORKERS_SAY = pytest.StashKey[list[str]]()

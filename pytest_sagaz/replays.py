@@ -18,7 +18,7 @@ import pytest
 from pytest_sagaz.known import Known, known_hazards
 from pytest_sagaz.recordings import Found, find_all
 from pytest_sagaz.sagas import class_of, has_own_factory, model_or_none
-from pytest_sagaz.settings import Settings, parse_plan, settings_of, warn
+from pytest_sagaz.settings import Settings, depth_of, parse_plan, settings_of, warn
 from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageError, nearest
 from sagaz_core.events import CompensationSucceeded, StepSucceeded
 from sagaz_core.faults.plan import Fault, FaultPlan
@@ -211,8 +211,8 @@ def _keep(target: Target, names: list[str]) -> None:
             kept[name] = target.plans[name]
             continue
         text = unescaped(name)
-        if text.startswith(EXPLORE) and text.removeprefix(EXPLORE).isdecimal():
-            explorations[text] = int(text.removeprefix(EXPLORE))
+        if text.startswith(EXPLORE):
+            explorations[text] = depth_of(text.removeprefix(EXPLORE), f"{target.name}::{name}")
             continue
         if text.rpartition("+")[2].startswith("kill:"):
             boundary = Boundary.parse(text)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sagaz_core.storage.base import SnapshotStorage
 
 MAX_DEPTH = 20
-MAX_DEPTH = 20
 NONE = "none"
 """What is written for the plan without faults."""
 
@@ -106,9 +105,7 @@ class Settings:
     def depth(self) -> Value:
         """How many faults at a time: with more than one, each recorded saga has one item more."""
         text, origin = self._first("sagaz_depth", "1")
-        if not str(text).strip().isdecimal() or not 1 <= int(text) <= MAX_DEPTH:
-            raise UsageError(f"{origin} is {str(text)!r}: write how many faults at a time, 1 to {MAX_DEPTH}")
-        return Value(int(text), origin)
+        return Value(depth_of(str(text), origin), origin)
 
     @cached_property
     def budget(self) -> float | None:
@@ -187,6 +184,13 @@ class Settings:
             *(f"sagas {', '.join(group.value)} ({group.origin})" for group in self.apps),
         ]
         return [f"sagaz: {'; '.join(parts)}"]
+
+
+def depth_of(text: str, where: str) -> int:
+    """Return how many faults at a time the text says. Raises `UsageError`, which begins with where it stands."""
+    if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_DEPTH:
+        raise UsageError(f"{where} is {text!r}: write how many faults at a time, 1 to {MAX_DEPTH}")
+    return int(text)
 
 
 def parse_plan(text: str) -> FaultPlan:

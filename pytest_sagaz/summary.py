@@ -28,7 +28,7 @@ def summary(reports: Sequence[pytest.TestReport]) -> list[str]:
     lines = []
     named = groups if len(groups) <= _MANY else {name: group for name, group in groups.items() if _is_news(group)}
     for name, group in list(named.items())[:_MANY]:
-        lines += [f"{name}: {_counts(group)}", *_drift(group), *_explored(group)]
+        lines += [f"{name}: {_counts(group)}".rstrip(), *_drift(group), *_explored(group)]
     if len(groups) > _MANY:
         everything = [one for group in groups.values() for one in group]
         lines.append(f"{len(groups)} sagas: {_counts(everything, several=True)}")

@@ -19,7 +19,7 @@ from sagaz_core.cli.running import run
 from sagaz_core.cli.text import echo_json, style
 from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.faults.kinds import parse_kinds
-from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
@@ -48,7 +48,7 @@ SHOWN = 5
     show_default=True,
     help="merged and tree fork the saga between its steps; packed runs each plan from the start.",
 )
-@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan, and show it; repeatable.")
+@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan (or none); repeatable.")
 @click.option("--max-executions", type=click.IntRange(1), metavar="N", help="Call no more actions and compensations.")
 @click.option("--budget", metavar="TIME", help="Stop after this long, such as 30s, and say how far it came.")
 @click.option("--report", metavar="DIR", help="Write a page of HTML, and the same as JSON, into this folder.")
@@ -79,7 +79,7 @@ def explore(
     initial = read_context(context)
     seconds = None if budget is None else seconds_of(budget)
     wanted = parse_kinds(kinds)
-    given = [FaultPlan.parse(plan) for plan in plans]
+    given = [NO_FAULTS if plan == "none" else FaultPlan.parse(plan) for plan in plans]
     folder = None if report is None else _folder(report)
     target = load_saga(saga)
     subject = Subject(lambda: target, initial, reproduce=_command(saga, context, world_spec))

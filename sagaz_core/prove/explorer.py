@@ -200,7 +200,7 @@ class _Packed:
         if plan in self.outcomes:
             return self.outcomes[plan]
         if (search.max_executions is not None and self.executions >= search.max_executions) or search.over():
-            self.not_run[str(plan)] = f"the budget was used up after {self.executions:,} executions"
+            self.not_run[str(plan)] = self.not_run["*"] = f"the budget was used up after {self.executions:,} executions"
             return None
         try:
             subject = self.subject

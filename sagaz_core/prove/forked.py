@@ -120,7 +120,7 @@ class Forked:
             except PlanError:
                 continue  # of a saga that has changed since
             outcome = await self._trial(plan)
-            if outcome.findings:
+            if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
         return failed
 
@@ -274,13 +274,14 @@ class Forked:
         if tree.spent:
             not_run["*"] = f"the budget was used up after {self.executions:,} executions"
         else:
-            possible = max(plans, possible) if checked >= applicable or not self.search.depth else possible
+            possible = max(plans, possible)
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             not_run = {}  # compensations are struck by the second fault
-        compensated = {step.name for step in self.model.steps if step.has_compensation}
+        compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
+        called = tree.effects.reads.keys()
         return Exploration(
             model=self.model,
             mode="merged" if self.merge else "tree",
@@ -293,7 +294,7 @@ class Forked:
             failures=tuple(failures),
             checked=checked,
             applicable=applicable,
-            blind=frozenset(compensated - tree.effects.seen_by_world) if self.subject.world else frozenset(),
+            blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
             not_run=not_run,
         )
 

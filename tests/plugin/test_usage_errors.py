@@ -19,7 +19,14 @@ BAD_OPTIONS = [
     (["--sagaz-from=chrge"], "saga 'order' has no step 'chrge' (did you mean 'charge'?)"),
     (["--sagaz-kinds=befor"], "there is no kind of fault 'befor' (did you mean 'before'?)"),
     (["--sagaz-kinds="], "no kinds of faults"),
-    (["--sagaz-depth=2"], "this release tries one fault at a time"),
+    (["--sagaz-depth=0"], "--sagaz-depth is '0': write how many faults at a time, 1 to 20"),
+    (["--sagaz-depth=x"], "--sagaz-depth is 'x': write how many faults at a time, 1 to 20"),
+    (["--sagaz-depth=21"], "--sagaz-depth is '21': write how many faults at a time, 1 to 20"),
+    (["--sagaz-budget=30"], "--sagaz-budget: a budget of '30': write a number and ms, s, m or h, such as 30s"),
+    (["--sagaz-budget=0s"], "--sagaz-budget: a budget of '0s': write a number and ms, s, m or h"),
+    (["ORDER-1::explore:0"], "ORDER-1::explore:0 is '0': write how many faults at a time, 1 to 20"),
+    (["ORDER-1::explore:99"], "ORDER-1::explore:99 is '99': write how many faults at a time, 1 to 20"),
+    (["ORDER-1::explore:"], "ORDER-1::explore: is '': write how many faults at a time, 1 to 20"),
     (["--sagaz-override", "quantity"], "write KEY=VALUE"),
     (["--sagaz-override", "quantty=1", "--sagaz-strict"], "no key 'quantty' to override (did you mean 'quantity'?)"),
     (["--sagaz-store=nowhere"], "'nowhere' is not a storage URL"),
@@ -116,7 +123,9 @@ def test_two_recordings_of_one_saga(shop: Shop) -> None:
 
 def test_options_of_a_replay_need_one(shop: Shop) -> None:
     assert error_of(shop.run("--sagaz-plan=a@before")).startswith("--sagaz-plan needs --sagaz-replay=ID")
+    assert error_of(shop.run("--sagaz-budget=30s")).startswith("--sagaz-budget needs --sagaz-replay=ID")
     assert "there is no kind of fault 'x'" in error_of(shop.run("--sagaz-kinds=x"))
+    assert "--sagaz-depth is '0'" in error_of(shop.run("--sagaz-depth=0"))
 
 
 def test_the_worker_s_controller_finds_it_before_any_worker_starts(order: Shop) -> None:

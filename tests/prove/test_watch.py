@@ -1,0 +1,145 @@
+"""A step that keeps the event loop for itself is ended and named; how long a search may take."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sagaz_core import Saga, World, explore
+from sagaz_core.errors import UsageError
+from sagaz_core.prove import forked, watch
+from sagaz_core.prove.budget import deadline, seconds_of
+from sagaz_core.prove.effects import Stopped
+from sagaz_core.prove.watch import NeverYieldsError, watched
+
+TICK = 0.001
+
+
+@pytest.fixture(autouse=True)
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look a thousand times a second, and leave nothing behind."""
+    monkeypatch.setattr(watch, "_TICK", TICK)
+    before = signal.getsignal(signal.SIGALRM)
+    yield
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def test_what_never_yields_is_ended_and_named() -> None:
+    with pytest.raises(Stopped) as stopped, watched(lambda: (1, "the action of step 'a'"), patience=3 * TICK):
+        spin()
+    assert isinstance(stopped.value.error, NeverYieldsError)
+    assert str(stopped.value.error).startswith(
+        "the action of step 'a' did not yield for 0.003 s: let it await what it "
+    )
+
+
+def test_calls_that_follow_each_other_are_left_alone() -> None:
+    looked = 0
+
+    def call() -> tuple[int, str]:
+        nonlocal looked
+        looked += 1
+        return looked, "the action of step 'a'"
+
+    with watched(call, patience=3 * TICK):
+        while looked < 20:
+            pass
+
+
+def test_time_between_calls_is_nobodys() -> None:
+    looked = 0
+
+    def call() -> tuple[int, str]:
+        nonlocal looked
+        looked += 1
+        return 1, ""
+
+    with watched(call, patience=3 * TICK):
+        while looked < 20:
+            pass
+
+
+def test_a_step_of_an_explored_saga_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk: dict[str, Any] = {"runs": 0}
+    world = World()
+    world.fake(desk, "desk")
+    first = iter([False, False])  # the two runs from the start are not watched
+
+    def act(ctx: Any) -> None:
+        if next(first, True):
+            spin()
+
+    monkeypatch.setattr(forked, "watched", lambda call: watched(call, patience=5 * TICK))
+    saga: Saga[Any] = Saga("spins")
+    saga.add_step("greedy", act, lambda ctx: None)
+    with pytest.raises(NeverYieldsError, match=r"^the action of step 'greedy' did not yield for 0\.005 s"):
+        explore(saga, world=world)
+    assert desk == {"runs": 0}
+
+
+def test_the_signal_of_another_is_left_to_it() -> None:
+    def theirs(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGALRM, theirs)
+    try:
+        with watched(lambda: (1, "the action of step 'a'"), patience=0):
+            assert signal.getsignal(signal.SIGALRM) is theirs
+            assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_another_thread_explores_without_being_watched() -> None:
+    modes: list[str] = []
+
+    def search() -> None:
+        world = World()
+        world.fake({}, "desk")
+        saga: Saga[Any] = Saga("apart")
+        saga.add_step("a", lambda ctx: None)
+        modes.append(explore(saga, world=world, depth=1).mode)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert modes == ["merged"]
+
+
+# ---- budgets
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("2m", 120), ("500ms", 0.5), ("1h", 3600), (" 1.5s ", 1.5), ("0.25m", 15)]
+)
+def test_a_budget_is_a_number_and_a_unit(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", "s", "-1s", "0s", "0.0ms", "1e3s", "1 s", "1d", "1s1s", "nan", "٣s", "9" * 99]
+)
+def test_anything_else_says_how_to_write_one(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        seconds_of(text)
+    assert str(error.value) == f"a budget of {text!r}: write a number and ms, s, m or h, such as 30s"
+
+
+def test_time_is_up_when_so_many_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sagaz_core.prove.budget.monotonic", lambda: now)
+    over, never = deadline(5.0), deadline(None)
+    now = 104.9
+    assert not over()
+    now = 105.0
+    assert over()
+    assert not never()
