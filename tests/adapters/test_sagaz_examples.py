@@ -174,11 +174,15 @@ def model_of(kind: type) -> SagaModel:
         return runner.run(ADAPTER.describe(made(kind)))
 
 
+REQUEST = {"order_id": "ORD-1", "amount": 10}
+"""What the web examples, which hold no context of their own, are sent."""
+
+
 @cache
 def best_context(name: str) -> dict[str, Any]:
     """Return the first of the module's own contexts with which the saga completes, or the first one, or nothing."""
     kind = example_classes()[name]
-    contexts = [*literal_contexts(kind), {}]
+    contexts = [*literal_contexts(kind), {}, REQUEST]
     for context in contexts:
         if run(kind, context).state.status is SagaStatus.COMPLETED:
             return context

@@ -23,7 +23,17 @@ HEAVY = ("asyncio", "freezegun", "hypothesis", "ormsgpack", "pydantic", "sagaz",
 def modules(shop: Shop, *args: str) -> set[str]:
     """Return what a run in a process of its own has imported at its end."""
     shop.write("conftest", CONFTEST.format(name="modules.json"))
-    others = ["syrupy", "xdist", "xdist.looponfail", "hypothesispytest", "randomly", "time_machine", "anyio", "asyncio"]
+    others = [
+        "syrupy",
+        "xdist",
+        "xdist.looponfail",
+        "hypothesispytest",
+        "randomly",
+        "time_machine",
+        "anyio",
+        "asyncio",
+        "valkey",
+    ]
     blocked = [option for name in others for option in ("-p", f"no:{name}")]
     result = shop.pytester.runpytest_subprocess(*blocked, *args)
     assert result.ret == pytest.ExitCode.OK, result.stdout.str() + result.stderr.str()
