@@ -47,7 +47,9 @@ SHOWN = 5
     show_default=True,
     help="merged and tree fork the saga between its steps; packed runs each plan from the start.",
 )
-@click.option("--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan (or none), and show it; repeatable.")
+@click.option(
+    "--plan", "plans", metavar="PLAN", multiple=True, help="Run only this plan (or none), and show it; repeatable."
+)
 @click.option("--max-executions", type=click.IntRange(1), metavar="N", help="Call no more actions and compensations.")
 @click.option("--budget", metavar="TIME", help="Stop after this long, such as 30s, and say how far it came.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)

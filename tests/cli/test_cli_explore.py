@@ -128,7 +128,7 @@ def test_what_is_not_sound_is_shown_with_its_command_and_fails(cli: Cli, shop: s
     assert ran.err.startswith("sagaz: ")
     assert ran.err.endswith(" not sound\n")
     assert "saga 'lazy' under tell@before ended rolled_back: LIE" in ran.out
-    again = f"sagaz explore {shop}:Lazy --context '{{\"order\": \"1\"}}' --world {shop}:fakes --plan=tell@before"
+    again = f'sagaz explore {shop}:Lazy --context \'{{"order": "1"}}\' --world {shop}:fakes --plan=tell@before'
     assert again in ran.out
 
 

@@ -304,9 +304,7 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     exploration = explore(saga, world=world)
     assert (exploration.mode, exploration.reason, exploration.failures) == ("merged", "", ())
     assert exploration.plans <= exploration.possible
-    assert set(exploration.not_run.values()) == {
-        "without faults the saga ends rolled_back at 'b' (ValueError: always)"
-    }
+    assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:

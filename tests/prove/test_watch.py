@@ -38,7 +38,9 @@ def test_what_never_yields_is_ended_and_named() -> None:
     with pytest.raises(Stopped) as stopped, watched(lambda: (1, "the action of step 'a'"), patience=3 * TICK):
         spin()
     assert isinstance(stopped.value.error, NeverYieldsError)
-    assert str(stopped.value.error).startswith("the action of step 'a' did not yield for 0.003 s: let it await what it ")
+    assert str(stopped.value.error).startswith(
+        "the action of step 'a' did not yield for 0.003 s: let it await what it "
+    )
 
 
 def test_calls_that_follow_each_other_are_left_alone() -> None:
@@ -123,7 +125,9 @@ def test_a_budget_is_a_number_and_a_unit(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "s", "-1s", "0s", "0.0ms", "1e3s", "1 s", "1d", "1s1s", "nan", "٣s", "9" * 99])
+@pytest.mark.parametrize(
+    "text", ["", "30", "s", "-1s", "0s", "0.0ms", "1e3s", "1 s", "1d", "1s1s", "nan", "٣s", "9" * 99]
+)
 def test_anything_else_says_how_to_write_one(text: str) -> None:
     with pytest.raises(UsageError) as error:
         seconds_of(text)
