@@ -291,6 +291,22 @@ def test_hidden_state_is_found_by_running_merged_plans_again() -> None:
     assert "something that the steps see is not in the world or the context" in exploration.reason
 
 
+def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
+    def breaks(ctx: Any) -> None:
+        raise ValueError("always")
+
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("breaks")
+    saga.add_step("a", lambda ctx: desk.update(a=1), lambda ctx: desk.pop("a", None) and None, in_doubt="compensate")
+    saga.add_step("b", breaks)
+    exploration = explore(saga, world=world)
+    assert (exploration.mode, exploration.reason, exploration.failures) == ("merged", "", ())
+    assert exploration.plans <= exploration.possible
+    assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
+
+
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
     saga, world, desk = shop(lambda desk, ctx: None)
     desk["lock"] = threading.Lock()
