@@ -90,6 +90,13 @@ def _open_postgres(url: str) -> SnapshotStorage:
     return open_postgres(url)
 
 
+def _open_redis(url: str) -> SnapshotStorage:
+    with _needs("Redis", "redis", "redis"):
+        from sagaz_core.storage.redis import open_redis
+
+    return open_redis(url)
+
+
 @contextmanager
 def _needs(store: str, extra: str, driver: str) -> Iterator[None]:
     try:
@@ -105,6 +112,8 @@ def _needs(store: str, extra: str, driver: str) -> Iterator[None]:
 OPENERS: dict[str, Opener] = {
     "memory": _open_memory,
     "postgresql": _open_postgres,
+    "redis": _open_redis,
+    "rediss": _open_redis,
     "sqlite": _open_sqlite,
 }
 """The stores that are built in."""

@@ -1,0 +1,193 @@
+"""Connections to one Redis server: a pool for each event loop, commands sent together, errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis.asyncio as driver
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError
+from sagaz_core.storage._network import LostConnectionError, PerLoop, one_line, persistently
+from sagaz_core.storage.url import safe_url
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+Result = TypeVar("Result")
+Command = tuple[Any, ...]
+
+SCHEMA_VERSION = 1
+
+_UNAVAILABLE = {
+    "READONLY": "it is read-only: name the primary server",
+    "OOM": "its memory is full: raise its maxmemory, or prune",
+    "MISCONF": "it takes no writes, as it cannot save them: look at its disk",
+    "NOREPLICAS": "it takes no writes without its replicas",
+    "NOPERM": "this user may not do that there",
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "the user or the password is wrong",
+}
+_LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
+
+
+class Trip:
+    """A connection in the hands of one caller. `send` is one round trip."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies. Raises the first that is an error, when all are read."""
+        connection = self._connection
+        await connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        failed: ResponseError | None = None
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return replies
+
+    async def transaction(self, *parts: Sequence[Command]) -> list[list[Any] | None]:
+        """Do each part as a transaction, all in one trip, and return the replies of each.
+
+        It is `None` for one that was given up, as a watched key was changed. An error of a command among others that
+        were done is a reply like another.
+        """
+        commands: list[Command] = []
+        for part in parts:
+            commands += [("MULTI",), *part, ("EXEC",)]
+        replies = await self.send(commands)
+        ends, end = [], -1
+        for part in parts:
+            end += len(part) + 2
+            ends.append(replies[end])
+        return ends
+
+
+class Connections:
+    """The connections of one store."""
+
+    def __init__(self, url: str, server: str, prefix: str, timeout: float, pool_size: int) -> None:
+        self.url = url
+        self.timeout = timeout
+        self._server = server
+        self._version_key = f"{prefix}:version"
+        self._pool_size = pool_size
+        self._pools: PerLoop[_Pool] = PerLoop(self._new_pool, _Pool.discard)
+
+    async def use(self, work: Callable[[Trip], Awaitable[Result]]) -> Result:
+        """Return what `work` returns."""
+        return await persistently(self.url, self.timeout, lambda: self._attempt(work))
+
+    async def close(self) -> None:
+        """Close the connections of the running loop."""
+        pool = self._pools.pop()
+        if pool is not None:
+            await pool.close()
+
+    def _new_pool(self) -> _Pool:
+        return _Pool(
+            driver.BlockingConnectionPool.from_url(
+                self._server,
+                max_connections=self._pool_size,
+                timeout=None,  # the whole call has one
+                retry=Retry(NoBackoff(), 0),
+                socket_timeout=None,
+                socket_connect_timeout=self.timeout,
+            )
+        )
+
+    async def _attempt(self, work: Callable[[Trip], Awaitable[Result]]) -> Result:
+        pool = self._pools.get()
+        try:
+            connection = await pool.take()
+            try:
+                trip = Trip(connection)
+                if not pool.ready:
+                    await self._look(trip)
+                    pool.ready = True
+                result = await work(trip)
+            except BaseException:
+                # Replies may be left unread, or keys watched.
+                with contextlib.suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+                raise
+            finally:
+                await pool.give_back(connection)
+        except (RedisError, OSError, EOFError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise self._translated(error) from error
+        return result
+
+    async def _look(self, trip: Trip) -> None:
+        version = int((await trip.send([("GET", self._version_key)]))[0] or 0)
+        if version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"the store {safe_url(self.url)} has schema {version}, this release reads up to {SCHEMA_VERSION}: "
+                f"upgrade pytest-sagaz"
+            )
+
+    def _translated(self, error: BaseException) -> Exception:
+        name, said = safe_url(self.url), one_line(error)
+        code = said.partition(" ")[0]
+        reason = _UNAVAILABLE.get(code)
+        if isinstance(error, (AuthenticationError, AuthorizationError)):
+            reason = _UNAVAILABLE["WRONGPASS"]
+        elif isinstance(error, ReadOnlyError):
+            reason = _UNAVAILABLE["READONLY"]
+        elif isinstance(error, NoPermissionError):
+            reason = _UNAVAILABLE["NOPERM"]
+        if reason is not None:
+            return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
+        if isinstance(error, ResponseError) and code not in _LOST and not isinstance(error, BusyLoadingError):
+            return StorageError(f"the store {name} failed: {said}")
+        return LostConnectionError(said)
+
+
+class _Pool:
+    """The connections of one event loop, and whether the version was looked at."""
+
+    __slots__ = ("_pool", "ready")
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.ready = False
+
+    async def take(self) -> Any:
+        return await self._pool.get_connection()
+
+    async def give_back(self, connection: Any) -> None:
+        await asyncio.shield(self._pool.release(connection))
+
+    async def close(self) -> None:
+        await self._pool.disconnect()
+
+    def discard(self) -> None:
+        """Let go of connections whose loop is closed: the sockets close when they are collected."""
+
+
+def raise_first(replies: Sequence[Any] | None) -> None:
+    """Raise the first error among the replies of a transaction of which all was to be done."""
+    for reply in replies or ():
+        if isinstance(reply, RedisError):
+            raise reply
