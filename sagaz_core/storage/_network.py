@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
     from urllib.parse import SplitResult
 
+    from sagaz_core.storage.base import Batch
+
 Resource = TypeVar("Resource")
 Result = TypeVar("Result")
 
@@ -93,6 +95,11 @@ def one_line(error: BaseException | None) -> str:
 def unavailable(error: Exception) -> bool:
     """Whether the error is of the whole store, and not of what it was given."""
     return isinstance(error, StorageError) and not isinstance(error, DuplicateSagaError)
+
+
+def says_nothing(batch: Batch) -> bool:
+    """Whether there is nothing to write."""
+    return not (batch.saga or batch.events or batch.snapshots or batch.summary)
 
 
 def above_prefix(prefix: str) -> str:

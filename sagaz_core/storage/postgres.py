@@ -31,6 +31,7 @@ from sagaz_core.storage._network import (
     LostConnectionError,
     above_prefix,
     count,
+    says_nothing,
     seconds,
     split_url,
     unavailable,
@@ -128,7 +129,7 @@ class PostgresSnapshotStorage:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
         checked_id(batch.saga_id)
-        if batch[1:] != _NOTHING:
+        if not says_nothing(batch):
             rows = Rows(batch)
             await self._change(lambda connection: self._write(connection, batch, rows))
 
@@ -140,7 +141,7 @@ class PostgresSnapshotStorage:
             try:
                 check_batch(batch)
                 checked_id(batch.saga_id)
-                if batch[1:] != _NOTHING:
+                if not says_nothing(batch):
                     waiting[place] = Rows(batch)
             except (UsageError, CodecError) as error:
                 results[place] = error
@@ -415,7 +416,6 @@ class _BoundPostgresStorage(PostgresSnapshotStorage):
         """Leave the connection to its owner."""
 
 
-_NOTHING = Batch("")[1:]
 _LATEST: dict[tuple[bool, ...], str] = {
     (step, phase, until, max_seq): sql.latest(step=step, phase=phase, until=until, max_seq=max_seq)
     for step in (False, True)

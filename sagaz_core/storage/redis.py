@@ -26,7 +26,7 @@ from sagaz_core.storage._checks import (
     snapshot_cursor,
     with_bases,
 )
-from sagaz_core.storage._network import above_prefix, count, seconds, split_url, unavailable, url_options
+from sagaz_core.storage._network import above_prefix, count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
 from sagaz_core.storage._redis_records import (
     as_key,
@@ -66,7 +66,6 @@ _PREFIX = re.compile(r"[A-Za-z0-9_.{}-]{1,100}")
 _KNOWN_SAGAS = 10_000
 _AT_ONCE = 500
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_NOTHING = Batch("")[1:]
 _place = attrgetter("seq", "snapshot_id")
 
 
@@ -97,7 +96,7 @@ class RedisSnapshotStorage:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
         checked_id(batch.saga_id)
-        if batch[1:] != _NOTHING:
+        if not says_nothing(batch):
             await self._connections.use(lambda trip: self._write(trip, batch))
 
     async def _write(self, trip: Trip, batch: Batch) -> None:
@@ -142,7 +141,7 @@ class RedisSnapshotStorage:
             try:
                 check_batch(batch)
                 checked_id(batch.saga_id)
-                if batch[1:] != _NOTHING:
+                if not says_nothing(batch):
                     waiting[place] = batch
             except (UsageError, CodecError) as error:
                 results[place] = error
@@ -181,7 +180,7 @@ class RedisSnapshotStorage:
             saga = await self._watched(trip, batch.saga_id, batch.snapshots)
             missing = saga.without_known(batch)
             known = saga.known()
-            if missing[1:] == _NOTHING or (missing[1:4] == _NOTHING[:3] and known.new_summary(missing) is None):
+            if says_nothing(missing._replace(summary=known.new_summary(missing))):
                 await trip.send([("UNWATCH",)])
                 self._remember(batch.saga_id, known)
                 return
