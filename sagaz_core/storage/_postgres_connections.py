@@ -171,7 +171,7 @@ class Connections:
         if isinstance(error, StorageError):
             return error
         name, said = safe_url(self.url), one_line(error)
-        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        if isinstance(error, asyncpg.DataError):
             return UsageError(f"PostgreSQL cannot store this text or number: {said:.200}")
         for kind, reason in _UNAVAILABLE:
             if isinstance(error, kind):

@@ -14,6 +14,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -31,14 +32,17 @@ Command = tuple[Any, ...]
 
 SCHEMA_VERSION = 1
 
-_UNAVAILABLE = {
-    "READONLY": "it is read-only: name the primary server",
-    "OOM": "its memory is full: raise its maxmemory, or prune",
+_UNAVAILABLE = (
+    (ReadOnlyError, "it is read-only: name the primary server"),
+    (OutOfMemoryError, "its memory is full: raise its maxmemory, or prune"),
+    (NoPermissionError, "this user may not do that there"),
+    (AuthenticationError, "it does not let this user in"),
+    (AuthorizationError, "it does not let this user in"),
+)
+_UNAVAILABLE_CODES = {  # that the driver has no class for
     "MISCONF": "it takes no writes, as it cannot save them: look at its disk",
     "NOREPLICAS": "it takes no writes without its replicas",
-    "NOPERM": "this user may not do that there",
     "NOAUTH": "it asks for a password",
-    "WRONGPASS": "the user or the password is wrong",
 }
 _LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
@@ -150,13 +154,8 @@ class Connections:
     def _translated(self, error: BaseException) -> Exception:
         name, said = safe_url(self.url), one_line(error)
         code = said.partition(" ")[0]
-        reason = _UNAVAILABLE.get(code)
-        if isinstance(error, (AuthenticationError, AuthorizationError)):
-            reason = _UNAVAILABLE["WRONGPASS"]
-        elif isinstance(error, ReadOnlyError):
-            reason = _UNAVAILABLE["READONLY"]
-        elif isinstance(error, NoPermissionError):
-            reason = _UNAVAILABLE["NOPERM"]
+        reasons = (reason for kind, reason in _UNAVAILABLE if isinstance(error, kind))
+        reason = next(reasons, _UNAVAILABLE_CODES.get(code))
         if reason is not None:
             return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
         if isinstance(error, ResponseError) and code not in _LOST and not isinstance(error, BusyLoadingError):

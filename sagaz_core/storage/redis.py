@@ -197,7 +197,7 @@ class RedisSnapshotStorage:
         replies = await trip.send(
             [
                 ("WATCH", of(b"x", saga), of(b"v", saga), record, summary, *claims),
-                ("SORT", of(b"x", saga), "BY", "nosort", "GET", "#", *self._joined(b"log", b"st", b"ev")),
+                ("SORT_RO", of(b"x", saga), "BY", "nosort", "GET", "#", *self._joined(b"log", b"st", b"ev")),
                 ("MGET", record, summary, *claims),
             ]
         )
@@ -285,7 +285,7 @@ class RedisSnapshotStorage:
     async def _snapshots(self, index: bytes, name: str) -> list[SagaSnapshot]:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
         entries = self._keys.of(index, as_key(name))
-        (reply,) = await self._send(("SORT", entries, "BY", "nosort", *self._joined(b"log", b"st")))
+        (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st")))
         found = [
             snapshot
             for log, states in zip(reply[::2], reply[1::2], strict=True)
@@ -342,7 +342,7 @@ class RedisSnapshotStorage:
         """See `SnapshotStorage.read_events`."""
         check_moment(until)
         entries = self._keys.of(b"x", as_key(saga_id))
-        (reply,) = await self._send(("SORT", entries, "BY", "nosort", *self._joined(b"ev")))
+        (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"ev")))
         found = [event for data in reply if data is not None for event in unpack_events(saga_id, data)]
         found.sort(key=attrgetter("seq"))
         if until is not None:
@@ -355,7 +355,7 @@ class RedisSnapshotStorage:
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
         entries = self._keys.of(b"x", as_key(saga_id))
-        (reply,) = await self._send(("SORT", entries, "BY", "nosort", *self._joined(b"log")))
+        (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log")))
         now = micros(self.clock())
         return sum(is_served(header, now) for log in reply if log is not None for header in unpack_log(log)[2])
 
@@ -441,7 +441,7 @@ class RedisSnapshotStorage:
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""
         replays = self._keys.of(b"reps", as_key(saga_id))
-        (reply,) = await self._send(("SORT", replays, "BY", "nosort", *self._joined(b"rep")))
+        (reply,) = await self._send(("SORT_RO", replays, "BY", "nosort", *self._joined(b"rep")))
         records = [unpack_replay(data) for data in reply if data is not None]
         mine = [record for record in records if record.original_saga_id == saga_id]
         return sorted(mine, key=attrgetter("created_at", "replay_id"))
@@ -454,7 +454,7 @@ class RedisSnapshotStorage:
         async for saga, _ in self._all():
             record, entries = await self._send(
                 ("GET", of(b"saga", saga)),
-                ("SORT", of(b"x", saga), "BY", "nosort", *self._joined(b"log", b"st", b"ev")),
+                ("SORT_RO", of(b"x", saga), "BY", "nosort", *self._joined(b"log", b"st", b"ev")),
             )
             sagas += record is not None
             size += len(record or b"") + sum(len(data) for data in entries if data is not None)
