@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 Result = TypeVar("Result")
-Connection = Any  # a connection of the driver, or of its pool: they have the same methods
+Connection = Any  # asyncpg.Connection: the driver has no types
 
 _LOST = (
     asyncpg.PostgresConnectionError,
@@ -50,24 +50,17 @@ _UNAVAILABLE = (
 )
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc] # the driver has no types
-    """A connection that is given back without a query: the store leaves no session state behind."""
-
-    def get_reset_query(self) -> str:
-        return ""
-
-
 class Connections:
     """The connections of one store."""
 
-    def __init__(self, url: str, dsn: str, schema: str, timeout: float, pool_size: int, cache_size: int) -> None:
+    def __init__(self, url: str, dsn: str, schema: str, timeout: float, pool_size: int, *, prepared: bool) -> None:
         self.url = url
         self.timeout = timeout
         self._dsn = dsn
         self._schema = schema
         self._prefix = f'"{schema}".'
         self._pool_size = pool_size
-        self._cache_size = cache_size
+        self._prepared = prepared
         self._pools: PerLoop[_Pool] = PerLoop(self._new_pool, _Pool.terminate)
         self._texts: dict[str, str] = {}
 
@@ -101,17 +94,7 @@ class Connections:
             await pool.close()
 
     def _new_pool(self) -> _Pool:
-        return _Pool(
-            asyncpg.create_pool(
-                self._dsn,
-                min_size=0,
-                max_size=self._pool_size,
-                connection_class=_Connection,
-                statement_cache_size=self._cache_size,
-                max_cached_statement_lifetime=0,
-                timeout=self.timeout,
-            )
-        )
+        return _Pool(self._dsn, self._pool_size, timeout=self.timeout, prepared=self._prepared)
 
     async def _attempt(
         self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result, *, create: bool = False
@@ -129,7 +112,7 @@ class Connections:
                 connection.terminate()  # what it was asked may go on, and nobody is left to wait for it
                 raise
             finally:
-                await pool.give_back(connection)
+                pool.give_back(connection)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
             if isinstance(error, asyncpg.UndefinedTableError):
                 pool.ready = False
@@ -182,28 +165,50 @@ class Connections:
 
 
 class _Pool:
-    """The connections of one event loop, and whether the tables were looked at."""
+    """The connections of one event loop, and whether the tables were looked at.
 
-    __slots__ = ("_opened", "_pool", "ready")
+    A connection is given back as it is, with no query to reset it: the store leaves no session state behind. The one
+    that was used last is taken first, so that what a burst has opened is not all kept warm.
+    """
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._opened: Any = None
+    __slots__ = ("_free", "_idle", "_options", "ready")
+
+    def __init__(self, dsn: str, size: int, *, timeout: float, prepared: bool) -> None:
+        self._options: dict[str, Any] = {"dsn": dsn, "timeout": timeout, "max_cached_statement_lifetime": 0}
+        if prepared:
+            # The statements are served by one index each, whatever the values: to plan them again costs more than them.
+            self._options["server_settings"] = {"plan_cache_mode": "force_generic_plan"}
+        else:
+            self._options["statement_cache_size"] = 0
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
         self.ready = False
 
     async def take(self) -> Connection:
-        if self._opened is None:
-            self._opened = await self._pool
-        return await self._pool.acquire()
+        await self._free.acquire()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        try:
+            return await asyncpg.connect(**self._options)
+        except BaseException:
+            self._free.release()
+            raise
 
-    async def give_back(self, connection: Connection) -> None:
-        await self._pool.release(connection)
+    def give_back(self, connection: Connection) -> None:
+        if connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+        self._free.release()
 
     async def close(self) -> None:
-        if self._opened is not None:
-            await self._pool.close()
+        while self._idle:
+            await self._idle.pop().close()
 
     def terminate(self) -> None:
         """Let go of connections whose loop is closed."""
-        with contextlib.suppress(RuntimeError, asyncpg.InterfaceError):
-            self._pool.terminate()
+        while self._idle:
+            with contextlib.suppress(RuntimeError):
+                self._idle.pop().terminate()

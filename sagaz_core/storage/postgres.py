@@ -102,7 +102,7 @@ class PostgresSnapshotStorage:
             raise UsageError(f"{schema!r:.80} is not a schema: give a name of letters, digits and _")
         self.url = url or dsn
         self.clock: Callable[[], datetime] = utc_now
-        self._connections = Connections(self.url, dsn, schema, timeout, pool_size, 256 if prepared else 0)
+        self._connections = Connections(self.url, dsn, schema, timeout, pool_size, prepared=prepared)
         self._text = self._connections.text
 
     def bind(self, connection: asyncpg.Connection) -> PostgresSnapshotStorage:

@@ -87,9 +87,12 @@ def test_a_query_reads_what_it_returns(filled, name):
     async def explained():
         async with connection.transaction():
             await connection.execute("SET LOCAL enable_seqscan = off")  # the tables are small: ask what is possible
+            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")  # as the store has it
+            await connection.execute(f"PREPARE asked AS {statement.replace('{s}', schema)}")
             text = await connection.fetchval(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.replace('{s}', schema)}", *values
+                f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({', '.join(map(literal, values))})"
             )
+            await connection.execute("DEALLOCATE asked")
             rows = await connection.fetch(statement.replace("{s}", schema), *values)
         return json.loads(text)[0]["Plan"], rows
 
@@ -109,3 +112,9 @@ def scans_of(plan):
         yield plan
     for part in plan.get("Plans", ()):
         yield from scans_of(part)
+
+
+def literal(value):
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(literal, value))}]"
+    return str(value) if isinstance(value, int) else f"'{value}'"

@@ -123,7 +123,7 @@ def test_a_pooler_that_shares_connections_is_used_without_prepared_statements(po
         pool = storage._connections._pools.get()
         connection = await pool.take()
         prepared = await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''")
-        await pool.give_back(connection)
+        pool.give_back(connection)
         await storage.close()
         return prepared
 
