@@ -204,7 +204,7 @@ class Order(Saga):
 async def replaying(storage: SnapshotStorage) -> None:
     ids = [f"ORDER-{number}" for number in range(REPLAYS)]
     turns = asyncio.Semaphore(AT_ONCE)
-    saga = Order(snapshot_storage=storage, replay_config=ReplayConfig())
+    saga = Order(snapshot_storage=storage, replay_config=ReplayConfig(durability="group"))
 
     async def record(saga_id: str) -> None:
         async with turns:

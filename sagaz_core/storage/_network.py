@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from sagaz_core.clock import monotonic
@@ -56,6 +56,45 @@ class PerLoop(Generic[Resource]):
             for other in [other for other in self._made if other.is_closed()]:
                 self._discard(self._made.pop(other))
             return self._made.pop(asyncio.get_running_loop(), None)
+
+
+class Pool:
+    """At most `size` connections of one event loop; who comes when all are taken waits.
+
+    A connection is given back as it is, with nothing sent to reset or to try it: a store leaves no session state
+    behind, and does again what fails on a stale one. The one that was used last is taken first.
+    """
+
+    __slots__ = ("_connect", "_free", "_idle", "ready")
+
+    def __init__(self, size: int, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._connect = connect
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[Any] = []
+        self.ready = False
+        """Whether the store's schema was looked at."""
+
+    async def take(self) -> Any:
+        """Return a connection that nobody else has, a new one if need be."""
+        await self._free.acquire()
+        if self._idle:
+            return self._idle.pop()
+        try:
+            return await self._connect()
+        except BaseException:
+            self._free.release()
+            raise
+
+    def give_back(self, connection: Any | None) -> None:
+        """Take a connection back, or `None` in the place of one that is of no use any more."""
+        if connection is not None:
+            self._idle.append(connection)
+        self._free.release()
+
+    def empty(self) -> list[Any]:
+        """Return the connections that nobody has, for the caller to close."""
+        idle, self._idle = self._idle, []
+        return idle
 
 
 async def persistently(url: str, timeout: float, work: Callable[[], Awaitable[Result]]) -> Result:

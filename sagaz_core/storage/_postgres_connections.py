@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
-from sagaz_core.storage._network import LostConnectionError, PerLoop, one_line, persistently
+from sagaz_core.storage._network import LostConnectionError, PerLoop, Pool, one_line, persistently
 from sagaz_core.storage._postgres_schema import (
     CREATE_SCHEMA,
     CREATE_VERSION,
@@ -22,11 +22,12 @@ from sagaz_core.storage._postgres_schema import (
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 Result = TypeVar("Result")
 Connection = Any  # asyncpg.Connection: the driver has no types
 
+_FOREIGN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -61,7 +62,7 @@ class Connections:
         self._prefix = f'"{schema}".'
         self._pool_size = pool_size
         self._prepared = prepared
-        self._pools: PerLoop[_Pool] = PerLoop(self._new_pool, _Pool.terminate)
+        self._pools: PerLoop[Pool] = PerLoop(self._new_pool, lambda pool: _terminate(pool.empty()))
         self._texts: dict[str, str] = {}
 
     def text(self, statement: str) -> str:
@@ -90,11 +91,17 @@ class Connections:
     async def close(self) -> None:
         """Close the connections of the running loop."""
         pool = self._pools.pop()
-        if pool is not None:
-            await pool.close()
+        for connection in () if pool is None else pool.empty():
+            await connection.close()
 
-    def _new_pool(self) -> _Pool:
-        return _Pool(self._dsn, self._pool_size, timeout=self.timeout, prepared=self._prepared)
+    def _new_pool(self) -> Pool:
+        options: dict[str, Any] = {"timeout": self.timeout, "max_cached_statement_lifetime": 0}
+        if self._prepared:
+            # The statements are served by one index each, whatever the values: to plan them again costs more than them.
+            options["server_settings"] = {"plan_cache_mode": "force_generic_plan"}
+        else:
+            options["statement_cache_size"] = 0
+        return Pool(self._pool_size, lambda: asyncpg.connect(self._dsn, **options))
 
     async def _attempt(
         self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result, *, create: bool = False
@@ -112,11 +119,14 @@ class Connections:
                 connection.terminate()  # what it was asked may go on, and nobody is left to wait for it
                 raise
             finally:
-                pool.give_back(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError) as error:
+                pool.give_back(None if connection.is_closed() else connection)
+        except _FOREIGN as error:
             if isinstance(error, asyncpg.UndefinedTableError):
                 pool.ready = False
-            raise self.translated(error) from error
+            ours = self.translated(error)
+            if isinstance(ours, LostConnectionError):
+                _terminate(pool.empty())  # what has broken one has broken them all
+            raise ours from error
 
     async def _is_ready(self, connection: Connection, create: bool) -> bool:
         version = await self._version(connection)
@@ -164,51 +174,8 @@ class Connections:
         return StorageError(f"the store {name} failed: {said}")
 
 
-class _Pool:
-    """The connections of one event loop, and whether the tables were looked at.
-
-    A connection is given back as it is, with no query to reset it: the store leaves no session state behind. The one
-    that was used last is taken first, so that what a burst has opened is not all kept warm.
-    """
-
-    __slots__ = ("_free", "_idle", "_options", "ready")
-
-    def __init__(self, dsn: str, size: int, *, timeout: float, prepared: bool) -> None:
-        self._options: dict[str, Any] = {"dsn": dsn, "timeout": timeout, "max_cached_statement_lifetime": 0}
-        if prepared:
-            # The statements are served by one index each, whatever the values: to plan them again costs more than them.
-            self._options["server_settings"] = {"plan_cache_mode": "force_generic_plan"}
-        else:
-            self._options["statement_cache_size"] = 0
-        self._free = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-        self.ready = False
-
-    async def take(self) -> Connection:
-        await self._free.acquire()
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
-        try:
-            return await asyncpg.connect(**self._options)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def give_back(self, connection: Connection) -> None:
-        if connection.is_closed() or connection.is_in_transaction():
+def _terminate(connections: Sequence[Connection]) -> None:
+    """Let go of connections without a word to the server; of those of a closed loop, too."""
+    for connection in connections:
+        with contextlib.suppress(RuntimeError):
             connection.terminate()
-        else:
-            self._idle.append(connection)
-        self._free.release()
-
-    async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().close()
-
-    def terminate(self) -> None:
-        """Let go of connections whose loop is closed."""
-        while self._idle:
-            with contextlib.suppress(RuntimeError):
-                self._idle.pop().terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +20,7 @@ from redis.exceptions import (
 )
 
 from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError
-from sagaz_core.storage._network import LostConnectionError, PerLoop, one_line, persistently
+from sagaz_core.storage._network import LostConnectionError, PerLoop, Pool, one_line, persistently
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -96,7 +95,8 @@ class Connections:
         self._server = server
         self._version_key = f"{prefix}:version"
         self._pool_size = pool_size
-        self._pools: PerLoop[_Pool] = PerLoop(self._new_pool, _Pool.discard)
+        # Sockets of a closed loop close when they are collected.
+        self._pools: PerLoop[Pool] = PerLoop(self._new_pool, lambda pool: None)
 
     async def use(self, work: Callable[[Trip], Awaitable[Result]]) -> Result:
         """Return what `work` returns."""
@@ -106,42 +106,48 @@ class Connections:
         """Close the connections of the running loop."""
         pool = self._pools.pop()
         if pool is not None:
-            await pool.close()
+            await _disconnect(pool.empty())
 
-    def _new_pool(self) -> _Pool:
-        return _Pool(
-            driver.BlockingConnectionPool.from_url(
-                self._server,
-                max_connections=self._pool_size,
-                timeout=None,  # the whole call has one
-                retry=Retry(NoBackoff(), 0),
-                socket_timeout=None,
-                socket_connect_timeout=self.timeout,
-            )
+    def _new_pool(self) -> Pool:
+        # The driver's pool makes connections as its URL says; to take one from it costs as much as to ask the server.
+        made: Any = driver.BlockingConnectionPool.from_url(
+            self._server,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,  # the whole call has one
+            socket_connect_timeout=self.timeout,
         )
+
+        async def connect() -> Any:
+            connection = made.make_connection()
+            await connection.connect()
+            return connection
+
+        return Pool(self._pool_size, connect)
 
     async def _attempt(self, work: Callable[[Trip], Awaitable[Result]]) -> Result:
         pool = self._pools.get()
         try:
             connection = await pool.take()
+            usable = False
             try:
                 trip = Trip(connection)
                 if not pool.ready:
                     await self._look(trip)
                     pool.ready = True
                 result = await work(trip)
-            except BaseException:
-                # Replies may be left unread, or keys watched.
-                with contextlib.suppress(RedisError, OSError):
-                    await connection.disconnect(nowait=True)
-                raise
+                usable = True
+                return result
             finally:
-                await pool.give_back(connection)
+                pool.give_back(connection if usable else None)
+                if not usable:  # replies may be left unread, or keys watched
+                    await _disconnect([connection])
         except (RedisError, OSError, EOFError) as error:
             if isinstance(error, StorageError):
                 raise
-            raise self._translated(error) from error
-        return result
+            ours = self._translated(error)
+            if isinstance(ours, LostConnectionError):
+                await _disconnect(pool.empty())  # what has broken one has broken them all
+            raise ours from error
 
     async def _look(self, trip: Trip) -> None:
         version = int((await trip.send([("GET", self._version_key)]))[0] or 0)
@@ -163,26 +169,10 @@ class Connections:
         return LostConnectionError(said)
 
 
-class _Pool:
-    """The connections of one event loop, and whether the version was looked at."""
-
-    __slots__ = ("_pool", "ready")
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self.ready = False
-
-    async def take(self) -> Any:
-        return await self._pool.get_connection()
-
-    async def give_back(self, connection: Any) -> None:
-        await asyncio.shield(self._pool.release(connection))
-
-    async def close(self) -> None:
-        await self._pool.disconnect()
-
-    def discard(self) -> None:
-        """Let go of connections whose loop is closed: the sockets close when they are collected."""
+async def _disconnect(connections: Sequence[Any]) -> None:
+    for connection in connections:
+        with contextlib.suppress(RedisError, OSError):
+            await connection.disconnect(nowait=True)
 
 
 def raise_first(replies: Sequence[Any] | None) -> None:

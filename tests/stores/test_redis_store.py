@@ -8,12 +8,11 @@ import pytest
 import redis
 from fakeredis import FakeAsyncRedisConnection
 from proxy import Proxy
-from redis.asyncio import BlockingConnectionPool
 
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import DuplicateSagaError, SchemaError
 from sagaz_core.storage import Batch, SagaSummary, open_storage
-from sagaz_core.storage._redis_connections import _Pool
+from sagaz_core.storage._network import Pool
 from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
 
 
@@ -33,14 +32,10 @@ class TestFakeRedis(SnapshotStorageContract):
         storage = open_storage("redis://localhost/0")
         server = fakeredis.FakeServer(version=(7,))
 
-        def pool():
-            return _Pool(
-                BlockingConnectionPool(
-                    connection_class=FakeAsyncRedisConnection, server=server, max_connections=10, timeout=None
-                )
-            )
+        async def connect():
+            return FakeAsyncRedisConnection(server=server)
 
-        monkeypatch.setattr(storage._connections._pools, "_make", pool)
+        monkeypatch.setattr(storage._connections._pools, "_make", lambda: Pool(10, connect))
         yield storage
         self.do(storage.close())
 
