@@ -197,6 +197,12 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
     highest `seq` in question is known. Of the rows below it, those with a later time (there are none unless the clock
     went back) are passed over.
     """
+    if until and not (step or phase or max_seq):
+        return f"""
+            SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
+            WHERE s.saga_id = $1 AND s.floor <= $3 AND s.created_at <= $3 AND {_SERVED.format(now="$2")}
+            ORDER BY s.floor DESC, s.seq DESC, s.snapshot_id DESC LIMIT 1
+        """
     places = iter(range(3, 7))
     where = [f"s.saga_id = $1 AND {_SERVED.format(now='$2')}"]
     if step:

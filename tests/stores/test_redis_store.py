@@ -27,6 +27,8 @@ class TestRedis(SnapshotStorageContract):
 class TestFakeRedis(SnapshotStorageContract):
     """The same without a server, as quick tests of an application would have it."""
 
+    shared = False
+
     @pytest.fixture
     def storage(self, monkeypatch):
         storage = open_storage("redis://localhost/0")
