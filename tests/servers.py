@@ -139,7 +139,11 @@ def postgres_binaries() -> Path | None:
 
 @dataclass
 class Postgres:
-    """A server of our own on a port of 127.0.0.1. As root it runs as `nobody`, from a copy that `nobody` can read."""
+    """A server of our own on a port of 127.0.0.1.
+
+    PostgreSQL refuses to run as root: then it runs as `nobody`, and the wheel's binaries from a copy that `nobody` can
+    read.
+    """
 
     binaries: Path
     folder: Path = field(default_factory=data_folder)
@@ -149,8 +153,9 @@ class Postgres:
     def create(self) -> None:
         os.chmod(self.folder, 0o755)
         if os.geteuid() == 0:
-            self.binaries = self._copied()
             owner = pwd.getpwnam(_NOBODY)
+            if "pginstall" in self.binaries.parts:  # the wheel's; the system's can be read by all
+                self.binaries = self._copied()
             self.data.mkdir()
             os.chown(self.data, owner.pw_uid, owner.pw_gid)
         self._run("initdb", "-D", self.data, "-U", "sagaz", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
