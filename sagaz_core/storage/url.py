@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sagaz_core.errors import UsageError, nearest
+from sagaz_core.errors import MissingExtraError, UsageError, nearest
 
 if TYPE_CHECKING:
     from sagaz_core.storage.base import SnapshotStorage
@@ -82,5 +83,37 @@ def _open_sqlite(url: str) -> SnapshotStorage:
     return open_sqlite(url)
 
 
-OPENERS: dict[str, Opener] = {"memory": _open_memory, "sqlite": _open_sqlite}
+def _open_postgres(url: str) -> SnapshotStorage:
+    with _needs("PostgreSQL", "postgres", "asyncpg"):
+        from sagaz_core.storage.postgres import open_postgres
+
+    return open_postgres(url)
+
+
+def _open_redis(url: str) -> SnapshotStorage:
+    with _needs("Redis", "redis", "redis"):
+        from sagaz_core.storage.redis import open_redis
+
+    return open_redis(url)
+
+
+@contextmanager
+def _needs(store: str, extra: str, driver: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != driver:
+            raise
+        raise MissingExtraError(
+            f"{store} snapshots need the {extra} extra: pip install 'pytest-sagaz[{extra}]'"
+        ) from error
+
+
+OPENERS: dict[str, Opener] = {
+    "memory": _open_memory,
+    "postgresql": _open_postgres,
+    "redis": _open_redis,
+    "rediss": _open_redis,
+    "sqlite": _open_sqlite,
+}
 """The stores that are built in."""

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests import servers
 from tests.docs.pages import blocks, run_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md"))
+SERVERS = {
+    "postgresql": ("postgresql://localhost/shop", servers.postgres_database),
+    "redis": ("redis://localhost:6379/0", servers.redis_server),
+}
+"""The pages that need a server: the URL that they show, and what gives that of a real one."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -20,7 +26,14 @@ def test_a_page_shows_what_happens(page: Path, tmp_path: Path, monkeypatch: pyte
     if "from sagaz import" in page.read_text(encoding="utf-8"):
         pytest.importorskip("sagaz")
     _prepare(tmp_path, monkeypatch)
-    run_page(page, tmp_path)
+    if page.stem not in SERVERS:
+        run_page(page, tmp_path)
+        return
+    shown, server = SERVERS[page.stem]
+    with server() as url:
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text(encoding="utf-8").replace(shown, url), encoding="utf-8")
+        run_page(copy, tmp_path)
 
 
 def test_the_readme_shows_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

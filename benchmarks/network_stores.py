@@ -1,0 +1,229 @@
+"""What a store behind a network costs, next to its bare driver doing the same: `python benchmarks/network_stores.py`.
+
+On a Valkey and a PostgreSQL of its own, as the tests have them. Every figure is the best of several rounds in this one
+run, so only the ratios mean something elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import redis.asyncio
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sagaz_core import ReplayConfig, Saga, SagaReplay, action
+from sagaz_core.storage import Batch, SnapshotStorage, open_storage
+from sagaz_core.storage.contract import T0, a_saga, a_snapshot
+from tests.servers import own_postgres, own_valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+ROUNDS = 9
+SAVES = 200
+MANY = 100_000
+REPLAYS, AT_ONCE = 1_500, 50
+DATA = os.urandom(1000)
+_ids = count()
+
+
+async def best(number: int, **works: Callable[[], Awaitable[Callable[[], Awaitable[object]]]]) -> dict[str, float]:
+    """Return for each work the least microseconds that one of its `number` operations took; a work prepares a round.
+
+    The rounds of all works alternate, so that what else the machine does meets them alike.
+    """
+    found = dict.fromkeys(works, float("inf"))
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            run = await work()
+            start = time.perf_counter()
+            await run()
+            found[name] = min(found[name], (time.perf_counter() - start) / number * 1e6)
+    return found
+
+
+def saving(storage: SnapshotStorage) -> Callable[[], Awaitable[Callable[[], Awaitable[object]]]]:
+    """Prepare rounds in which a saga's snapshots of 1 KB are saved, one after the other."""
+
+    async def prepare() -> Callable[[], Awaitable[object]]:
+        saga_id = f"saga-{next(_ids)}"
+        await storage.write(Batch(saga_id, a_saga(saga_id)))
+        batches = [
+            Batch(saga_id, None, (), [a_snapshot(saga_id, seq, step_name=f"step_{seq % 10}", data=DATA)])
+            for seq in range(SAVES)
+        ]
+
+        async def run() -> None:
+            for batch in batches:
+                await storage.write(batch)
+
+        return run
+
+    return prepare
+
+
+def show(store: str, took: dict[str, float], bare: str, others: dict[str, str]) -> None:
+    print(f"save: 1 snapshot of 1 KB, {store}")
+    print(f"  {bare:46}{took['bare']:8.1f} µs")
+    for name, title in others.items():
+        print(f"  {title:46}{took[name]:8.1f} µs   {took[name] / took['bare']:.2f}x")
+    print(f"  {store:46}{took['ours']:8.1f} µs   {took['ours'] / took['bare']:.2f}x")
+    print(f"    the limit, 1.25x + 60 µs                    {1.25 * took['bare'] + 60:8.1f} µs")
+
+
+async def of_redis(url: str) -> None:
+    client = redis.asyncio.Redis.from_url(url)
+    storage = open_storage(f"{url}?prefix=bench")
+
+    async def set_bare() -> Callable[[], Awaitable[object]]:
+        name = f"bare-{next(_ids)}"
+
+        async def run() -> None:
+            for seq in range(SAVES):
+                await client.set(f"{name}:{seq}", DATA)
+
+        return run
+
+    async def set_and_index() -> Callable[[], Awaitable[object]]:
+        name = f"indexed-{next(_ids)}"
+
+        async def run() -> None:
+            for seq in range(SAVES):
+                async with client.pipeline(transaction=True) as pipeline:
+                    pipeline.set(f"{name}:{seq}", DATA)
+                    pipeline.zadd(name, {f"{name}:{seq}": seq})
+                    await pipeline.execute()
+
+        return run
+
+    took = await best(SAVES, bare=set_bare, indexed=set_and_index, ours=saving(storage))
+    show("redis", took, "bare redis-py, SET", {"indexed": "bare redis-py, SET and ZADD in a transaction"})
+    await storage.close()
+    await client.aclose()
+
+
+async def of_postgres(url: str) -> None:
+    pool = await asyncpg.create_pool(url, min_size=1, max_size=10)
+    storage = open_storage(f"{url}?schema=bench")
+    await storage.upgrade()
+    await pool.execute("CREATE TABLE bare (snapshot_id TEXT PRIMARY KEY, data BYTEA)")
+    await pool.execute("CREATE TABLE indexed (LIKE bench.saga_snapshots INCLUDING ALL)")
+    row = (
+        "INSERT INTO indexed (snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, "
+        "floor, data) VALUES ($1, $2, 'order', $3, 1, $4, 'before', 'executing', $5, $5, $6)"
+    )
+
+    def inserting(statement: str, values: Callable[[str, int], tuple[Any, ...]]) -> Any:
+        async def prepare() -> Callable[[], Awaitable[object]]:
+            name = f"bare-{next(_ids)}"
+
+            async def run() -> None:
+                async with pool.acquire() as connection:
+                    for seq in range(SAVES):
+                        await connection.execute(statement, *values(name, seq))
+
+            return run
+
+        return prepare
+
+    took = await best(
+        SAVES,
+        bare=inserting("INSERT INTO bare VALUES ($1, $2)", lambda name, seq: (f"{name}:{seq}", DATA)),
+        indexed=inserting(row, lambda name, seq: (f"{name}:{seq}", name, f"step_{seq % 10}", seq, T0, DATA)),
+        ours=saving(storage),
+    )
+    show("postgresql", took, "bare asyncpg, INSERT, primary key alone", {"indexed": "bare asyncpg, our table"})
+    await of_time(storage, pool)
+    await replaying(storage)
+    await storage.close()
+    await pool.close()
+
+
+async def of_time(storage: SnapshotStorage, pool: asyncpg.Pool) -> None:
+    snapshots = [a_snapshot("s", seq, data=DATA[:100], snapshot_id=f"s/{seq:08}") for seq in range(MANY)]
+    await storage.write(Batch("s", a_saga("s")))
+    for start in range(0, MANY, 5_000):
+        await storage.write(Batch("s", None, (), snapshots[start : start + 5_000]))
+    await pool.execute("ANALYZE bench.saga_snapshots")
+    moments = [T0 + timedelta(seconds=MANY * part // 50) for part in range(50)]
+    right = 0
+    for part, moment in enumerate(moments):
+        right += await storage.latest_snapshot("s", until=moment) == snapshots[MANY * part // 50]
+    plain = (
+        "SELECT * FROM bench.saga_snapshots WHERE saga_id = 's' AND floor <= $1 ORDER BY floor DESC, seq DESC LIMIT 1"
+    )
+
+    async def select() -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            async with pool.acquire() as connection:
+                for moment in moments:
+                    await connection.fetchrow(plain, moment)
+
+        return run
+
+    async def ask() -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            for moment in moments:
+                await storage.latest_snapshot("s", until=moment)
+
+        return run
+
+    took = await best(50, select=select, ours=ask)
+    print(f"latest snapshot at a time, among {MANY:,} of one saga ({right} of 50 right), postgresql")
+    print(f"  bare asyncpg, one indexed select              {took['select']:8.1f} µs")
+    print(
+        f"  postgresql                                    {took['ours']:8.1f} µs   {took['ours'] / took['select']:.2f}x"
+    )
+
+
+class Order(Saga):
+    saga_name = "order"
+
+    @action("reserve")
+    async def reserve(self, ctx: Any) -> dict[str, Any]:
+        return {"reserved": ctx["qty"]}
+
+    @action("charge")
+    async def charge(self, ctx: Any) -> dict[str, Any]:
+        return {"charged": True}
+
+    @action("ship")
+    async def ship(self, ctx: Any) -> dict[str, Any]:
+        return {"shipped": True}
+
+
+async def replaying(storage: SnapshotStorage) -> None:
+    ids = [f"ORDER-{number}" for number in range(REPLAYS)]
+    turns = asyncio.Semaphore(AT_ONCE)
+    saga = Order(snapshot_storage=storage, replay_config=ReplayConfig(durability="group"))
+
+    async def record(saga_id: str) -> None:
+        async with turns:
+            await saga.run({"qty": 1}, saga_id=saga_id)
+
+    async def replay(saga_id: str) -> None:
+        async with turns:
+            result = await SagaReplay(saga_id, storage, saga_factory=Order).from_checkpoint("charge", {"token": "new"})
+            assert result.replay_status.value == "success"
+
+    for title, work in (("recorded", record), ("replayed", replay)):
+        start = time.perf_counter()
+        await asyncio.gather(*map(work, ids))
+        took = time.perf_counter() - start
+        print(f"{REPLAYS:,} sagas of 3 steps {title} on postgresql, {AT_ONCE} at a time: {took:.2f} s")
+
+
+if __name__ == "__main__":
+    with own_valkey() as valkey:
+        asyncio.run(of_redis(valkey.url))
+    with own_postgres() as postgres:
+        asyncio.run(of_postgres(postgres.url()))

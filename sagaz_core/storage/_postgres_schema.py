@@ -1,0 +1,110 @@
+"""The PostgreSQL store's tables and the statements that write them. `{s}` stands for the quoted schema and a dot.
+
+- Text is compared by code point (`COLLATE "C"`), and has no NUL: see `_postgres_rows.as_text`.
+- The row of a saga says what its last event and its last snapshot are. So one statement appends to a saga, and adds
+  nothing when its records do not come behind those: the row is locked by the look at it.
+- `floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
+  to the last row whose time is not after T" a range of an index, also when the clock went back.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+CREATE_VERSION = "CREATE TABLE IF NOT EXISTS {s}saga_schema (version INTEGER NOT NULL)"
+GET_VERSION = "SELECT max(version) FROM {s}saga_schema"
+SET_VERSION = "INSERT INTO {s}saga_schema VALUES ($1)"
+LOCK_MIGRATION = "SELECT pg_advisory_xact_lock(hashtextextended($1, 1397573441))"  # "SAGA", as a number
+
+_TEXT = 'TEXT COLLATE "C"'
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        f"""
+        CREATE TABLE {{s}}sagas (
+            saga_id {_TEXT} PRIMARY KEY,
+            saga_name TEXT,  -- NULL until the saga's record is written
+            version TEXT,
+            fingerprint TEXT,
+            model TEXT,
+            started_at TIMESTAMPTZ,
+            source TEXT,
+            adapter TEXT,
+            plan TEXT,
+            summary_seq BIGINT NOT NULL DEFAULT -1,
+            summary_name {_TEXT},  -- NULL until a summary is written
+            status {_TEXT},
+            failed_step {_TEXT},
+            failed_at TIMESTAMPTZ,
+            tags JSONB,
+            last_event BIGINT NOT NULL DEFAULT -1,
+            last_event_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
+            last_snapshot BIGINT NOT NULL DEFAULT {-(2**63)},
+            last_snapshot_id {_TEXT} NOT NULL DEFAULT '',
+            last_snapshot_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity'
+        ) WITH (fillfactor = 70)  -- the row is replaced by each write: room for that in its page
+        """,
+        "CREATE INDEX sagas_recorded ON {s}sagas (saga_id) WHERE saga_name IS NOT NULL",
+        "CREATE INDEX sagas_by_status ON {s}sagas (status, saga_id) WHERE summary_name IS NOT NULL",
+        "CREATE INDEX sagas_by_name ON {s}sagas (summary_name, saga_id) WHERE summary_name IS NOT NULL",
+        "CREATE INDEX sagas_by_failure ON {s}sagas (failed_step, failed_at) WHERE failed_at IS NOT NULL",
+        "CREATE INDEX sagas_by_failure_time ON {s}sagas (failed_at) WHERE failed_at IS NOT NULL",
+        "CREATE INDEX sagas_by_tags ON {s}sagas USING gin (tags jsonb_path_ops)",
+        f"""
+        CREATE TABLE {{s}}saga_events (
+            saga_id {_TEXT} NOT NULL,
+            seq BIGINT NOT NULL,
+            at TIMESTAMPTZ NOT NULL,
+            floor TIMESTAMPTZ NOT NULL,
+            kind TEXT NOT NULL,
+            step TEXT,
+            data BYTEA NOT NULL,
+            PRIMARY KEY (saga_id, seq)
+        )
+        """,
+        "CREATE INDEX saga_events_by_time ON {s}saga_events (saga_id, floor, seq)",
+        f"""
+        CREATE TABLE {{s}}saga_snapshots (
+            snapshot_id {_TEXT} PRIMARY KEY,
+            saga_id {_TEXT} NOT NULL,
+            saga_name TEXT NOT NULL,
+            step_name {_TEXT} NOT NULL,
+            step_index INTEGER NOT NULL,
+            seq BIGINT NOT NULL,
+            phase {_TEXT} NOT NULL,
+            status TEXT NOT NULL,
+            created_at TIMESTAMPTZ NOT NULL,
+            floor TIMESTAMPTZ NOT NULL,
+            retention_until TIMESTAMPTZ,
+            base_seq BIGINT,
+            data BYTEA NOT NULL
+        )
+        """,
+        "CREATE INDEX saga_snapshots_by_seq ON {s}saga_snapshots (saga_id, seq, snapshot_id)",
+        "CREATE INDEX saga_snapshots_by_step ON {s}saga_snapshots (saga_id, step_name, seq, snapshot_id)",
+        "CREATE INDEX saga_snapshots_by_phase ON {s}saga_snapshots (saga_id, phase, seq, snapshot_id)",
+        "CREATE INDEX saga_snapshots_by_place ON {s}saga_snapshots (saga_id, step_name, phase, seq, snapshot_id)",
+        "CREATE INDEX saga_snapshots_by_time ON {s}saga_snapshots (saga_id, floor, seq, snapshot_id)",
+        """
+        CREATE INDEX saga_snapshots_retained ON {s}saga_snapshots (retention_until) WHERE retention_until IS NOT NULL
+        """,
+        f"""
+        CREATE TABLE {{s}}saga_replay_log (
+            replay_id {_TEXT} PRIMARY KEY,
+            original_saga_id {_TEXT} NOT NULL,
+            new_saga_id TEXT NOT NULL,
+            checkpoint TEXT NOT NULL,
+            initiated_by TEXT NOT NULL,
+            status TEXT NOT NULL,
+            created_at TIMESTAMPTZ NOT NULL,
+            override BYTEA NOT NULL,
+            plan TEXT NOT NULL,
+            completed_at TIMESTAMPTZ,
+            error TEXT NOT NULL
+        )
+        """,
+        "CREATE INDEX saga_replays_by_original ON {s}saga_replay_log (original_saga_id, created_at, replay_id)",
+    ),
+}
+"""For each version of the schema, the statements that lead to it from the one before."""

@@ -1,0 +1,270 @@
+"""Every statement that the PostgreSQL store runs on its tables. `{s}` stands for the quoted schema and a dot.
+
+Each query is served by an index and reads no row that it does not return; a test asks PostgreSQL for each one's plan.
+"""
+
+from __future__ import annotations
+
+RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
+SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text"
+EVENT = "seq, at, kind, step, data"
+_SET_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags"
+_LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
+_OWN = """
+    snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, data, retention_until,
+    base_seq
+"""
+_REPLAY = """
+    replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
+    completed_at, error
+"""
+_BASES = """
+    SELECT array_agg(b.{column} ORDER BY b.seq, b.snapshot_id) FROM {{s}}saga_snapshots b
+    WHERE b.saga_id = s.saga_id AND b.seq >= s.base_seq AND (b.seq, b.snapshot_id) < (s.seq, s.snapshot_id)
+"""
+SNAPSHOT = f"""
+    s.snapshot_id, s.saga_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
+    s.retention_until, s.base_seq,
+    CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="snapshot_id")}) END,
+    CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="data")}) END
+"""
+
+# ---- writing
+
+_EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
+_SNAPSHOT_TYPES = (
+    *("text", "text", "text", "text", "integer", "bigint", "text", "text", "timestamptz", "bytea", "timestamptz"),
+    "bigint",
+)
+_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb")
+_LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
+_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text")
+_FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
+
+
+def _arrays(first: int, types: tuple[str, ...]) -> str:
+    return ", ".join(f"${first + place}::{name}[]" for place, name in enumerate(types))
+
+
+def _sagas(first: int, types: tuple[str, ...], names: str, many: bool) -> str:
+    """Return a source of one row, of parameters, or of many, of parameters that are arrays."""
+    if many:
+        return f"unnest({_arrays(first, types)}) AS n ({names})"
+    values = ", ".join(f"${first + place}::{name}" for place, name in enumerate(types))
+    return f"(VALUES ({values})) AS n ({names})"
+
+
+_RECORDS = f"""
+    , events AS (
+        INSERT INTO {{s}}saga_events (saga_id, seq, at, floor, kind, step, data)
+        SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data
+        FROM saga JOIN unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT}) USING (saga_id)
+    ), snapshots AS (
+        INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
+        SELECT {_OWN}, created_at FROM saga JOIN unnest({_arrays(7, _SNAPSHOT_TYPES)}) AS n ({_OWN}) USING (saga_id)
+    )
+    SELECT saga_id FROM saga
+"""
+_FIRST_OF_SAGA = 1 + len(_EVENT_TYPES) + len(_SNAPSHOT_TYPES)
+
+
+def begin(*, many: bool) -> str:
+    """Return the statement that adds sagas with their first records. One that is there is left as it is.
+
+    Its parameters: events and snapshots, by column; then by saga its record, its summary, and its last records.
+    """
+    types = (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES)
+    source = _sagas(_FIRST_OF_SAGA, types, f"{RECORD}, {_SET_SUMMARY}, {_LAST}", many)
+    return f"""
+        WITH saga AS (
+            INSERT INTO {{s}}sagas ({RECORD}, {_SET_SUMMARY}, {_LAST})
+            SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags,
+                coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
+                coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
+                coalesce(last_snapshot_at, '-infinity')
+            FROM {source}
+            ON CONFLICT DO NOTHING RETURNING saga_id
+        ) {_RECORDS}
+    """
+
+
+def append(*, many: bool) -> str:
+    """Return the statement that adds records to sagas, behind those that are there. Where they are not, nothing is.
+
+    Its parameters: events and snapshots, by column; then by saga its id, its summary, and its last and first records.
+    """
+    types = ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES)
+    source = _sagas(_FIRST_OF_SAGA, types, f"saga_id, {_SET_SUMMARY}, {_LAST}, {_FIRST}", many)
+    summary = ", ".join(
+        f"{name} = CASE WHEN n.summary_seq IS NULL THEN g.{name} ELSE n.{name} END" for name in _SET_SUMMARY.split(", ")
+    )
+    last = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.split(", "))
+    return f"""
+        WITH saga AS (
+            UPDATE {{s}}sagas g SET {summary}, {last} FROM {source}
+            WHERE g.saga_id = n.saga_id
+                AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
+                AND (n.first_event IS NULL OR (g.last_event < n.first_event AND g.last_event_at <= n.first_event_at))
+                AND (n.first_snapshot IS NULL OR (
+                    (g.last_snapshot, g.last_snapshot_id) < (n.first_snapshot, n.first_snapshot_id)
+                    AND g.last_snapshot_at <= n.first_snapshot_at
+                ))
+            RETURNING g.saga_id
+        ) {_RECORDS}
+    """
+
+
+# What does not come behind: in a transaction, with the saga's row locked.
+ADD_SAGA_ID = "INSERT INTO {s}sagas (saga_id) VALUES ($1) ON CONFLICT DO NOTHING"
+LOCK_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 FOR UPDATE"
+SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9) WHERE saga_id = $1"
+SET_SUMMARY = f"""
+    UPDATE {{s}}sagas SET ({_SET_SUMMARY}) = ($2, $3, $4, $5, $6, $7) WHERE saga_id = $1 AND summary_seq < $2
+"""
+ADD_EVENTS = f"""
+    INSERT INTO {{s}}saga_events (saga_id, {EVENT}, floor)
+    SELECT e.*, e.at FROM unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT})
+    ON CONFLICT DO NOTHING RETURNING 1
+"""
+ADD_SNAPSHOTS = f"""
+    INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
+    SELECT {_OWN}, created_at FROM unnest({_arrays(1, _SNAPSHOT_TYPES)}) AS n ({_OWN})
+    ON CONFLICT DO NOTHING RETURNING 1
+"""
+KNOWN_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq = ANY ($2::bigint[])"
+KNOWN_SNAPSHOTS = f"SELECT {_OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
+# A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
+# new one, or the first whose floor is above the earliest new time.
+SET_EVENT_FLOORS = """
+    UPDATE {s}saga_events e SET floor = f.floor FROM (
+        SELECT seq, min(at) OVER (ORDER BY seq DESC) AS floor FROM {s}saga_events
+        WHERE saga_id = $1 AND seq >= least($2::bigint, (
+            SELECT min(seq) FROM {s}saga_events WHERE saga_id = $1 AND floor > $3::timestamptz
+        ))
+    ) f WHERE e.saga_id = $1 AND e.seq = f.seq AND e.floor <> f.floor
+"""
+SET_SNAPSHOT_FLOORS = """
+    UPDATE {s}saga_snapshots s SET floor = f.floor FROM (
+        SELECT snapshot_id, min(created_at) OVER (ORDER BY seq DESC, snapshot_id DESC) AS floor
+        FROM {s}saga_snapshots WHERE saga_id = $1 AND seq >= least($2::bigint, (
+            SELECT min(seq) FROM {s}saga_snapshots WHERE saga_id = $1 AND floor > $3::timestamptz
+        ))
+    ) f WHERE s.snapshot_id = f.snapshot_id AND s.floor <> f.floor
+"""
+SET_LAST = f"""
+    UPDATE {{s}}sagas g SET
+        last_event = coalesce(e.seq, -1), last_event_at = coalesce(e.at, '-infinity'),
+        last_snapshot = coalesce(s.seq, {-(2**63)}), last_snapshot_id = coalesce(s.snapshot_id, ''),
+        last_snapshot_at = coalesce(s.created_at, '-infinity')
+    FROM (VALUES (1)) AS one
+    LEFT JOIN (SELECT seq, at FROM {{s}}saga_events WHERE saga_id = $1 ORDER BY seq DESC LIMIT 1) e ON true
+    LEFT JOIN (
+        SELECT seq, snapshot_id, created_at FROM {{s}}saga_snapshots WHERE saga_id = $1
+        ORDER BY seq DESC, snapshot_id DESC LIMIT 1
+    ) s ON true
+    WHERE g.saga_id = $1
+"""
+PUT_REPLAY = f"""
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+"""
+
+# ---- reading
+
+GET_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 AND saga_name IS NOT NULL"
+LIST_SAGAS = f"""
+    SELECT {RECORD} FROM {{s}}sagas
+    WHERE saga_id >= $1 AND saga_id < $2 AND saga_name IS NOT NULL ORDER BY saga_id LIMIT $3
+"""
+FIND_SAGAS = f"""
+    SELECT {SUMMARY} FROM {{s}}sagas WHERE summary_name IS NOT NULL {{where}} ORDER BY saga_id LIMIT $1
+"""
+_SERVED = "(s.retention_until IS NULL OR s.retention_until >= {now})"
+GET_SNAPSHOT = f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.snapshot_id = $1 AND {_SERVED.format(now='$2')}"
+LIST_SNAPSHOTS = f"""
+    SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
+    WHERE s.saga_id = $1 AND (s.seq, s.snapshot_id) > ($2, $3) AND {_SERVED.format(now="$5")}
+    ORDER BY s.seq, s.snapshot_id LIMIT $4
+"""
+COUNT_SNAPSHOTS = f"SELECT count(*) FROM {{s}}saga_snapshots s WHERE saga_id = $1 AND {_SERVED.format(now='$2')}"
+_HIGHEST = "ORDER BY s.seq DESC, s.snapshot_id DESC LIMIT 1"
+
+
+def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
+    """Return the query of the latest snapshot, with these conditions.
+
+    Its parameters: the saga, the present time, and then those of the conditions, in this order. By the floor the
+    highest `seq` in question is known. Of the rows below it, those with a later time (there are none unless the clock
+    went back) are passed over.
+    """
+    if until and not (step or phase or max_seq):
+        return f"""
+            SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
+            WHERE s.saga_id = $1 AND s.floor <= $3 AND s.created_at <= $3 AND {_SERVED.format(now="$2")}
+            ORDER BY s.floor DESC, s.seq DESC, s.snapshot_id DESC LIMIT 1
+        """
+    places = iter(range(3, 7))
+    where = [f"s.saga_id = $1 AND {_SERVED.format(now='$2')}"]
+    if step:
+        where.append(f"s.step_name = ${next(places)}")
+    if phase:
+        where.append(f"s.phase = ${next(places)}")
+    if until:
+        time = f"${next(places)}"
+        where.append(f"""s.created_at <= {time} AND s.seq <= (
+            SELECT seq FROM {{s}}saga_snapshots WHERE saga_id = $1 AND floor <= {time}
+            ORDER BY floor DESC, seq DESC LIMIT 1
+        )""")
+    if max_seq:
+        where.append(f"s.seq <= ${next(places)}")
+    return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE {' AND '.join(where)} {_HIGHEST}"
+
+
+READ_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+READ_EVENTS_UNTIL = f"""
+    SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= (
+        SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4 ORDER BY floor DESC, seq DESC LIMIT 1
+    ) ORDER BY seq LIMIT $3
+"""
+LIST_REPLAYS = f"""
+    SELECT {_REPLAY} FROM {{s}}saga_replay_log WHERE original_saga_id = $1 ORDER BY created_at, replay_id
+"""
+INFO = """
+    SELECT
+        (SELECT count(*) FROM {s}sagas WHERE saga_name IS NOT NULL),
+        (SELECT count(*) FROM {s}saga_events),
+        (SELECT count(*) FROM {s}saga_snapshots),
+        (SELECT count(*) FROM {s}saga_replay_log),
+        pg_total_relation_size('{s}sagas') + pg_total_relation_size('{s}saga_events')
+            + pg_total_relation_size('{s}saga_snapshots') + pg_total_relation_size('{s}saga_replay_log')
+"""
+
+# ---- deleting
+
+# What a snapshot that stays needs as a base stays too, and is hidden as if it had expired.
+DELETE_SNAPSHOTS_BELOW = """
+    WITH needed AS (
+        SELECT coalesce(min(base_seq), $2) AS seq FROM {s}saga_snapshots WHERE saga_id = $1 AND seq >= $2
+    ), hidden AS (
+        UPDATE {s}saga_snapshots s SET retention_until = '-infinity' FROM needed n
+        WHERE s.saga_id = $1 AND s.seq < $2 AND s.seq >= n.seq
+            AND (s.retention_until IS NULL OR s.retention_until >= $3)
+        RETURNING 1
+    ), deleted AS (
+        DELETE FROM {s}saga_snapshots s USING needed n WHERE s.saga_id = $1 AND s.seq < least($2, n.seq)
+        RETURNING s.retention_until IS NULL OR s.retention_until >= $3 AS served
+    )
+    SELECT (SELECT count(*) FROM hidden) + (SELECT count(*) FROM deleted WHERE served)
+"""
+DELETE_SNAPSHOTS = "DELETE FROM {s}saga_snapshots WHERE saga_id = $1"
+DELETE_EVENTS = "DELETE FROM {s}saga_events WHERE saga_id = $1"
+DELETE_SAGA = "DELETE FROM {s}sagas WHERE saga_id = $1 RETURNING 1"
+PRUNE = """
+    DELETE FROM {s}saga_snapshots WHERE snapshot_id IN (
+        SELECT snapshot_id FROM {s}saga_snapshots e WHERE retention_until < $1 AND NOT EXISTS (
+            SELECT 1 FROM {s}saga_snapshots s
+            WHERE s.saga_id = e.saga_id AND (s.seq, s.snapshot_id) > (e.seq, e.snapshot_id) AND s.base_seq <= e.seq
+                AND (s.retention_until IS NULL OR s.retention_until >= $1)
+        ) ORDER BY retention_until LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+"""

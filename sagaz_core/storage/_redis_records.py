@@ -1,0 +1,199 @@
+"""What the Redis store keeps, and its keys. Times are microseconds since 1970; values are MessagePack.
+
+Each write to a saga is an *entry*, numbered from 1 on: entries are never changed by another write, so that to set entry
+n+1 if there is none is to append behind what one knows. In keys an entry is `n:saga`.
+
+| key | what |
+|---|---|
+| `saga:ID`, `sum:ID` | the saga's record, its summary |
+| `x:ID` | the saga's entries, a sorted set |
+| `log:n:ID` | of an entry: how many events it has, and its snapshots without their states |
+| `ev:n:ID` | of an entry: its events |
+| `st:n:ID` | of an entry: the states of its snapshots, which expire with the last that needs them |
+| `v:ID` | changes when entries are changed, by deleting |
+| `id:SNAPSHOT` | the entry that a snapshot is in |
+| `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
+| `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
+| `f:…` | the ids of the sagas whose summary has, or had, that |
+| `exp` | the ids of sagas by their earliest `retention_until` |
+| `rep:ID`, `reps:SAGA` | a replay; the replays of a saga, a sorted set |
+| `version` | of all this |
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import ormsgpack
+
+from sagaz_core.errors import CorruptDataError, UsageError
+from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_RETENTION = 8  # of a snapshot's header
+
+
+def micros(moment: datetime) -> int:
+    """Return the time as microseconds. Raises `NaiveTimeError`, or `UsageError` outside the years 1 to 9999, UTC."""
+    check_moment(moment)
+    since = moment - _EPOCH
+    found = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if not _MIN <= found <= _MAX:
+        raise UsageError(f"{moment.isoformat()} cannot be stored: in UTC it is not in the years 1 to 9999")
+    return found
+
+
+def micros_or_none(moment: datetime | None) -> int | None:
+    return None if moment is None else micros(moment)
+
+
+def _moment(found: int) -> datetime:
+    return _EPOCH + timedelta(0, 0, found)
+
+
+def _moment_or_none(found: int | None) -> datetime | None:
+    return None if found is None else _moment(found)
+
+
+def pack(value: Any) -> bytes:
+    """Return the value as bytes, the same for equal values. Raises `UsageError` for text or numbers that are none."""
+    try:
+        return ormsgpack.packb(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Redis cannot store this text or number: {error}") from error
+
+
+def unpack(data: bytes, what: str) -> Any:
+    """Do the inverse of `pack`. Raises `CorruptDataError`."""
+    try:
+        return ormsgpack.unpackb(data)
+    except ValueError as error:
+        raise CorruptDataError(f"{what} is damaged: {error}") from error
+
+
+def as_key(text: str) -> bytes:
+    """Return the text as a part of a key."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"Redis cannot store this text: {error}") from error
+
+
+def pack_saga(record: SagaRecord) -> bytes:
+    """Return the record as bytes."""
+    started = micros(record.started_at)
+    names = record.saga_id, record.saga_name, record.version, record.fingerprint
+    return pack([*names, model_to_json(record), started, record.source, record.adapter, record.plan])
+
+
+def unpack_saga(data: bytes) -> SagaRecord:
+    """Do the inverse of `pack_saga`."""
+    saga_id, name, version, fingerprint, model, started, source, adapter, plan = unpack(data, "a saga's record")
+    fields = model_from_json(saga_id, model)
+    return SagaRecord(saga_id, name, version, fingerprint, fields, _moment(started), source, adapter, plan)
+
+
+def pack_summary(summary: SagaSummary) -> bytes:
+    """Return the summary as bytes."""
+    names = summary.saga_id, summary.saga_name, summary.seq, summary.status, summary.step_name
+    return pack([*names, micros_or_none(summary.failed_at), dict(summary.tags)])
+
+
+def unpack_summary(data: bytes) -> SagaSummary:
+    """Do the inverse of `pack_summary`."""
+    saga_id, name, seq, status, step, failed_at, tags = unpack(data, "a saga's summary")
+    return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), tags)
+
+
+def index_names(summary: SagaSummary | None) -> set[bytes]:
+    """Return the names of the indices that have the saga."""
+    if summary is None:
+        return set()
+    found = {("status", summary.status), ("name", summary.saga_name), ("step", summary.step_name)}
+    return {index_name(kind, value) for kind, value in found} | {
+        index_name("tag", key, value) for key, value in summary.tags.items()
+    }
+
+
+def index_name(kind: str, *values: str) -> bytes:
+    """Return the name of the index of sagas of which that is true."""
+    return b":".join([kind.encode(), *(b"%d:%s" % (len(value), as_key(value)) for value in values)])
+
+
+def pack_replay(record: ReplayRecord) -> bytes:
+    """Return the replay as bytes."""
+    times = micros(record.created_at), micros_or_none(record.completed_at)
+    names = record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by
+    return pack([*names, record.status, times[0], record.override, record.plan, times[1], record.error])
+
+
+def unpack_replay(data: bytes) -> ReplayRecord:
+    """Do the inverse of `pack_replay`."""
+    replay_id, original, new, checkpoint, by, status, *others = unpack(data, "a replay's record")
+    created, override, plan, completed, error = others
+    times = _moment(created), _moment_or_none(completed)
+    return ReplayRecord(replay_id, original, new, checkpoint, by, status, times[0], override, plan, times[1], error)
+
+
+# ---- entries
+
+
+def pack_events(events: list[StoredEvent]) -> bytes:
+    """Return an entry's events as bytes."""
+    return pack([[event.seq, micros(event.at), event.kind, event.step, event.data] for event in events])
+
+
+def unpack_events(saga_id: str, data: bytes) -> Iterator[StoredEvent]:
+    """Do the inverse of `pack_events`."""
+    for seq, at, kind, step, held in unpack(data, f"an entry of saga {saga_id!r}"):
+        yield StoredEvent(saga_id, seq, _moment(at), kind, step, held)
+
+
+def pack_log(saga_id: str, events: int, snapshots: list[SagaSnapshot]) -> bytes:
+    """Return the head of an entry."""
+    return pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]])
+
+
+def _header(snapshot: SagaSnapshot) -> list[Any]:
+    return [
+        *(snapshot.snapshot_id, snapshot.saga_name, snapshot.step_name, snapshot.step_index, snapshot.seq),
+        *(snapshot.phase, snapshot.status, micros(snapshot.created_at), micros_or_none(snapshot.retention_until)),
+        snapshot.base_seq,
+    ]
+
+
+def pack_states(snapshots: list[SagaSnapshot]) -> bytes:
+    """Return the states of an entry's snapshots."""
+    return pack([snapshot.data for snapshot in snapshots])
+
+
+def unpack_log(log: bytes) -> tuple[str, int, list[list[Any]]]:
+    """Return the saga, the number of events, and the heads of the snapshots."""
+    saga_id, events, headers = unpack(log, "an entry")
+    return saga_id, events, headers
+
+
+def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
+    """Return an entry's snapshots; none when their states have expired."""
+    if states is None:
+        return []
+    saga_id, _, headers = unpack_log(log)
+    held = unpack(states, f"an entry of saga {saga_id!r}")
+    return [
+        SagaSnapshot(
+            *(header[0], saga_id, *header[1:7], _moment(header[7]), data, _moment_or_none(header[8]), header[9])
+        )
+        for header, data in zip(headers, held, strict=True)
+    ]
+
+
+def is_served(header: list[Any], now: int) -> bool:
+    """Whether the snapshot with this head has not expired."""
+    return header[_RETENTION] is None or header[_RETENTION] >= now

@@ -1,0 +1,154 @@
+"""All that Redis has of a saga, and the commands that change what is there."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.storage._checks import another_event, another_saga, another_snapshot
+from sagaz_core.storage._redis_records import (
+    as_key,
+    index_names,
+    micros,
+    pack,
+    pack_log,
+    pack_states,
+    unpack_events,
+    unpack_log,
+    unpack_saga,
+    unpack_snapshots,
+    unpack_summary,
+)
+from sagaz_core.storage._redis_sagas import Keys, Known, holding_of
+from sagaz_core.storage.base import Batch, SagaSnapshot, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sagaz_core.storage._redis_connections import Command
+
+_place = attrgetter("seq", "snapshot_id")
+
+
+class StoredSaga:
+    """All that is stored of a saga, read under WATCH."""
+
+    def __init__(self, keys: Keys, saga_id: str, entries: Sequence[Any], values: Sequence[Any]) -> None:
+        self.saga_id = saga_id
+        self._keys = keys
+        self._saga = as_key(saga_id)
+        self._record, self._summary, *self._claims = values
+        self._entries: dict[int, tuple[bytes, bytes | None]] = {}
+        self._events: dict[int, StoredEvent] = {}
+        self._number_of_events: dict[int, int] = {}
+        for place, log, states, events in zip(*(entries[part::4] for part in range(4)), strict=True):
+            if log is not None:
+                number = int(place.partition(b":")[0])
+                self._entries[number] = (log, states)
+                for event in () if events is None else unpack_events(saga_id, events):
+                    self._events[event.seq] = event
+        self._numbers = sorted(self._entries)
+        # Those whose states have expired in the server are there too, until they are pruned.
+        self._stored = {
+            number: unpack_snapshots(log, _no_states(log) if states is None else states)
+            for number, (log, states) in self._entries.items()
+        }
+        self.heads = sorted((s for found in self._stored.values() for s in found), key=_place)
+        self.snapshots = [s for n in self._numbers if self._entries[n][1] is not None for s in self._stored[n]]
+        self.snapshots.sort(key=_place)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything."""
+        return bool(self._entries) or self._record is not None
+
+    def known(self) -> Known:
+        """Return what is known of it."""
+        heads = [(number, unpack_log(self._entries[number][0])[2]) for number in self._numbers]
+        last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
+        summary = None if self._summary is None else unpack_summary(self._summary)
+        last_event = max(self._events, default=-1)
+        return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads))
+
+    def without_known(self, batch: Batch) -> Batch:
+        """Return what of the batch is not there yet. Raises `DuplicateSagaError` for what is there, and differs."""
+        record = batch.saga
+        if record is not None and self._record is not None:
+            if unpack_saga(self._record) != record:
+                raise another_saga(record)
+            record = None
+        events: dict[int, StoredEvent] = {}
+        for event in batch.events:
+            known = self._events.get(event.seq) or events.setdefault(event.seq, event)
+            if known != event:
+                raise another_event(event)
+        new_events = [event for seq, event in sorted(events.items()) if seq not in self._events]
+        return Batch(batch.saga_id, record, new_events, self._new_snapshots(batch), batch.summary)
+
+    def _new_snapshots(self, batch: Batch) -> list[SagaSnapshot]:
+        mine = {snapshot.snapshot_id: snapshot for snapshot in self.heads}
+        has_state = {snapshot.snapshot_id for snapshot in self.snapshots}
+        new: dict[str, SagaSnapshot] = {}
+        for snapshot, claim in zip(batch.snapshots, self._claims, strict=True):
+            bare = snapshot._replace(bases=())
+            known = mine.get(snapshot.snapshot_id)
+            if known is None and claim is None:
+                known = new.setdefault(snapshot.snapshot_id, bare)
+            if known is not None and snapshot.snapshot_id in mine and snapshot.snapshot_id not in has_state:
+                known = known._replace(data=snapshot.data)  # what has expired cannot be compared
+            if known != bare:
+                raise another_snapshot(snapshot)
+        return sorted(new.values(), key=_place)
+
+    def regrouped(self, added: Batch, entry: int) -> list[Command]:
+        """Return what makes the new entry known to those snapshots behind it that have it between their bases."""
+        if not added.snapshots:
+            return []
+        lowest = min(snapshot.seq for snapshot in added.snapshots)
+        place = b"%d:%s" % (entry, self._saga)
+        return [
+            ("ZADD", self._keys.of(b"g", as_key(s.snapshot_id)), entry, place)
+            for s in self.heads
+            if s.base_seq is not None and s.seq >= lowest
+        ]
+
+    def rewriting(self, gone: set[str], changed: Mapping[str, SagaSnapshot]) -> list[Command]:
+        """Return what takes snapshots out of their entries, and puts others in the place of some."""
+        of, commands = self._keys.of, list[Any]()
+        ends = []
+        for number, stored in self._stored.items():
+            kept = [changed.get(s.snapshot_id, s) for s in stored if s.snapshot_id not in gone]
+            ends += [s.retention_until for s in kept if s.retention_until is not None]
+            if kept == stored:
+                continue
+            place = b"%d:%s" % (number, self._saga)
+            log, states = self._entries[number]
+            # An entry stays when it is empty: by its number another process knows that there was a write.
+            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log)[1], kept)))
+            if not kept:
+                commands.append(("DEL", of(b"st", place)))
+            elif states is not None:
+                commands.append(("SET", of(b"st", place), pack_states(kept), "KEEPTTL"))
+        for name in sorted(gone):
+            commands.append(("DEL", of(b"id", as_key(name)), of(b"g", as_key(name))))
+        if commands:
+            commands.append(("INCR", of(b"v", self._saga)))
+        due: Command = ("ZADD", of(b"exp"), micros(min(ends)), self._saga) if ends else ("ZREM", of(b"exp"), self._saga)
+        return [*commands, due]
+
+    def deleting(self) -> list[Command]:
+        """Return what deletes all of it."""
+        of = self._keys.of
+        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v")]
+        for number in self._numbers:
+            place = b"%d:%s" % (number, self._saga)
+            doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
+        for snapshot in self.heads:
+            doomed += [of(kind, as_key(snapshot.snapshot_id)) for kind in (b"id", b"g")]
+        summary = None if self._summary is None else unpack_summary(self._summary)
+        indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(summary)))]
+        return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
+
+
+def _no_states(log: bytes) -> bytes:
+    return pack([b""] * len(unpack_log(log)[2]))

@@ -1,0 +1,74 @@
+"""How often the network stores cross the network: a proxy counts."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from proxy import Proxy
+
+from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def proxy(request):
+    proxy = Proxy(request.getfixturevalue(f"{request.param}_url"))
+    yield proxy
+    proxy.close()
+
+
+def a_batch(saga_id, seq):
+    snapshot = a_snapshot(saga_id, seq, base_seq=max(0, seq - 2) if seq else None)
+    summary = SagaSummary(saga_id, "order", seq, "executing", tags={"customer": "c-1"})
+    return Batch(saga_id, None if seq else a_saga(saga_id), [an_event(saga_id, seq)], [snapshot], summary)
+
+
+def test_each_call_is_one_round_trip(proxy):
+    async def main():
+        storage = open_storage(f"{proxy.url}&pool_size=1")
+        at = T0 + timedelta(seconds=3)
+        calls = {
+            "begin": lambda saga_id: storage.write(a_batch(saga_id, 0)),
+            "save": lambda saga_id: storage.write(a_batch(saga_id, 1)),
+            "save again": lambda saga_id: storage.write(a_batch(saga_id, 2)),
+            "who": storage.get_saga,
+            "get": lambda saga_id: storage.get_snapshot(f"{saga_id}/2"),
+            "latest": storage.latest_snapshot,
+            "latest of a step": lambda saga_id: storage.latest_snapshot(saga_id, step="reserve", phase="before"),
+            "state at T": lambda saga_id: storage.latest_snapshot(saga_id, until=at),
+            "state at T below": lambda saga_id: storage.latest_snapshot(saga_id, until=at, max_seq=1),
+            "snapshots": storage.list_snapshots,
+            "count": storage.count_snapshots,
+            "sagas": lambda saga_id: storage.list_sagas(prefix=saga_id),
+            "find": lambda saga_id: storage.find_sagas(status="executing", tags={"customer": "c-1"}),
+            "replays": storage.list_replays,
+            "log": lambda saga_id: storage.log_replay(a_replay(saga_id, saga_id)),
+            "many": lambda saga_id: storage.write_many([a_batch(f"{saga_id}-{n}", 0) for n in range(20)]),
+            "many more": lambda saga_id: storage.write_many([a_batch(f"{saga_id}-{n}", 1) for n in range(20)]),
+        }
+        found = {}
+        for saga_id in ("warm", "counted"):  # the first time, connections are made and statements prepared
+            for name, call in calls.items():
+                before = proxy.trips
+                assert await call(saga_id) is not False
+                found[name] = proxy.trips - before
+            before = proxy.trips
+            assert [event.seq async for event in storage.read_events(saga_id, until=at)] == [0, 1, 2]
+            found["events"] = proxy.trips - before
+        await storage.close()
+        return found
+
+    found = asyncio.run(main())
+    assert found == dict.fromkeys(found, 1)
+
+
+def test_a_duplicate_costs_a_look_at_what_is_there(proxy):
+    async def main():
+        storage = open_storage(proxy.url)
+        for _ in range(2):
+            before = proxy.trips
+            await storage.write(a_batch("s", 0))
+        await storage.close()
+        return proxy.trips - before
+
+    assert asyncio.run(main()) > 1

@@ -1,0 +1,59 @@
+"""Over random operations the network stores give what the plainest store gives."""
+
+import uuid
+
+import pytest
+from hypothesis import settings
+from naive_store import NaiveStore
+
+from sagaz_core.storage import open_storage
+from sagaz_core.storage.contract_machine import StoreMachine
+from tests import servers
+
+FEW = settings(max_examples=15, stateful_step_count=30, deadline=None)
+
+
+class RedisMachine(StoreMachine):
+    url = ""
+
+    def make(self):
+        self.name = f"agree-{uuid.uuid4().hex}"
+        return open_storage(f"{self.url}?prefix={self.name}")
+
+    def make_right(self):
+        return NaiveStore()
+
+    def teardown(self):
+        super().teardown()
+        servers.delete_keys(self.url, self.name)
+
+
+class PostgresMachine(StoreMachine):
+    url = ""
+
+    def make(self):
+        self.name = f"agree_{uuid.uuid4().hex}"
+        return open_storage(f"{self.url}?schema={self.name}")
+
+    def make_right(self):
+        return NaiveStore()
+
+    def teardown(self):
+        super().teardown()
+        servers.execute(self.url, f'DROP SCHEMA IF EXISTS "{self.name}" CASCADE')
+
+
+class TestRedisAgrees(RedisMachine.TestCase):
+    settings = FEW
+
+    @pytest.fixture(autouse=True)
+    def server(self, redis_server_url, monkeypatch):
+        monkeypatch.setattr(RedisMachine, "url", redis_server_url)
+
+
+class TestPostgresAgrees(PostgresMachine.TestCase):
+    settings = FEW
+
+    @pytest.fixture(autouse=True)
+    def server(self, postgres_database, monkeypatch):
+        monkeypatch.setattr(PostgresMachine, "url", postgres_database)

@@ -1,0 +1,81 @@
+"""URLs of the network stores, and what opening one costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sagaz_core.errors import MissingExtraError, UsageError
+from sagaz_core.storage import open_storage
+
+LOADED = """
+import sys
+import sagaz_core
+from sagaz_core.storage import open_storage
+open_storage("sqlite:///x.db")
+print(*sorted({"asyncpg", "redis", "hiredis"} & sys.modules.keys()))
+"""
+
+
+def test_other_stores_load_no_driver():
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver", "message"),
+    [
+        ("redis", "redis", "Redis snapshots need the redis extra: pip install 'pytest-sagaz[redis]'"),
+        ("rediss", "redis", "Redis snapshots need the redis extra: pip install 'pytest-sagaz[redis]'"),
+        ("postgresql", "asyncpg", "PostgreSQL snapshots need the postgres extra: pip install 'pytest-sagaz[postgres]'"),
+    ],
+)
+def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == driver]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("redis", "postgres", "_redis_connections", "_postgres_connections"):
+        monkeypatch.delitem(sys.modules, f"sagaz_core.storage.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(MissingExtraError) as caught:
+        open_storage(f"{scheme}://localhost/0")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "redis://host/0?poolsize=5",
+            "unknown option 'poolsize' (did you mean 'pool_size'?); known: 'timeout', 'pool_size'",
+        ),
+        ("redis://host/0?timeout=soon", "gives timeout as 'soon': give seconds, such as timeout=5"),
+        ("redis://host/0?timeout=0", "gives timeout as '0': give seconds"),
+        ("redis://host/0?pool_size=0", "gives pool_size as '0': give a number from 1 on"),
+        ("redis://host/0?prefix=a*", "is not a prefix: give 1 to 100 letters"),
+        ("redis://host/name", "names no database: give its number, such as redis://host/0"),
+        ("redis://host:port/0", "its host or port cannot be read"),
+        ("redis://host/0#x", "it has a #; percent-encode special characters"),
+        ("postgresql://host/db?pool_size=many", "gives pool_size as 'many'"),
+        ("postgresql://host/db?schema=a-b", "'a-b' is not a schema: give a name of letters, digits and _"),
+        ("postgresql://host/db?prepared=maybe", "gives prepared as 'maybe': give yes or no"),
+        ("postgresql://host/db?sslmod=require", "unknown option 'sslmod' (did you mean 'sslmode'?)"),
+        ("postgresql://host:port/db", "its host or port cannot be read"),
+        ("postgres://host/db", "unknown scheme (did you mean 'postgresql'?)"),
+    ],
+)
+def test_a_url_that_is_wrong_says_how(url, message):
+    with pytest.raises(UsageError) as caught:
+        open_storage(url)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_the_driver_reach_it():
+    url = "postgresql://user:pw@host:5433/db?sslmode=require&timeout=3&pool_size=7&schema=other"
+    storage = open_storage(url)
+    assert storage.url == url
+    assert storage._connections._dsn == "postgresql://user:pw@host:5433/db?sslmode=require"
+    assert storage._connections.timeout == 3
+    storage = open_storage("rediss://:pw@host/2?ssl_cert_reqs=required&prefix=shop&timeout=3")
+    assert storage._connections._server == "rediss://:pw@host/2?ssl_cert_reqs=required"
+    assert storage._keys.prefix == b"shop:"

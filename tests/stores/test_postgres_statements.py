@@ -1,0 +1,120 @@
+"""Each query of the PostgreSQL store is served by an index, and reads no row that it does not return."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage import _postgres_statements as sql
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+AT = T0 + timedelta(seconds=50)
+LATEST = {
+    "latest": ({}, ()),
+    "of a step": ({"step": True}, ("step3",)),
+    "of a phase": ({"phase": True}, ("after",)),
+    "of both": ({"step": True, "phase": True}, ("step3", "after")),
+    "at a time": ({"until": True}, (AT,)),
+    "of a step at a time": ({"step": True, "until": True}, ("step3", AT)),
+    "of both at a time": ({"step": True, "phase": True, "until": True}, ("step3", "after", AT)),
+    "below": ({"max_seq": True}, (40,)),
+    "of a step below": ({"step": True, "max_seq": True}, ("step3", 40)),
+    "of all": ({"step": True, "phase": True, "until": True, "max_seq": True}, ("step3", "after", AT, 40)),
+}
+NO = {"step": False, "phase": False, "until": False, "max_seq": False}
+QUERIES = {
+    **{name: (sql.latest(**{**NO, **given}), ("saga3", NOW, *values), 1) for name, (given, values) in LATEST.items()},
+    "who": (sql.GET_SAGA, ("saga3",), 1),
+    "sagas": (sql.LIST_SAGAS, ("saga1", "saga2", 5), 5),
+    "get": (sql.GET_SNAPSHOT, ("saga3/7", NOW), 1),
+    "snapshots": (sql.LIST_SNAPSHOTS, ("saga3", 10, "", 5, NOW), 5),
+    "count": (sql.COUNT_SNAPSHOTS, ("saga3", NOW), 100),
+    "events": (sql.READ_EVENTS, ("saga3", 20, 256), 79),
+    "events at a time": (sql.READ_EVENTS_UNTIL, ("saga3", 20, 256, AT), 30),
+    "replays": (sql.LIST_REPLAYS, ("saga3",), 1),
+    "known events": (sql.KNOWN_EVENTS, ("saga3", [1, 2]), 2),
+    "known snapshots": (sql.KNOWN_SNAPSHOTS, (["saga3/1", "saga3/2"],), 2),
+    "failed at a step": (
+        sql.FIND_SAGAS.replace("{where}", " AND failed_step = $2 AND failed_at BETWEEN $3 AND $4"),
+        (100, "charge", T0 + timedelta(seconds=10), T0 + timedelta(seconds=20)),
+        11,
+    ),
+    "with a tag": (sql.FIND_SAGAS.replace("{where}", " AND tags @> $2::jsonb"), (100, '{"customer": "c-7"}'), 1),
+    "of a status": (sql.FIND_SAGAS.replace("{where}", " AND status = $2"), (5, "failed"), 5),
+}
+
+
+@pytest.fixture(scope="module")
+def filled(postgres_database):
+    """The schema of a store with a hundred sagas of a hundred snapshots, and a connection."""
+    schema = "explained"
+
+    async def fill():
+        storage = open_storage(f"{postgres_database}?schema={schema}")
+        for number in range(100):
+            saga_id = f"saga{number}"
+            steps = [(f"step{seq // 2 % 10}", ("before", "after")[seq % 2]) for seq in range(100)]
+            snapshots = [
+                a_snapshot(saga_id, seq, step_name=step, phase=phase, base_seq=seq - 1 if seq % 2 else None)
+                for seq, (step, phase) in enumerate(steps)
+            ]
+            at = T0 + timedelta(seconds=number)
+            summary = SagaSummary(saga_id, "order", 99, "failed", "charge", at, {"customer": f"c-{number}"})
+            events = [an_event(saga_id, seq) for seq in range(100)]
+            await storage.write(Batch(saga_id, a_saga(saga_id), events, snapshots, summary))
+            await storage.log_replay(a_replay(saga_id, saga_id))
+        await storage.close()
+        connection = await asyncpg.connect(postgres_database)
+        await connection.execute(f"VACUUM ANALYZE {schema}.sagas, {schema}.saga_events, {schema}.saga_snapshots")
+        await connection.execute(f"VACUUM ANALYZE {schema}.saga_replay_log")
+        return connection
+
+    with asyncio.Runner() as runner:
+        connection = runner.run(fill())
+        yield runner, connection, f'"{schema}".'
+        runner.run(connection.close())
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_reads_what_it_returns(filled, name):
+    runner, connection, schema = filled
+    statement, values, returned = QUERIES[name]
+
+    async def explained():
+        async with connection.transaction():
+            await connection.execute("SET LOCAL enable_seqscan = off")  # the tables are small: ask what is possible
+            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")  # as the store has it
+            await connection.execute(f"PREPARE asked AS {statement.replace('{s}', schema)}")
+            text = await connection.fetchval(
+                f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({', '.join(map(literal, values))})"
+            )
+            await connection.execute("DEALLOCATE asked")
+            rows = await connection.fetch(statement.replace("{s}", schema), *values)
+        return json.loads(text)[0]["Plan"], rows
+
+    plan, rows = runner.run(explained())
+    assert (rows[0][0] if name == "count" else len(rows)) == returned
+    scans = list(scans_of(plan))
+    assert scans
+    for scan in scans:
+        assert "Index" in scan["Node Type"] or "Bitmap" in scan["Node Type"], scan
+        assert scan.get("Rows Removed by Filter", 0) == 0, scan
+        assert scan.get("Rows Removed by Index Recheck", 0) == 0, scan
+        assert scan["Actual Rows"] * scan["Actual Loops"] <= max(returned, 1) + (name == "sagas"), scan
+
+
+def scans_of(plan):
+    if "Scan" in plan["Node Type"]:
+        yield plan
+    for part in plan.get("Plans", ()):
+        yield from scans_of(part)
+
+
+def literal(value):
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(literal, value))}]"
+    return str(value) if isinstance(value, int) else f"'{value}'"
