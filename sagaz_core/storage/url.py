@@ -82,5 +82,15 @@ def _open_sqlite(url: str) -> SnapshotStorage:
     return open_sqlite(url)
 
 
-OPENERS: dict[str, Opener] = {"memory": _open_memory, "sqlite": _open_sqlite}
+def _open_file(url: str) -> SnapshotStorage:
+    try:
+        import fcntl  # noqa: F401 - the store needs its locks, which Windows does not have
+    except ImportError as error:
+        raise UsageError(f"{safe_url(url)!r} needs file locks, which this system has not: use sqlite:///") from error
+    from sagaz_core.storage.file import open_file_store
+
+    return open_file_store(url)
+
+
+OPENERS: dict[str, Opener] = {"file": _open_file, "memory": _open_memory, "sqlite": _open_sqlite}
 """The stores that are built in."""

@@ -66,8 +66,8 @@ def test_the_busy_timeout():
         ("sqlite:///x?busy_timeout=soon", "give seconds, such as busy_timeout=5"),
         ("sqlite:///x?busy_timeout=-1", "busy_timeout=-1.0 is not a time"),
         ("sqlite:///x?busy_timeout=nan", "busy_timeout=nan is not a time"),
-        ("sqlit:///x", "unknown scheme (did you mean 'sqlite'?); known: memory://, sqlite://"),
-        ("quux:///x", "unknown scheme; known: memory://, sqlite://"),
+        ("sqlit:///x", "unknown scheme (did you mean 'sqlite'?); known: file://, memory://, sqlite://"),
+        ("quux:///x", "unknown scheme; known: file://, memory://, sqlite://"),
         ("memory://" + "x" * 256, "give a text of 1 to 255 characters"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_plugin_brings_a_scheme(plugins):
 
     plugins.manager.register(Plugin(), "mine")
     assert open_storage("mine://x").url == "mine://x"
-    assert sorted(storage_openers()) == ["memory", "mine", "sqlite"]
+    assert sorted(storage_openers()) == ["file", "memory", "mine", "sqlite"]
 
 
 def test_a_plugin_replaces_a_scheme_of_ours(plugins):

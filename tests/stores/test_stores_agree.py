@@ -65,7 +65,11 @@ class StoresAgree(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.mkdtemp()
         self.right = naive_store.NaiveStore()
-        self.stores = [open_storage("memory://"), open_storage(f"sqlite:///{self.folder}/sagaz.db")]
+        self.stores = [
+            open_storage("memory://"),
+            open_storage(f"sqlite:///{self.folder}/sagaz.db"),
+            open_storage(f"file://{self.folder}/files?fsync=never"),
+        ]
         for store in self.stores:
             store.clock = lambda: T0
 
