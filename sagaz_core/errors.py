@@ -15,6 +15,7 @@
     ├── CodecError (ValueError)               a value or a stored byte string
     │   ├── CannotStoreError (TypeError)      a value that would not survive the store
     │   ├── CorruptDataError                  stored data that is damaged
+    │   │   └── DamagedSnapshotError          a snapshot, or one that it is based on
     │   ├── UnknownTypeError                  stored data of a class that is not known here
     │   └── NewerFormatError                  stored data of a format newer than this code
     ├── StorageError (OSError)                a store could not do what it was asked
@@ -118,6 +119,17 @@ class CannotStoreError(CodecError, TypeError):
 
 class CorruptDataError(CodecError):
     """Stored data is damaged."""
+
+
+class DamagedSnapshotError(CorruptDataError):
+    """A stored snapshot, or one that it is based on, is damaged or missing. `readable` are the ids of those that it is
+    based on and that can still be read.
+    """
+
+    def __init__(self, message: str, snapshot_id: str = "", readable: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.snapshot_id = snapshot_id
+        self.readable = readable
 
 
 class UnknownTypeError(CodecError):

@@ -10,11 +10,13 @@ import logging
 import types
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
     NO_DELTA,
@@ -24,15 +26,18 @@ from sagaz_core.events import (
     Event,
     SagaRolledBack,
     SagaStarted,
+    StepFailed,
     StepStarted,
     StepSucceeded,
 )
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.records import compressed, pack_event
+from sagaz_core.storage.frames import FrameWriter
+from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+    from datetime import datetime
 
     from sagaz_core.saga.config import ReplayConfig
     from sagaz_core.state import SagaState
@@ -69,13 +74,15 @@ class Capture:
         self._snapshot_number = count()
         self._announced = resumed
         self._strategy = config.snapshot_strategy.value
-        self._compresses = config.compression is not None
+        self._frames = FrameWriter(compress=config.compression is not None)
         self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
         self._before: set[str] = set()
         self._encoded = Encoded(state)
+        self._summary = Summarizer(state, config.index_keys)
+        self._lost_failure = resumed and bool(state.failed_step)
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,6 +122,8 @@ class Capture:
             data = encoded.started(event)
         elif isinstance(event, SagaRolledBack):
             encoded.renew()
+        elif isinstance(event, StepFailed) and event.final:
+            self._summary.failed_at, self._lost_failure = event.at, False
         if not self._config.journal:
             return
         if data is None:
@@ -198,22 +207,20 @@ class Capture:
     def _snapshot(self, step: str, phase: str) -> None:
         state, retention = self._state, self._retention
         assert state.at is not None
-        data = self._encoded.state()
-        self._snapshots.append(
-            SagaSnapshot(
-                f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
-                self._saga_id,
-                state.saga_name,
-                step,
-                len(state.results),
-                state.seq,
-                phase,
-                state.status._value_,
-                state.at,
-                compressed(data) if self._compresses else data,
-                None if retention is None else state.at + retention,
-            )
+        snapshot = SagaSnapshot(
+            f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
+            self._saga_id,
+            state.saga_name,
+            step,
+            len(state.results),
+            state.seq,
+            phase,
+            state.status._value_,
+            state.at,
+            b"",
+            None if retention is None else state.at + retention,
         )
+        self._snapshots.append(self._frames.frame(snapshot, self._encoded.state()))
 
     # ---- writing
 
@@ -237,14 +244,17 @@ class Capture:
         return bool(self._not_before) and asyncio.get_running_loop().time() < self._not_before
 
     async def _write_all(self) -> None:
-        batch = Batch(self._saga_id, None if self._announced else self._record, self._events, self._snapshots)
+        record = None if self._announced else self._record
+        batch = Batch(self._saga_id, record, self._events, self._snapshots, self._summary.now())
         self._events, self._snapshots = [], []
         written = False
         try:
-            waiting = self._begun(self.storage.write(batch))
+            waiting = self._begun(self._written(batch))
             if waiting is not None:
                 await waiting
             written = self._announced = True
+            if batch.summary is not None:
+                self._summary.told(batch.summary)
             limit = self._config.max_snapshots_per_saga
             if limit is not None and batch.snapshots:
                 waiting = self._begun(self._forget_old(batch.snapshots, limit))
@@ -258,6 +268,21 @@ class Capture:
             if not written:
                 self._events[:0] = batch.events
                 self._snapshots[:0] = batch.snapshots
+
+    async def _written(self, batch: Batch) -> None:
+        if batch.summary is not None and self._lost_failure:
+            failed_at = await self._when_it_failed(batch.summary.step_name)
+            self._summary.failed_at, self._lost_failure = failed_at, False
+            batch = batch._replace(summary=replace(batch.summary, failed_at=failed_at))
+        await self.storage.write(batch)
+
+    async def _when_it_failed(self, step: str) -> datetime | None:
+        """Return when the step failed for good, in a run that another process goes on with."""
+        failed_at = None
+        async for event in self.storage.read_events(self._saga_id):
+            if event.kind == StepFailed.__name__ and event.step == step:
+                failed_at = event.at
+        return failed_at
 
     def _begun(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
         """Do the work up to where it waits, and return what is left of it, to be awaited within its time.

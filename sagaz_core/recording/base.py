@@ -25,6 +25,7 @@ from sagaz_core.recording.redact import Redactor
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import known_class
+from sagaz_core.storage.frames import standalone, state_bytes
 from sagaz_core.storage.records import Resolve, pack_event
 from sagaz_core.storage.url import safe_url
 
@@ -56,7 +57,7 @@ class Recording:
         cursor: str | None = None
         while True:
             page = await storage.list_snapshots(identity, cursor=cursor)
-            snapshots += page.items
+            snapshots += [standalone(snapshot, state_bytes(snapshot)) for snapshot in page.items]
             cursor = page.cursor
             if cursor is None:
                 return cls(record, tuple(events), tuple(snapshots))

@@ -27,13 +27,12 @@ from sagaz_core.model import SagaModel
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, checked_id
 from sagaz_core.storage.codec import decode, encode, opaque_class
+from sagaz_core.storage.frames import standalone, state_bytes
 from sagaz_core.storage.jsonform import from_json, to_json
 from sagaz_core.storage.records import (
     Resolve,
-    compressed,
     event_fields,
     event_from_fields,
-    state_bytes,
     state_from_data,
 )
 from sagaz_core.times import aware
@@ -189,7 +188,7 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
     state = state_from_data(plain, str(data["snapshot_id"]))
     until = data.get("retention_until")
     created: datetime = aware(data["created_at"])
-    return SagaSnapshot(
+    snapshot = SagaSnapshot(
         snapshot_id=str(data["snapshot_id"]),
         saga_id=record.saga_id,
         saga_name=record.saga_name,
@@ -199,6 +198,7 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
         phase=str(data["phase"]),
         status=state.status.value,
         created_at=created,
-        data=compressed(encode(plain, "state")),
+        data=b"",
         retention_until=aware(until) if until else None,
     )
+    return standalone(snapshot, encode(plain, "state"))

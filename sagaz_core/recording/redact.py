@@ -33,7 +33,7 @@ from sagaz_core.events import (
     StepSucceeded,
 )
 from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
-from sagaz_core.storage.records import compressed, state_bytes
+from sagaz_core.storage.frames import standalone, state_bytes
 
 if TYPE_CHECKING:
     from sagaz_core.storage.base import SagaRecord, SagaSnapshot
@@ -90,8 +90,8 @@ class Redactor:
         if state.get("error") is not None:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
-        data = compressed(encode(state, "state"))
-        return snapshot._replace(saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name), data=data)
+        hidden = snapshot._replace(saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name))
+        return standalone(hidden, encode(state, "state"))
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""

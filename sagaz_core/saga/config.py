@@ -38,7 +38,11 @@ class ReplayConfig(_Settings):
 
     `journal=False` keeps snapshots only: time travel then knows nothing between them. `capture_timeout` is in seconds;
     a store that fails or takes longer fails the run, or with `on_capture_error="warn"` is logged, and so is a value
-    that cannot be stored. `retention_days=None` keeps for ever. Snapshots above a few KB are compressed.
+    that cannot be stored. `retention_days=None` keeps for ever; a run of `max_snapshots_per_saga` keeps its last ones.
+
+    `index_keys` are keys of the context whose values are stored as readable text, by which a saga can be found
+    (`find_sagas(tags=…)`, `sagaz find --tag key=value`): texts, numbers, truths, times, enums and UUIDs, of at most 255
+    characters. Name none whose values must not be read.
     """
 
     enable_snapshots: bool = True
@@ -47,6 +51,7 @@ class ReplayConfig(_Settings):
     compression: Literal["zstd"] | None = "zstd"
     journal: bool = True
     max_snapshots_per_saga: int | None = Field(default=None, gt=0)
+    index_keys: tuple[str, ...] = ()
     on_capture_error: Literal["raise", "warn"] = "raise"
     capture_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     encrypt_fields: tuple[str, ...] = ()

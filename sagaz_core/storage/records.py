@@ -20,7 +20,8 @@ from sagaz_core.events import (
 )
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaSnapshot, StoredEvent
-from sagaz_core.storage.codec import MAX_BYTES, decode, encode, known_class
+from sagaz_core.storage.codec import decode, encode, known_class
+from sagaz_core.storage.frames import state_bytes
 
 Resolve = Callable[[str, str], type]
 
@@ -109,37 +110,8 @@ def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     return event_from_fields(stored.kind, stored.seq, stored.at, fields)
 
 
-_COMPRESSED = b"\x01"  # encoded data begins with another byte
-_WORTH_COMPRESSING = 4096
-
-
-def compressed(data: bytes) -> bytes:
-    """Return a state's bytes for a snapshot: larger ones as a mark and a Zstandard frame, small ones as they are."""
-    if len(data) < _WORTH_COMPRESSING:
-        return data
-    import zstandard  # small states do without
-
-    return _COMPRESSED + zstandard.ZstdCompressor(level=3).compress(data)
-
-
-def state_bytes(snapshot: SagaSnapshot) -> bytes:
-    """Return the encoded state that the snapshot holds. Raises `CorruptDataError`, also for what would be too large."""
-    data = snapshot.data
-    if data[:1] != _COMPRESSED:
-        return data
-    import zstandard
-
-    try:
-        size = zstandard.frame_content_size(data[1:])
-        if not 0 <= size <= MAX_BYTES:
-            raise CorruptDataError(f"snapshot {snapshot.snapshot_id!r} is damaged: a state of {size:,} bytes")
-        return zstandard.ZstdDecompressor().decompress(data[1:], max_output_size=MAX_BYTES)
-    except zstandard.ZstdError as error:
-        raise CorruptDataError(f"snapshot {snapshot.snapshot_id!r} is damaged: {error}") from error
-
-
 def unpack_state(snapshot: SagaSnapshot, resolve: Resolve = known_class) -> SagaState:
-    """Return the state that the snapshot holds, made anew."""
+    """Return the state that the snapshot holds, made anew. Raises `CodecError`."""
     return state_from_data(decode(state_bytes(snapshot), resolve=resolve), snapshot.snapshot_id)
 
 

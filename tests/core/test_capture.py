@@ -15,11 +15,11 @@ from freezegun import freeze_time
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus
 from sagaz_core.engine.run import RunOptions, Served, run_saga
-from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, StoreUnavailableError, UsageError
+from sagaz_core.errors import CannotStoreError, DuplicateSagaError, StoreUnavailableError, UsageError
 from sagaz_core.events import Delta
 from sagaz_core.storage.codec import encode
 from sagaz_core.storage.memory import InMemorySnapshotStorage
-from sagaz_core.storage.records import compressed, state_bytes, unpack_event, unpack_state
+from sagaz_core.storage.records import unpack_event, unpack_state
 from sagaz_core.virtual_time import run
 
 if TYPE_CHECKING:
@@ -592,24 +592,9 @@ def test_switched_off_nothing_is_captured() -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", None])
-def test_large_states_are_compressed_and_small_ones_are_not(compression: Any) -> None:
+def test_states_are_compressed_unless_that_is_turned_off(compression: Any) -> None:
     big = {"text": "the same again and again " * 4000}
     _, _, snapshots = captured(context=big, compression=compression)
     sizes = [len(snapshot.data) for snapshot in snapshots]
     assert (max(sizes) < 2000) == (compression == "zstd")
-    assert unpack_state(snapshots[-1]).initial == big
-    _, _, snapshots = captured(compression=compression)
-    assert all(snapshot.data[0] == 0xC1 for snapshot in snapshots)
-
-
-def test_what_claims_to_be_compressed_is_bounded() -> None:
-    import zstandard
-
-    snapshot = captured()[2][0]
-
-    bomb = compressed(b"\0" * (65 * 1024 * 1024))
-    assert len(bomb) < 10_000
-    unsized = b"\x01" + zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * 100_000)
-    for data in (bomb, unsized, b"\x01", b"\x01junk", compressed(b"x" * 9000)[:-4]):
-        with pytest.raises(CorruptDataError, match="is damaged"):
-            state_bytes(snapshot._replace(data=data))
+    assert [unpack_state(snapshot).initial for snapshot in snapshots] == [big] * len(snapshots)

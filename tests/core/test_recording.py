@@ -115,7 +115,7 @@ def test_any_saga_survives_the_file(tmp_path: Path, shape: Any) -> None:
 
 def test_large_states_survive_too(tmp_path: Path) -> None:
     made = recording({"text": "again and again " * 2000})
-    assert made.snapshots[0].data[0] == 1
+    assert len(made.snapshots[0].data) < 2000
     made.save(tmp_path / "r.json")
     assert everything(Recording.load(tmp_path / "r.json")) == everything(made)
 
