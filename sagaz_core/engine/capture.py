@@ -31,6 +31,7 @@ from sagaz_core.events import (
     StepSucceeded,
 )
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
+from sagaz_core.storage.durability import background_writer, group_writer
 from sagaz_core.storage.frames import FrameWriter
 from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.url import safe_url
@@ -175,6 +176,8 @@ class Capture:
         if self._strategy != "manual" and self._state.status.ended:
             self._snapshot("", "final")
         await self.flush(last=True)
+        if self._config.durability == "background":
+            await self._until_written()
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -247,6 +250,9 @@ class Capture:
         record = None if self._announced else self._record
         batch = Batch(self._saga_id, record, self._events, self._snapshots, self._summary.now())
         self._events, self._snapshots = [], []
+        if self._config.durability == "background":
+            await self._leave(batch)
+            return
         written = False
         try:
             waiting = self._begun(self._written(batch))
@@ -255,26 +261,59 @@ class Capture:
             written = self._announced = True
             if batch.summary is not None:
                 self._summary.told(batch.summary)
-            limit = self._config.max_snapshots_per_saga
-            if limit is not None and batch.snapshots:
-                waiting = self._begun(self._forget_old(batch.snapshots, limit))
+            if self._config.max_snapshots_per_saga is not None and batch.snapshots:
+                waiting = self._begun(self._forget_old(batch.snapshots))
                 if waiting is not None:
                     await waiting
         except Exception as error:  # the store's, which may be anyone's
-            if self._config.on_capture_error == "raise":
-                raise
-            logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
+            self._told_of(error)
         finally:
             if not written:
                 self._events[:0] = batch.events
                 self._snapshots[:0] = batch.snapshots
 
     async def _written(self, batch: Batch) -> None:
-        if batch.summary is not None and self._lost_failure:
-            failed_at = await self._when_it_failed(batch.summary.step_name)
-            self._summary.failed_at, self._lost_failure = failed_at, False
-            batch = batch._replace(summary=replace(batch.summary, failed_at=failed_at))
-        await self.storage.write(batch)
+        batch = await self._dated(batch)
+        if self._config.durability == "group":
+            await group_writer(self.storage).write(batch)
+        else:
+            await self.storage.write(batch)
+
+    async def _leave(self, batch: Batch) -> None:
+        """Give the batch to the background writer. What was lost before is told now, as the config says."""
+        frames, writer = self._frames, background_writer(self.storage)
+        try:
+            batch = await self._dated(batch)
+            if writer.put(batch, self._too_old(batch.snapshots)):
+                self._announced = True
+                if batch.summary is not None:
+                    self._summary.told(batch.summary)
+            else:
+                frames.begin_again()
+        except Exception as error:  # the store's, which may be anyone's
+            frames.begin_again()
+            self._told_of(error)
+
+    async def _until_written(self) -> None:
+        try:
+            waiting = self._begun(background_writer(self.storage).written(self._saga_id))
+            if waiting is not None:
+                await waiting
+        except Exception as error:  # the store's, which may be anyone's
+            self._told_of(error)
+
+    def _told_of(self, error: Exception) -> None:
+        if self._config.on_capture_error == "raise":
+            raise error
+        logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
+
+    async def _dated(self, batch: Batch) -> Batch:
+        """Return the batch with the time at which a resumed run had failed."""
+        if batch.summary is None or not self._lost_failure:
+            return batch
+        failed_at = await self._when_it_failed(batch.summary.step_name)
+        self._summary.failed_at, self._lost_failure = failed_at, False
+        return batch._replace(summary=replace(batch.summary, failed_at=failed_at))
 
     async def _when_it_failed(self, step: str) -> datetime | None:
         """Return when the step failed for good, in a run that another process goes on with."""
@@ -324,16 +363,27 @@ class Capture:
     def _cancelled_itself(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work")
 
-    async def _forget_old(self, snapshots: Sequence[SagaSnapshot], limit: int) -> None:
+    async def _forget_old(self, snapshots: Sequence[SagaSnapshot]) -> None:
         if self._kept is None:  # another process wrote some before
             self._kept = await self._seqs_before({snapshot.snapshot_id for snapshot in snapshots})
-        kept = self._kept
-        kept += [snapshot.seq for snapshot in snapshots]
-        if len(kept) > limit:
-            # Those of one event go together; those of the last one stay, however many there are.
-            first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
+        first = self._too_old(snapshots)
+        if first is not None:
             await self.storage.delete_snapshots(self._saga_id, below_seq=first)
-            self._kept = [seq for seq in kept if seq >= first]
+
+    def _too_old(self, snapshots: Sequence[SagaSnapshot]) -> int | None:
+        """Return the `seq` below which there are more than are to be kept, `None` if there are not. Takes these in."""
+        limit = self._config.max_snapshots_per_saga
+        if limit is None:
+            return None
+        kept = self._kept or []
+        kept += [snapshot.seq for snapshot in snapshots]
+        self._kept = kept
+        if len(kept) <= limit:
+            return None
+        # Those of one event go together; those of the last one stay, however many there are.
+        first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
+        self._kept = [seq for seq in kept if seq >= first]
+        return first
 
     async def _seqs_before(self, mine: set[str]) -> list[int]:
         found: list[int] = []

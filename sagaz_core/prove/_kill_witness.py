@@ -95,3 +95,12 @@ class Written:
         with network_allowed():  # it is the saga that is kept off the network, not its store
             await self._storage.write(batch)
         self._witness.written(batch)
+
+    async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
+        """Write the batches, and say so of those that were."""
+        with network_allowed():
+            results = await self._storage.write_many(batches)
+        for batch, result in zip(batches, results, strict=True):
+            if result is None:
+                self._witness.written(batch)
+        return results

@@ -40,6 +40,10 @@ class ReplayConfig(_Settings):
     a store that fails or takes longer fails the run, or with `on_capture_error="warn"` is logged, and so is a value
     that cannot be stored. `retention_days=None` keeps for ever; a run of `max_snapshots_per_saga` keeps its last ones.
 
+    `durability` says when a step may start: when its snapshot is in the store (`sync`); the same, but the writes of
+    many sagas at a time go in one round trip (`group`); or at once (`background`): what is not written yet is lost when
+    the process dies, and only the run's end waits for all of it.
+
     `index_keys` are keys of the context whose values are stored as readable text, by which a saga can be found
     (`find_sagas(tags=…)`, `sagaz find --tag key=value`): texts, numbers, truths, times, enums and UUIDs, of at most 255
     characters. Name none whose values must not be read.
@@ -50,6 +54,7 @@ class ReplayConfig(_Settings):
     retention_days: float | None = Field(default=None, gt=0, le=1_000_000)
     compression: Literal["zstd"] | None = "zstd"
     journal: bool = True
+    durability: Literal["sync", "group", "background"] = "sync"
     max_snapshots_per_saga: int | None = Field(default=None, gt=0)
     index_keys: tuple[str, ...] = ()
     on_capture_error: Literal["raise", "warn"] = "raise"

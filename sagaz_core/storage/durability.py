@@ -1,0 +1,243 @@
+"""How soon a batch is durable: written by itself, together with those of other sagas, or behind the saga's back.
+
+- `group`: whoever writes while a write is under way waits, and goes with all the others in the next round trip.
+- `background`: batches wait in a queue of bounded length, and the saga waits for none of them until its end.
+
+There is one of each for a store and an event loop, whichever sagas use it. Both write through `write_many`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextvars import Context
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sagaz_core.errors import StoreUnavailableError
+from sagaz_core.storage.url import safe_url
+
+if TYPE_CHECKING:
+    from sagaz_core.storage.base import Batch, SnapshotStorage
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCHES = 1000
+MAX_BYTES = 64 * 1024 * 1024
+_TOGETHER = 500
+_LAST_TRY = 5.0
+_DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class _Waiting(NamedTuple):
+    batch: Batch
+    done: asyncio.Future[None]
+
+
+class GroupWriter:
+    """Writes the batches of many sagas in one round trip. `write` returns when its batch is durable."""
+
+    def __init__(self, storage: SnapshotStorage) -> None:
+        self._storage = storage
+        self._waiting: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def write(self, batch: Batch) -> None:
+        """Do what `SnapshotStorage.write` does."""
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(batch, loop.create_future())
+        self._waiting.append(waiting)
+        if self._task is None:
+            # It runs after all that are ready to write now, so that they go together.
+            self._task = loop.create_task(self._write_all(), context=Context())
+        await waiting.done
+
+    async def _write_all(self) -> None:
+        try:
+            while self._waiting:
+                together, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+                await self._write_together(together)
+        finally:
+            self._task = None
+            for waiting in self._waiting:  # there are some only when the loop is being closed
+                waiting.done.cancel()
+            self._waiting.clear()
+
+    async def _write_together(self, together: list[_Waiting]) -> None:
+        try:
+            results = await self._storage.write_many([waiting.batch for waiting in together])
+        except Exception as error:  # the store's, which may be anyone's
+            results = [error] * len(together)
+        except BaseException:
+            for waiting in together:
+                waiting.done.cancel()
+            raise
+        for waiting, result in zip(together, results, strict=True):
+            if waiting.done.done():  # its saga was cancelled
+                continue
+            if result is None:
+                waiting.done.set_result(None)
+            else:
+                waiting.done.set_exception(result)
+
+
+class _Queued(NamedTuple):
+    batch: Batch
+    size: int
+    forget_below: int | None
+
+
+class Losses:
+    """What a background writer has not written, and never will. `batches` went with all that was in them."""
+
+    __slots__ = ("batches", "events", "snapshots")
+
+    def __init__(self) -> None:
+        self.batches = self.events = self.snapshots = 0
+
+    def count(self, batch: Batch) -> None:
+        """Count what is in the batch."""
+        self.batches += 1
+        self.events += len(batch.events)
+        self.snapshots += len(batch.snapshots)
+
+    def __repr__(self) -> str:
+        return f"Losses(batches={self.batches}, events={self.events}, snapshots={self.snapshots})"
+
+
+class BackgroundWriter:
+    """Writes batches in the order in which they came, while their sagas go on.
+
+    At most `max_batches` batches and `max_bytes` bytes wait; what comes when it is full is lost. So is what waits when
+    the process dies, and what the store refuses. All that this process knows to be lost is counted in `losses` and
+    logged. A store that cannot be reached is tried again until it can; the queue fills meanwhile.
+    """
+
+    def __init__(self, storage: SnapshotStorage, max_batches: int = MAX_BATCHES, max_bytes: int = MAX_BYTES) -> None:
+        self.losses = Losses()
+        self.max_batches = max_batches
+        self.max_bytes = max_bytes
+        self._storage = storage
+        self._queue: deque[_Queued] = deque()
+        self._bytes = 0
+        self._writing: list[_Queued] = []
+        self._task: asyncio.Task[None] | None = None
+        self._ends: list[tuple[str, asyncio.Future[None]]] = []
+        self._refused: dict[str, Exception] = {}
+
+    def put(self, batch: Batch, forget_below: int | None = None) -> bool:
+        """Queue the batch, and say whether there was room. Then delete the saga's snapshots below that `seq`, if any.
+
+        Raises what the store said when it refused an earlier batch of this saga.
+        """
+        if batch.saga_id in self._refused:
+            raise self._refused.pop(batch.saga_id)
+        size = sum(len(event.data) for event in batch.events) + sum(len(one.data) for one in batch.snapshots)
+        full = len(self._queue) + len(self._writing) >= self.max_batches
+        if full or (self._queue and self._bytes + size > self.max_bytes):
+            self._lose(batch, f"{len(self._queue):,} batches wait already")
+            return False
+        self._queue.append(_Queued(batch, size, forget_below))
+        self._bytes += size
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        return True
+
+    async def written(self, saga_id: str) -> None:
+        """Wait until nothing of this saga waits any more. Raises what the store said when it refused some of it."""
+        if any(queued.batch.saga_id == saga_id for queued in (*self._queue, *self._writing)):
+            end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._ends.append((saga_id, end))
+            await end
+        if saga_id in self._refused:
+            raise self._refused.pop(saga_id)
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                self._writing = [self._queue.popleft() for _ in range(min(_TOGETHER, len(self._queue)))]
+                await self._write_until_it_is_there()
+                self._done()
+        except asyncio.CancelledError:  # the loop is being closed: a last try
+            await self._write_the_rest()
+            raise
+        finally:
+            self._task = None
+
+    async def _write_until_it_is_there(self) -> None:
+        tries = 0
+        while True:
+            try:
+                return await self._write()
+            except StoreUnavailableError as error:
+                if tries == 0:
+                    logger.warning("what waits for the store %s waits on: %s", safe_url(self._storage.url), error)
+            except Exception as error:  # the store's, which may be anyone's
+                for queued in self._writing:
+                    self._refuse(queued.batch, error)
+                return None
+            await asyncio.sleep(_DELAYS[min(tries, len(_DELAYS) - 1)])
+            tries += 1
+
+    async def _write(self) -> None:
+        results = await self._storage.write_many([queued.batch for queued in self._writing])
+        for queued in self._writing:
+            if queued.forget_below is not None:
+                await self._storage.delete_snapshots(queued.batch.saga_id, below_seq=queued.forget_below)
+        # Not before all is done: until then it may be that all of it is tried again.
+        for queued, result in zip(self._writing, results, strict=True):
+            if result is not None:
+                self._refuse(queued.batch, result)
+
+    async def _write_the_rest(self) -> None:
+        self._writing += self._queue
+        self._queue.clear()
+        try:
+            async with asyncio.timeout(_LAST_TRY):
+                await self._write()
+        except Exception as error:  # the store's, which may be anyone's
+            for queued in self._writing:
+                self._lose(queued.batch, str(error))
+        self._done()
+
+    def _done(self) -> None:
+        self._bytes -= sum(queued.size for queued in self._writing)
+        if not self._queue:
+            self._bytes = 0
+        self._writing = []
+        waiting = {queued.batch.saga_id for queued in self._queue}
+        for saga_id, end in self._ends:
+            if saga_id not in waiting and not end.done():
+                end.set_result(None)
+        self._ends = [(saga_id, end) for saga_id, end in self._ends if not end.done()]
+
+    def _refuse(self, batch: Batch, error: Exception) -> None:
+        self._refused[batch.saga_id] = error
+        self._lose(batch, str(error))
+
+    def _lose(self, batch: Batch, why: str) -> None:
+        self.losses.count(batch)
+        logger.warning(
+            "saga %s: %d events and %d snapshots are lost: %s",
+            batch.saga_id,
+            len(batch.events),
+            len(batch.snapshots),
+            why,
+        )
+
+
+_groups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, GroupWriter]] = WeakKeyDictionary()
+_backgrounds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, BackgroundWriter]] = WeakKeyDictionary()
+
+
+def group_writer(storage: SnapshotStorage) -> GroupWriter:
+    """Return the store's group writer on the running loop."""
+    writers = _groups.setdefault(asyncio.get_running_loop(), {})
+    return writers.setdefault(id(storage), GroupWriter(storage))
+
+
+def background_writer(storage: SnapshotStorage) -> BackgroundWriter:
+    """Return the store's background writer on the running loop."""
+    writers = _backgrounds.setdefault(asyncio.get_running_loop(), {})
+    return writers.setdefault(id(storage), BackgroundWriter(storage))

@@ -1,0 +1,398 @@
+"""When a step may start: once its snapshot is in the store, in one round trip with other sagas', or at once."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga, SagaStatus, open_storage
+from sagaz_core.engine.load import load_events, load_state
+from sagaz_core.engine.run import resume_stored
+from sagaz_core.errors import StoreUnavailableError, UsageError
+from sagaz_core.storage import Batch
+from sagaz_core.storage.contract import a_saga, an_event
+from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, background_writer
+from sagaz_core.storage.records import unpack_state
+from sagaz_core.virtual_time import run
+
+HERE = Path(__file__).parent
+TRIP = 0.010
+
+
+class Distant(InMemorySnapshotStorage):
+    """A store that is a round trip away, and one that writes one thing at a time, as a disk does."""
+
+    def __init__(self, fault=None):
+        super().__init__()
+        self.calls = []
+        self.fault = fault
+        self.line = asyncio.Lock()
+
+    async def _trip(self, what, count):
+        async with self.line:
+            self.calls.append((what, count))
+            await asyncio.sleep(TRIP)
+            if self.fault is not None:
+                self.fault(len(self.calls))
+
+    async def write(self, batch):
+        await self._trip("write", 1)
+        await super().write(batch)
+
+    async def write_many(self, batches):
+        await self._trip("write_many", len(batches))
+        return [await self._result(batch) for batch in batches]
+
+    async def _result(self, batch):
+        try:
+            await InMemorySnapshotStorage.write(self, batch)
+        except Exception as error:
+            return error
+        return None
+
+
+def a_chain(store, durability, steps=5, seen=None, **config):
+    made = Saga("chain", snapshot_storage=store, replay_config=ReplayConfig(durability=durability, **config))
+    for number in range(steps):
+
+        async def act(ctx, number=number):
+            if seen is not None:
+                seen.append((number, {s.step_name for s in store._snapshots.values()}))
+            return {f"k{number}": number}
+
+        made.add_step(f"s{number}", act, lambda ctx: None)
+    return made
+
+
+def many(store, durability, sagas, steps=5, **config):
+    """Run that many sagas at once, and return how long it took."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        runs = [a_chain(store, durability, steps, **config).run({}, saga_id=f"saga{n:03}") for n in range(sagas)]
+        results = await asyncio.gather(*runs)
+        assert {result.status for result in results} == {SagaStatus.COMPLETED}
+        return loop.time() - start
+
+    return run(main())
+
+
+async def everything(store):
+    """Return what a store has, but for ids and times."""
+    found = {}
+    for record in (await store.list_sagas(limit=1000)).items:
+        saga_id = record.saga_id
+        events = [type(event).__name__ for event in await load_events(store, saga_id)]
+        state = await load_state(store, saga_id)
+        snapshots = [(s.seq, s.phase, s.step_name) for s in (await store.list_snapshots(saga_id)).items]
+        found[saga_id] = (events, state.status, dict(state.context), snapshots)
+    return found
+
+
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+def test_what_is_stored_in_the_end_is_the_same(durability):
+    stores = [Distant(), InMemorySnapshotStorage()]
+    many(stores[0], durability, 7)
+    many(stores[1], "sync", 7)
+    assert run(everything(stores[0])) == run(everything(stores[1]))
+
+
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_a_step_starts_only_when_its_snapshot_is_stored(durability):
+    store, seen = Distant(), []
+    run(a_chain(store, durability, seen=seen).run({}))
+    assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
+    for number, stored in seen:
+        assert f"s{number}" in stored
+
+
+def test_in_the_background_no_step_waits():
+    store, seen = Distant(), []
+
+    async def main():
+        await a_chain(store, "background", seen=seen).run({})
+        return len(store._snapshots)
+
+    assert run(main()) == 6  # the run's end waits for all of them
+    assert all(not stored for _, stored in seen)
+
+
+def test_a_hundred_sagas_at_a_time_go_in_one_round_trip_a_step():
+    alone, together = Distant(), Distant()
+    alone_took, together_took = many(alone, "sync", 100), many(together, "group", 100)
+    assert len(alone.calls) == 600
+    assert together.calls == [("write_many", 100)] * 6
+    assert alone_took == pytest.approx(600 * TRIP)
+    assert together_took == pytest.approx(6 * TRIP)
+
+
+def test_whoever_comes_during_a_round_trip_goes_with_the_next():
+    store = Distant()
+
+    async def main():
+        writer = GroupWriter(store)
+
+        async def later(number):
+            await asyncio.sleep(number * TRIP / 10)
+            await writer.write(Batch(f"s{number}", a_saga(f"s{number}")))
+
+        await asyncio.gather(*(later(number) for number in range(15)))
+
+    run(main())
+    assert store.calls == [("write_many", 1), ("write_many", 10), ("write_many", 4)]
+
+
+def test_one_that_is_refused_does_not_concern_the_others():
+    store = Distant()
+
+    async def main():
+        await store.write(Batch("taken", a_saga("taken")))
+        runs = [a_chain(store, "group").run({}, saga_id=saga_id) for saga_id in ("a", "taken", "b")]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    results = run(main())
+    assert [type(result).__name__ for result in results] == ["SagaResult", "DuplicateSagaError", "SagaResult"]
+
+
+def test_a_saga_that_is_cancelled_while_it_waits_does_not_concern_the_others():
+    store = Distant()
+
+    async def main():
+        tasks = [asyncio.ensure_future(a_chain(store, "group").run({}, saga_id=n)) for n in "abc"]
+        await asyncio.sleep(TRIP * 1.5)
+        tasks[1].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return [type(result).__name__ for result in results]
+
+    assert run(main()) == ["SagaResult", "CancelledError", "SagaResult"]
+    found = run(everything(store))
+    assert [status for _, status, _, _ in found.values()] == ["completed", "rolled_back", "completed"]
+
+
+def down(*calls):
+    def fault(number):
+        if number in calls:
+            raise StoreUnavailableError("the store is down")
+
+    return fault
+
+
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_a_store_that_is_down_fails_the_run(durability):
+    store = Distant(down(3))
+    with pytest.raises(StoreUnavailableError):
+        run(a_chain(store, durability).run({}))
+
+
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+def test_with_warn_the_run_goes_on_and_all_is_stored_when_the_store_is_back(durability, caplog):
+    store = Distant(down(1, 2) if durability == "background" else down(2, 3))
+    result = run(a_chain(store, durability, on_capture_error="warn").run({}, saga_id="s"))
+    assert result.status is SagaStatus.COMPLETED
+    (found,) = run(everything(store)).values()
+    assert found[:2] == (
+        ["SagaStarted", *["StepStarted", "StepSucceeded"] * 5, "SagaCompleted"],
+        SagaStatus.COMPLETED,
+    )
+    assert len(found[3]) == 6
+    assert "the store is down" in caplog.text
+
+
+def test_in_the_background_a_store_that_is_down_is_tried_again():
+    store = Distant(down(1, 2, 3, 4))
+    assert run(a_chain(store, "background").run({})).status is SagaStatus.COMPLETED
+    assert [what for what, _ in store.calls] == ["write_many"] * len(store.calls)
+    assert len(run(everything(store))) == 1
+
+
+def test_in_the_background_what_is_refused_is_told_and_counted(caplog):
+    store = Distant()
+
+    async def main():
+        await store.write(Batch("taken", a_saga("taken")))
+        with pytest.raises(Exception, match="'taken' is stored already"):
+            await a_chain(store, "background", steps=1).run({}, saga_id="taken")
+        return background_writer(store).losses
+
+    losses = run(main())
+    assert losses.batches >= 1
+    assert losses.events >= 1
+    assert "are lost" in caplog.text
+
+
+def test_a_full_queue_blocks_nobody_and_counts_what_it_loses(caplog):
+    store = Distant()
+
+    async def main():
+        writer = BackgroundWriter(store, max_batches=3)
+        room = [writer.put(Batch(f"s{n}", None, [an_event(f"s{n}", 0)])) for n in range(5)]
+        await writer.written("s2")
+        return room, writer.losses, writer.put(Batch("s5", None, [an_event("s5", 0)]))
+
+    with caplog.at_level(logging.WARNING):
+        room, losses, after = run(main())
+    assert room == [True, True, True, False, False]
+    assert after
+    assert repr(losses) == "Losses(batches=2, events=2, snapshots=0)"
+    assert caplog.text.count("1 events and 0 snapshots are lost: 3 batches wait already") == 2
+
+
+def test_the_queue_is_bounded_in_bytes():
+    async def main():
+        writer = BackgroundWriter(Distant(), max_bytes=1000)
+        room = [writer.put(Batch("s", None, [an_event("s", n, data=bytes(400))])) for n in range(4)]
+        await writer.written("s")
+        return room, writer.put(Batch("s", None, [an_event("s", 9, data=bytes(5000))]))
+
+    assert run(main()) == ([True, True, False, False], True)  # one that is larger than all is taken alone
+
+
+def test_after_a_loss_the_next_snapshot_stands_alone():
+    store = Distant()
+
+    async def main():
+        writer = background_writer(store)
+        writer.max_batches = 2
+        saga = a_chain(store, "background", steps=6)
+
+        async def wait(ctx):
+            await writer.written("s")
+
+        saga.add_step("wait", wait)
+        saga.add_step("last", lambda ctx: None)
+        await saga.run({}, saga_id="s")
+        return writer.losses
+
+    losses = run(main())
+    assert losses.snapshots > 0
+    snapshots = run(store.list_snapshots("s")).items
+    assert len(snapshots) + losses.snapshots == 9
+    assert [one.base_seq for one in snapshots][:3] == [None, 0, None]
+    assert [unpack_state(one).seq for one in snapshots] == [one.seq for one in snapshots]
+    assert run(load_state(store, "s")).status is SagaStatus.COMPLETED
+
+
+@pytest.mark.parametrize("durability", ["group", "background"])
+def test_only_so_many_snapshots_are_kept(durability):
+    store = Distant()
+    run(a_chain(store, durability, steps=8, max_snapshots_per_saga=3).run({}, saga_id="s"))
+    assert run(store.count_snapshots("s")) == 3
+    assert run(load_state(store, "s")).status is SagaStatus.COMPLETED
+
+
+def test_what_waits_when_the_loop_ends_is_written():
+    store = InMemorySnapshotStorage()
+
+    async def main():
+        background_writer(store).put(Batch("s", a_saga("s")))
+
+    asyncio.run(main())
+    assert len(asyncio.run(store.list_sagas()).items) == 1
+
+
+def test_durability_is_one_of_three():
+    with pytest.raises(UsageError, match="durability"):
+        ReplayConfig(durability="never")
+
+
+# ---- a store that fails between two steps
+
+
+class Failing(InMemorySnapshotStorage):
+    """A store whose writes fail in one of several ways, from one of them on, until it is back."""
+
+    def __init__(self, how, first, count):
+        super().__init__()
+        self.how, self.failing, self.calls = how, range(first, first + count), 0
+
+    async def write(self, batch):
+        self.calls += 1
+        if self.calls not in self.failing:
+            return await super().write(batch)
+        if self.how == "lost mid-write":
+            await super().write(batch)
+        if self.how == "slow":
+            await asyncio.sleep(1_000_000)
+        raise StoreUnavailableError(f"the store failed: {self.how}")
+
+
+HOW = ["refused", "lost mid-write", "slow", "read-only", "full disk"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("first", range(1, 7))
+def test_with_warn_a_fault_of_the_store_loses_and_doubles_nothing(how, first):
+    store = Failing(how, first, 1 if how == "slow" else 2)
+    result = run(a_chain(store, "sync", on_capture_error="warn").run({}, saga_id="s"))
+    assert result.status is SagaStatus.COMPLETED
+    if first < 5:  # the store is back before the end
+        assert run(load_events(store, "s")) == list(result.events)
+        for snapshot in run(store.list_snapshots("s")).items:
+            unpack_state(snapshot)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("first", range(2, 7))
+def test_a_fault_of_the_store_is_an_error_and_the_saga_is_resumed_when_it_is_back(how, first):
+    store = Failing(how, first, 1_000_000)
+    with pytest.raises(StoreUnavailableError, match="did not answer" if how == "slow" else how):
+        run(a_chain(store, "sync").run({}, saga_id="s"))
+    store.failing = range(0)
+    before = run(load_events(store, "s"))
+    result = run(resume_stored(a_chain(store, "sync"), "s"))
+    events = run(load_events(store, "s"))
+    assert events[: len(before)] == before
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert result.status.ended
+    assert run(load_state(store, "s")).status is result.status
+    assert [s.status for s in run(store.find_sagas(status=result.status.value)).items] == [result.status.value]
+
+
+# ---- a process that is killed
+
+
+def killed(tmp_path, durability, at):
+    """Run a saga in a process that is killed in step `at`, and return the store."""
+    url = f"sqlite:///{tmp_path}/sagaz.db"
+    process = subprocess.run(
+        [sys.executable, str(HERE / "killed_saga.py"), url, durability, str(at), str(tmp_path / "effects")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL
+    return open_storage(url), (tmp_path / "effects").read_text().split()
+
+
+@pytest.mark.parametrize("durability", ["sync", "group"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_after_a_kill_nothing_is_lost_or_doubled(tmp_path, durability, at):
+    import killed_saga
+
+    store, effects = killed(tmp_path, durability, at)
+    assert effects == [f"s{number}" for number in range(at + 1)]
+    state = run(load_state(store, "s"))
+    assert list(state.results) == effects[:-1]
+    assert list(state.running) == effects[-1:]
+    saga = killed_saga.make(store, durability, -1, tmp_path / "effects")
+    result = run(resume_stored(saga, "s"))
+    assert result.status is SagaStatus.COMPLETED
+    done = (tmp_path / "effects").read_text().split()
+    assert done == [*effects, *[f"s{number}" for number in range(at, 5)]]
+    events = run(load_events(store, "s"))
+    assert [event.seq for event in events] == list(range(len(events)))
+    run(store.close())
+
+
+def test_after_a_kill_in_the_background_what_is_there_is_whole(tmp_path):
+    store, effects = killed(tmp_path, "background", 4)
+    assert effects == ["s0", "s1", "s2", "s3", "s4"]
+    events = run(load_events(store, "s"))
+    assert [event.seq for event in events] == list(range(len(events)))
+    run(store.close())
