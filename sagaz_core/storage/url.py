@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sagaz_core.errors import UsageError, nearest
+from sagaz_core.errors import MissingExtraError, UsageError, nearest
 
 if TYPE_CHECKING:
     from sagaz_core.storage.base import SnapshotStorage
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 Opener = Callable[[str], "SnapshotStorage"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_SECRET = re.compile(
-    r"([?&;#][^=&;#]*(?:pass|pwd|secret|token|key|credential|signature|sig|auth)[^=&;#]*=)[^&;#]*", re.IGNORECASE
-)
+_SECRET_NAME = "(?:pass|pwd|secret|token|key|credential|signature|sig|auth)"
+_SECRET = re.compile(rf"([?&;#][^=&;#]*{_SECRET_NAME}[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
 def open_storage(url: str) -> SnapshotStorage:
@@ -70,6 +69,11 @@ def safe_url(url: str) -> str:
     return f"{url[:start]}{user}:***@{host}"
 
 
+def is_secret(option: str) -> bool:
+    """Whether a URL's option of that name looks like a secret."""
+    return re.search(_SECRET_NAME, option, re.IGNORECASE) is not None
+
+
 def _open_memory(url: str) -> SnapshotStorage:
     from sagaz_core.storage.memory import open_memory
 
@@ -92,5 +96,20 @@ def _open_file(url: str) -> SnapshotStorage:
     return open_file_store(url)
 
 
-OPENERS: dict[str, Opener] = {"file": _open_file, "memory": _open_memory, "sqlite": _open_sqlite}
+def _open_s3(url: str) -> SnapshotStorage:
+    try:
+        import obstore  # noqa: F401 - the store imports it; only its own absence is told as such
+    except ImportError as error:
+        raise MissingExtraError("object stores need the s3 extra: pip install 'pytest-sagaz[s3]'") from error
+    from sagaz_core.storage.s3 import open_s3
+
+    return open_s3(url)
+
+
+OPENERS: dict[str, Opener] = {
+    **dict.fromkeys(("s3", "gs", "az"), _open_s3),
+    "file": _open_file,
+    "memory": _open_memory,
+    "sqlite": _open_sqlite,
+}
 """The stores that are built in."""

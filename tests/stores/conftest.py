@@ -18,3 +18,13 @@ def plugins():
     yield SimpleNamespace(manager=manager, hookimpl=hookimpl)
     for plugin in manager.get_plugins() - before:
         manager.unregister(plugin)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 server of this worker's own."""
+    from s3_server import Server  # slow to import, and not needed by most
+
+    server = Server()
+    yield server
+    server.stop()

@@ -80,3 +80,11 @@ class TestSqliteThatIsOpenedForEachCall(SnapshotStorageContract):
         monkeypatch.setattr(connections, "_use", use_once)
         yield storage
         self.do(storage.close())
+
+
+class TestS3(SnapshotStorageContract):
+    @pytest.fixture
+    def storage(self, s3):
+        storage = open_storage(s3.url(s3.bucket()))
+        yield storage
+        self.do(storage.close())
