@@ -21,6 +21,7 @@
     ├── StorageError (OSError)                a store could not do what it was asked
     │   ├── StoreUnavailableError             it cannot be reached, or did not answer in time
     │   ├── SchemaError                       its tables are of another version
+    │   ├── CopyError                         a copied saga is not what was read
     │   └── DuplicateSagaError                a saga of this id is there already
     ├── MissingExtraError (ImportError)       an optional dependency is not installed
     ├── RunningLoopError (RuntimeError)       a sync entry point was called inside a running loop
@@ -154,6 +155,10 @@ class StoreUnavailableError(StorageError):
 
 class SchemaError(StorageError):
     """A store's tables are of a version that this release does not read."""
+
+
+class CopyError(StorageError):
+    """A store does not give back what was copied into it."""
 
 
 class DuplicateSagaError(StorageError):

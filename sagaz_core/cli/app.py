@@ -32,10 +32,14 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "explore": Command("sagaz_core.cli.explore:explore", "Try every failure of a saga, and judge each end."),
+    "find": Command(
+        "sagaz_core.cli.find:find", "Find sagas: those that failed at a step, in some minutes, of a customer."
+    ),
     "mutate": Command("sagaz_core.cli.mutate:mutate", "Break a rollback on purpose, and see whether it is noticed."),
     "record": Command("sagaz_core.cli.record:record", "Run a saga once and record it."),
     "recording": Command("sagaz_core.cli.recording:recording", "Look at recordings, and carry them in files."),
     "replay": Command("sagaz_core.cli.replay:replay", "Run a recorded saga again, or ask what it was."),
+    "store": Command("sagaz_core.cli.store:store", "See what a store holds; copy, upgrade and prune it."),
 }
 
 

@@ -23,7 +23,7 @@ from sagaz_core.model import SagaModel
 from sagaz_core.recording.file import read_file, recording_from_json, recording_to_json, write_file
 from sagaz_core.recording.redact import Redactor
 from sagaz_core.state import SagaState, SagaStatus
-from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, checked_id
+from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import known_class
 from sagaz_core.storage.frames import standalone, state_bytes
 from sagaz_core.storage.records import Resolve, pack_event
@@ -70,7 +70,14 @@ class Recording:
                 f"nothing was written; use another store"
             )
         events = [pack_event(self.saga_id, event) for event in self.events]
-        await storage.write(Batch(self.saga_id, self.record, events, self.snapshots))
+        await storage.write(Batch(self.saga_id, self.record, events, self.snapshots, self._summary()))
+
+    def _summary(self) -> SagaSummary:
+        state = self._end
+        failed = next((event for event in self.events if isinstance(event, StepFailed) and event.final), None)
+        turned_back = failed is not None and not self.completed
+        step, at = (failed.step or "", failed.at) if failed is not None and turned_back else ("", None)
+        return SagaSummary(self.saga_id, self.saga_name, state.seq, state.status.value, step, at)
 
     @classmethod
     def load(cls, path: str | Path, *, resolve: Resolve = known_class) -> Recording:

@@ -256,7 +256,8 @@ class SnapshotStorage(Protocol):
         """Delete the saga's snapshots below that `seq`, and return how many there were (expired ones do not count).
 
         Those that a snapshot from `below_seq` on needs as bases are no longer served from then on, as if they had
-        expired, and go when nothing needs them any more: with a later call, or with `prune`.
+        expired, and go when nothing needs them any more: with a later call, or with `prune`. What a store says when one
+        of them is written again is left to it.
         """
 
     async def delete_saga(self, saga_id: str) -> bool:

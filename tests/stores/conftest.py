@@ -23,8 +23,7 @@ def plugins():
 @pytest.fixture(scope="session")
 def s3():
     """An S3 server of this worker's own."""
-    from s3_server import Server  # slow to import, and not needed by most
+    from s3_server import running  # slow to import, and not needed by most
 
-    server = Server()
-    yield server
-    server.stop()
+    yield running()
+    running().stop()

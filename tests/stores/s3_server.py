@@ -1,6 +1,7 @@
 """An S3 server on 127.0.0.1 that says what it was asked, and fails when it is told to."""
 
 import logging
+from functools import cache
 from itertools import count
 from urllib.parse import urlencode
 
@@ -70,3 +71,9 @@ class Server:
     def stop(self):
         self.client.close()
         self._server.stop()
+
+
+@cache
+def running():
+    """Return this process's server, started by the first call."""
+    return Server()

@@ -1,0 +1,136 @@
+"""`sagaz store` and `sagaz find`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+ORDER = "cli_shop:OrderSaga"
+STORE = "sqlite:///.sagaz/sagaz.db"
+
+
+@pytest.fixture
+def orders(cli):
+    """Two recorded orders: `a` that was rolled back at `ship`, and `b`."""
+    cli("record", ORDER, "--context", '{"fail": "ship"}', "--id", "a").ok()
+    cli("record", ORDER, "--id", "b").ok()
+
+
+def test_info_says_what_is_there(cli, orders):
+    out = cli("store", "info", STORE).ok().splitlines()
+    assert out[0].endswith("/.sagaz/sagaz.db")
+    assert [line.split()[0] for line in out[1:]] == ["schema", "sagas", "events", "snapshots", "replays", "bytes"]
+    found = json.loads(cli("store", "info", STORE, "--format", "json").ok())
+    assert (found["sagas"], found["replays"]) == (2, 0)
+    assert found["events"] > found["snapshots"] > 2
+
+
+def test_a_store_that_is_not_there_is_not_made_by_a_look(cli, place):
+    assert "nothing is there yet" in cli("store", "info", "sqlite:///none.db").ok()
+    assert "there is no store at" in cli("store", "copy", "sqlite:///none.db", "sqlite:///to.db").fails()
+    assert not list(place.glob("*.db"))
+
+
+def test_upgrade_makes_a_store(cli):
+    assert "created" in cli("store", "upgrade", "sqlite:///new.db").ok()
+    assert "created" not in cli("store", "upgrade", "sqlite:///new.db").ok()
+    assert "  sagas      0\n" in cli("store", "info", "sqlite:///new.db").ok()
+
+
+def test_a_newer_schema_is_refused(cli):
+    cli("store", "upgrade", "sqlite:///new.db").ok()
+    connection = sqlite3.connect("new.db")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    for command in ("info", "upgrade", "prune"):
+        assert "has schema 99" in cli("store", command, "sqlite:///new.db").fails()
+
+
+def test_prune_deletes_what_has_expired(cli, orders):
+    assert cli("store", "prune", STORE).ok() == "0 snapshots deleted\n"
+    connection = sqlite3.connect(".sagaz/sagaz.db")
+    connection.execute("UPDATE saga_snapshots SET retention_until = 0 WHERE step_name = 'reserve'")
+    connection.commit()
+    connection.close()
+    assert "a time" in cli("store", "prune", STORE, "--now", "yesterday").fails()
+    assert "a batch of 0" in cli("store", "prune", STORE, "--batch", "0").fails()
+    before = json.loads(cli("store", "info", STORE, "--format", "json").ok())["snapshots"]
+    cli("store", "prune", STORE, "--now", "9000-01-01T00:00:00Z").ok()
+    assert json.loads(cli("store", "info", STORE, "--format", "json").ok())["snapshots"] <= before
+
+
+def test_a_copy_can_be_replayed(cli, orders):
+    out = cli("store", "copy", STORE, "sqlite:///to.db").ok()
+    assert out.startswith("2 sagas, ")
+    assert out.endswith("copied and verified\n")
+    assert cli("store", "copy", STORE, "sqlite:///to.db").ok().startswith("2 sagas (2 of them were there already), 0")
+    cli("replay", "run", "a", "--from-step", "ship", "--override", "fail=", "--store", "sqlite:///to.db").ok()
+    shown = [cli("recording", "show", "a", "--store", store).ok() for store in (STORE, "sqlite:///to.db")]
+    assert shown[0] == shown[1]
+
+
+def test_a_copy_of_some(cli, orders):
+    assert cli("store", "copy", STORE, "sqlite:///a.db", "--saga-name", "nothing").ok().startswith("0 sagas")
+    assert cli("store", "copy", STORE, "sqlite:///b.db", "--since", "9000-01-01T00:00:00Z").ok().startswith("0 sagas")
+    assert "no timezone" in cli("store", "copy", STORE, "sqlite:///b.db", "--since", "2024-01-01").fails()
+    assert "is both stores" in cli("store", "copy", STORE, STORE).fails()
+
+
+def test_a_url_that_is_none_is_refused_and_no_password_is_shown(cli):
+    for command in ("info", "upgrade", "prune"):
+        said = cli("store", command, "nosuch://user:secret@host").fails()
+        assert "unknown scheme" in said
+        assert "secret" not in said
+
+
+def test_find_by_where_and_when_it_failed(cli, orders):
+    (line,) = cli("find", "--step", "ship").ok().splitlines()
+    assert line.split()[:4] == ["a", "cli-order", "rolled_back", "ship"] or line.split()[0] == "a"
+    found = json.loads(cli("find", "--format", "json").ok())
+    assert [(saga["saga_id"], saga["status"]) for saga in found["sagas"]] == [("a", "rolled_back"), ("b", "completed")]
+    at = found["sagas"][0]["failed_at"]
+    assert cli("find", "--failed-from", at, "--failed-to", at).ok() == cli("find", "--status", "rolled_back").ok()
+    assert cli("find", "--failed-to", "2020-01-01T00:00:00Z").ok() == ""
+    assert cli("find", "--saga-name", "nothing").ok() == ""
+    assert cli("find", "--tag", "customer=1").ok() == ""
+    assert "+--" in cli("find", "--format", "table").ok()
+    first = cli("find", "--limit", "1").ok().splitlines()
+    assert first[1] == "more with --cursor a"
+    assert cli("find", "--limit", "1", "--cursor", "a").ok().startswith("b ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--status", "compleated"], "did you mean 'completed'"),
+        (["--failed-from", "noon"], "is not a time"),
+        (["--failed-from", "2024-02-01T00:00Z", "--failed-to", "2024-01-01T00:00Z"], "nothing is between them"),
+        (["--tag", "customer"], "is not KEY=VALUE"),
+        (["--limit", "0"], "give a limit of 1 or more"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(cli, arguments, says):
+    assert says in cli("find", *arguments).fails()
+
+
+def test_an_imported_recording_is_found(cli, orders):
+    cli("recording", "export", "a", "-o", "a.json").ok()
+    cli("recording", "import", "a.json", "--store", "sqlite:///b.db").ok()
+    assert cli("find", "--store", "sqlite:///b.db").ok() == cli("find", "--status", "rolled_back").ok()
+
+
+def test_help_loads_no_store():
+    code = (
+        "import sys; from sagaz_core.cli.app import main; sys.argv = ['sagaz', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not [m for m in sys.modules if m.startswith('sagaz_core.storage') or m == 'zstandard']"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "find" in done.stdout
+    assert "store" in done.stdout

@@ -1,0 +1,176 @@
+"""Copies of a store are whole, verified, and gone on with where they were stopped."""
+
+import contextlib
+from datetime import timedelta
+
+import drive
+import pytest
+
+from sagaz_core import ReplayConfig, Saga, open_storage
+from sagaz_core.engine.load import load_events, load_state
+from sagaz_core.engine.run import RunOptions, run_saga
+from sagaz_core.errors import CopyError, DamagedSnapshotError, DuplicateSagaError, StoreUnavailableError
+from sagaz_core.storage import Batch
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+from sagaz_core.storage.copying import copy_store
+from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.virtual_time import run
+
+
+@pytest.fixture
+def stores(tmp_path):
+    made = [open_storage("memory://"), open_storage(f"sqlite:///{tmp_path}/to.db")]
+    yield made
+    for store in made:
+        drive.now(store.close())
+
+
+def fill(store, sagas=4):
+    """Run sagas of two names, a minute apart, into the store."""
+    for number in range(sagas):
+        saga = Saga(("order", "refund")[number % 2], replay_config=ReplayConfig(index_keys=["n"]))
+        for step in range(20):
+            saga.add_step(f"s{step}", lambda ctx, step=step: {f"k{step}": step}, lambda ctx: None)
+        moments = iter(range(10**6))
+        start = T0 + timedelta(minutes=number)
+        options = RunOptions(storage=store, clock=lambda: start + timedelta(milliseconds=next(moments)))  # noqa: B023
+        run(run_saga(saga, {"n": number}, saga_id=f"saga{number}", options=options))
+        drive.now(store.log_replay(a_replay(f"r{number}", f"saga{number}")))
+
+
+def copied(source, target, **asked):
+    return drive.now(copy_store(source, target, **asked))
+
+
+def snapshots(store, saga_id):
+    found, cursor = [], None
+    while True:
+        page = drive.now(store.list_snapshots(saga_id, cursor=cursor))
+        found += [(s._replace(data=b"", base_seq=None, bases=()), state_bytes(s)) for s in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
+def same(source, target, saga_id):
+    assert drive.now(source.get_saga(saga_id)) == drive.now(target.get_saga(saga_id))
+    assert drive.events(source, saga_id) == drive.events(target, saga_id)
+    assert snapshots(source, saga_id) == snapshots(target, saga_id)
+    assert list(drive.now(source.list_replays(saga_id))) == list(drive.now(target.list_replays(saga_id)))
+
+
+def test_a_copy_has_all_of_it(stores):
+    source, target = stores
+    fill(source)
+    done = copied(source, target)
+    assert (done.sagas, done.there, done.events, done.snapshots, done.replays) == (4, 0, 4 * 42, 4 * 21, 4)
+    for number in range(4):
+        same(source, target, f"saga{number}")
+    assert drive.now(target.find_sagas()) == drive.now(source.find_sagas())
+    assert [s.saga_id for s in drive.now(target.find_sagas(tags={"n": "2"})).items] == ["saga2"]
+    assert drive.now(load_state(target, "saga3")).to_data() == drive.now(load_state(source, "saga3")).to_data()
+    assert len(drive.now(load_events(target, "saga3"))) == 42
+    info = [drive.now(store.info()) for store in stores]
+    assert info[0].snapshots == info[1].snapshots
+
+
+def test_what_is_there_is_not_written_again(stores):
+    source, target = stores
+    fill(source)
+    copied(source, target)
+    writes = []
+    write = target.write
+
+    async def counting(batch):
+        writes.append(batch)
+        await write(batch)
+
+    target.write = counting
+    assert copied(source, target).there == 4
+    assert all(not batch.events and not batch.snapshots for batch in writes)
+
+
+def test_only_some_sagas_are_copied(stores):
+    source, target = stores
+    fill(source)
+    seen = []
+    done = copied(source, target, saga_name="order", since=T0 + timedelta(minutes=1), on_saga=lambda: seen.append(1))
+    assert (done.sagas, len(seen)) == (1, 4)
+    assert [record.saga_id for record in drive.now(target.list_sagas()).items] == ["saga2"]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 9))
+def test_a_copy_that_was_stopped_goes_on(stores, stop_at):
+    source, target = stores
+    fill(source, 2)
+    write, count = target.write, []
+
+    async def stopping(batch):
+        count.append(1)
+        if len(count) == stop_at:
+            raise StoreUnavailableError("pulled the plug")
+        await write(batch)
+
+    target.write = stopping
+    with contextlib.suppress(StoreUnavailableError):
+        copied(source, target)
+    target.write = write
+    copied(source, target)
+    for number in range(2):
+        same(source, target, f"saga{number}")
+
+
+def test_a_saga_that_went_on_since_is_brought_up_to_date(stores):
+    source, target = stores
+    writer = FrameWriter()
+    made = [writer.frame(a_snapshot("s", seq), b"state %d" % seq) for seq in range(10)]
+    events = [an_event("s", seq) for seq in range(10)]
+    drive.now(source.write(Batch("s", a_saga("s"), events[:5], made[:5])))
+    copied(source, target)
+    drive.now(source.write(Batch("s", None, events[5:], made[5:])))
+    done = copied(source, target)
+    assert (done.there, done.snapshots) == (0, 5)
+    same(source, target, "s")
+
+
+def test_a_snapshot_whose_bases_have_expired_is_copied(stores):
+    source, target = stores
+    writer = FrameWriter()
+    made = [
+        writer.frame(a_snapshot("s", seq, retention_until=T0 + timedelta(days=1 + seq)), b"state %d" % seq)
+        for seq in range(6)
+    ]
+    drive.now(source.write(Batch("s", a_saga("s"), (), made)))
+    for store in stores:
+        store.clock = lambda: T0 + timedelta(days=4, seconds=1)
+    assert copied(source, target).snapshots == 2
+    assert [state for _, state in snapshots(target, "s")] == [b"state 4", b"state 5"]
+
+
+def test_another_saga_of_the_same_id_stops_the_copy(stores):
+    source, target = stores
+    fill(source, 1)
+    drive.now(target.write(Batch("saga0", a_saga("saga0"))))
+    with pytest.raises(DuplicateSagaError, match="'saga0'"):
+        copied(source, target)
+
+
+def test_damage_in_the_source_stops_the_copy_before_anything_of_the_saga_is_written(stores):
+    source, target = stores
+    drive.now(source.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, data=b"junk")])))
+    with pytest.raises(DamagedSnapshotError):
+        copied(source, target)
+    assert drive.now(target.list_sagas()).items == []
+
+
+def test_a_target_that_lies_is_found_out(stores):
+    source, target = stores
+    fill(source, 1)
+    write = target.write
+
+    async def lying(batch):
+        await write(batch._replace(events=[event._replace(data=b"") for event in batch.events]))
+
+    target.write = lying
+    with pytest.raises(CopyError, match=r"event \d+ of saga 'saga0' is not in sqlite:///"):
+        copied(source, target)
