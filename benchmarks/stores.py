@@ -5,7 +5,10 @@ Every figure is the best of several rounds in this one run, so only the ratios m
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import random
 import sqlite3
 import sys
 import tempfile
@@ -17,9 +20,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core import Saga
 from sagaz_core.storage import Batch, InMemorySnapshotStorage, SnapshotStorage
 from sagaz_core.storage._sqlite_statements import LATEST_SNAPSHOT_OF_ALL_UNTIL, MIGRATIONS
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event
+from sagaz_core.storage.frames import FrameWriter, state_bytes
 from sagaz_core.storage.sqlite import SqliteSnapshotStorage
 
 if TYPE_CHECKING:
@@ -40,7 +45,8 @@ BARE_TABLES = (
 BARE_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 BARE_SNAPSHOT = "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OUR_EVENT = "INSERT INTO saga_events VALUES (?, ?, ?, ?, ?, ?)"
-OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+OUR_TABLES = tuple(statement for version in MIGRATIONS.values() for statement in version)
 
 
 def now(work: Any) -> Any:
@@ -124,7 +130,7 @@ def writing() -> None:
         paths = (f"{folder}/{number}.db" for number in count())
 
         def write_bare(ours: bool) -> Callable[[], object]:
-            connection = stack.enter_context(closing(bare(next(paths), MIGRATIONS[1] if ours else BARE_TABLES)))
+            connection = stack.enter_context(closing(bare(next(paths), OUR_TABLES if ours else BARE_TABLES)))
             rows = bare_rows(made, ours)
             event, snapshot = (OUR_EVENT, OUR_SNAPSHOT) if ours else (BARE_EVENT, BARE_SNAPSHOT)
 
@@ -215,7 +221,62 @@ def offset(path: str) -> int:
     return int(found)
 
 
+def order(size: int) -> dict[str, Any]:
+    """Return the context of an order whose JSON is of about that size."""
+    chance = random.Random(1)
+    made: dict[str, Any] = {"order_id": f"{chance.getrandbits(128):032x}", "email": "ada@example.org", "lines": []}
+    while len(json.dumps(made)) < size:
+        line = {"sku": f"W{chance.randrange(500):06}", "quantity": chance.randint(1, 9), "price": "19.90"}
+        made["lines"].append({**line, "note": chance.choice(["", "gift wrapping, please", "leave it at the door"])})
+    return made
+
+
+def ten_steps(context: dict[str, Any], storage: SnapshotStorage) -> None:
+    chance = random.Random(2)
+    saga = Saga[Any]("order", snapshot_storage=storage)
+    for step in range(10):
+        saga.add_step(f"step_{step}", lambda ctx, step=step: {f"id_{step}": f"{chance.getrandbits(128):032x}"})
+    asyncio.run(saga.run(context, saga_id="s"))
+
+
+def sizes() -> None:
+    print("bytes a snapshot, on average over a saga of 10 steps that each give a random id (the first; the others)")
+    for size, limit in ((1_000, 200), (10_000, None), (100_000, 2_000)):
+        storage = InMemorySnapshotStorage()
+        ten_steps(order(size), storage)
+        data = [len(snapshot.data) for snapshot in now(storage.list_snapshots("s")).items]
+        states = [len(state_bytes(snapshot)) for snapshot in now(storage.list_snapshots("s")).items]
+        average = sum(data) / len(data)
+        aim = f"   the limit: {limit:,}" if limit else ""
+        others = f"{min(data[1:])} to {max(data[1:])}"
+        print(f"  context of {size:>7,} bytes  {average:8.0f}   ({data[0]:,}; {others}) of {max(states):,}{aim}")
+
+
+def framing() -> None:
+    print("a frame: what compression and checksums add to a save, and to a read of one with 15 bases")
+    for size in (1_000, 100_000):
+        storage = InMemorySnapshotStorage()
+        ten_steps(order(size), storage)
+        states = [state_bytes(snapshot) for snapshot in now(storage.list_snapshots("s")).items]
+        states += [states[-1] + bytes([number]) * 40 for number in range(5)]
+
+        def write(states: list[bytes] = states) -> Callable[[], object]:
+            frames = FrameWriter()
+            return lambda: [frames.frame(a_snapshot("s", seq), state) for seq, state in enumerate(states)]
+
+        fresh = InMemorySnapshotStorage()
+        frames = FrameWriter()
+        made = [frames.frame(a_snapshot("s", seq), state) for seq, state in enumerate(states)]
+        now(fresh.write(Batch("s", snapshots=made)))
+        last = now(fresh.latest_snapshot("s"))
+        wrote = best(len(states), write=write)["write"]
+        read = best(1, read=lambda last=last: partial(state_bytes, last))["read"]
+        print(f"  context of {size:>7,} bytes  write {wrote:7.1f} µs   read {read:8.1f} µs")
+
+
 if __name__ == "__main__":
     print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}")
     writing()
     reading()
+    sizes()
+    framing()

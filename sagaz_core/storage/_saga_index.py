@@ -167,20 +167,21 @@ class SagaIndex:
         """Return the ids of those below that `seq` which go, of those which stay as bases, and how many were served."""
         items = self.snapshots.items
         below = bisect_left(items, below_seq, key=_seq)
-        needed = min((first_needed(entry) for entry in items[below:]), default=below_seq)
-        start = bisect_left(items, needed, 0, below, key=_seq)
+        needed = (e.base_seq for e in items[below:] if e.base_seq is not None and not expired(e, now))
+        start = bisect_left(items, min(needed, default=below_seq), 0, below, key=_seq)
         gone, hidden = items[:start], [entry for entry in items[start:below] if entry.retention_until != LONG_AGO]
         return _ids(gone), _ids(hidden), sum(not expired(entry, now) for entry in items[:below])
 
     def prunable(self, now: datetime) -> list[str]:
         """Return the ids of those that have expired and that no other one needs, the oldest first."""
-        found, needed = [], None
+        found: list[str] = []
+        needed: int | None = None
         for entry in reversed(self.snapshots.items):
-            if not expired(entry, now):
-                first = first_needed(entry)
-                needed = first if needed is None else min(needed, first)
-            elif needed is None or entry.seq < needed:
-                found.append(entry.snapshot_id)
+            if expired(entry, now):
+                if needed is None or entry.seq < needed:
+                    found.append(entry.snapshot_id)
+            elif entry.base_seq is not None:
+                needed = entry.base_seq if needed is None else min(needed, entry.base_seq)
         return found[::-1]
 
     # ---- deleting
@@ -228,11 +229,6 @@ def first_end(entries: Iterable[SnapshotEntry], known: datetime | None) -> datet
 def expired(entry: SnapshotEntry, now: datetime) -> bool:
     """Whether the snapshot is no longer served at that time."""
     return entry.retention_until is not None and entry.retention_until < now
-
-
-def first_needed(entry: SnapshotEntry) -> int:
-    """Return the `seq` from which on snapshots are needed to read this one."""
-    return entry.seq if entry.base_seq is None else entry.base_seq
 
 
 def _ids(entries: Sequence[SnapshotEntry]) -> list[str]:

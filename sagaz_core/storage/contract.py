@@ -18,8 +18,14 @@ module in your conftest.py.
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 from sagaz_core.errors import CannotStoreError, DuplicateSagaError, NaiveTimeError, UsageError
 from sagaz_core.storage.base import (
@@ -33,6 +39,8 @@ from sagaz_core.storage.base import (
     SnapshotStorage,
     StoredEvent,
 )
+from sagaz_core.storage.codec import decode, encode
+from sagaz_core.storage.frames import FrameWriter, state_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -131,6 +139,15 @@ def a_replay(replay_id: str, saga_id: str, **fields: Any) -> ReplayRecord:
     return ReplayRecord(replay_id, saga_id, **{**given, **fields})
 
 
+def _end(processes: Iterable[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None and not stream.closed:
+                stream.close()
+
+
 def chain(saga_id: str, length: int, every: int = 16) -> list[SagaSnapshot]:
     """Return snapshots each of which is based on those before it, and stands alone where one in `every` begins."""
     return [
@@ -149,6 +166,9 @@ class SnapshotStorageContract:
 
     large = 10_000_000
     """The bytes of the largest payload that is tried. A store that cannot take 10 MB says here what it can."""
+
+    shared = True
+    """Whether another process reaches the same store by its `url`, which is one that `open_storage` knows."""
 
     _runner: asyncio.Runner | None = None
 
@@ -312,6 +332,41 @@ class SnapshotStorageContract:
             assert found is not None
             assert found.data == data
         assert [len(event.data) > 99_999 for event in self.events(storage, "s")] == [True, True]
+
+    def test_states_of_100_kb_and_of_the_largest_size_are_read_as_they_were(self, storage: SnapshotStorage) -> None:
+        frames = FrameWriter()
+        text = bytes(range(256)) * (self.large // 512 // 2)
+        states = [text[:100_000], text, text + b"and a little more"]
+        snapshots = [frames.frame(a_snapshot("s", seq), state) for seq, state in enumerate(states)]
+        for snapshot in snapshots:
+            self.do(storage.write(Batch("s", snapshots=[snapshot])))
+        assert [state_bytes(one) for one in self.do(storage.list_snapshots("s")).items] == states
+        found = self.do(storage.latest_snapshot("s", step="reserve", until=T0 + timedelta(seconds=9)))
+        assert found is not None
+        assert state_bytes(found) == states[-1]
+
+    def test_values_of_every_type_come_back_as_they_were(self, storage: SnapshotStorage) -> None:
+        value = {
+            "decimal": Decimal("1.10"),
+            "times": [T0, T0.date(), timedelta(microseconds=-1), T0.time()],
+            "id": UUID(int=7),
+            "bytes": bytes(range(256)),
+            "tuple": (1, (2.5, None), [True]),
+            "sets": [{1, 2}, frozenset({"a"})],
+            "keys": {1: "one", (2, 3): "pair", None: "none"},
+            "path": PurePosixPath("/a/b"),
+            "text": "é\0🦄",
+            "large": 2**70,
+            "kind": Page([], None),
+        }
+        snapshot = FrameWriter().frame(a_snapshot("s", 0), encode(value))
+        event = an_event("s", 0, data=encode(value))
+        self.do(storage.write(Batch("s", events=[event], snapshots=[snapshot])))
+        found = self.do(storage.latest_snapshot("s"))
+        assert found is not None
+        for data in (state_bytes(found), self.events(storage, "s")[0].data):
+            assert decode(data) == value
+            assert encode(decode(data)) == encode(value)
 
     def test_any_text_is_an_id(self, storage: SnapshotStorage) -> None:
         for number, text in enumerate(HOSTILE):
@@ -746,6 +801,96 @@ class SnapshotStorageContract:
         for number in range(30):
             assert [event.seq for event in self.events(storage, f"saga{number:02}")] == list(range(10))
             assert self.do(storage.count_snapshots(f"saga{number:02}")) == 10
+
+    def test_of_two_runs_under_one_id_one_is_found_out(self, storage: SnapshotStorage) -> None:
+        async def both() -> list[Any]:
+            runs = [
+                storage.write(Batch("s", None, [an_event("s", 0, data=data)], [a_snapshot("s", 0, data=data)]))
+                for data in (b"one", b"two")
+            ]
+            return await asyncio.gather(*runs, return_exceptions=True)
+
+        results = self.do(both())
+        assert sorted(type(result).__name__ for result in results) == ["DuplicateSagaError", "NoneType"]
+        winner = (b"one", b"two")[results.index(None)]
+        assert [event.data for event in self.events(storage, "s")] == [winner]
+        assert [one.data for one in self.do(storage.list_snapshots("s")).items] == [winner]
+
+    def test_one_batch_that_many_write_at_once_is_written_once(self, storage: SnapshotStorage) -> None:
+        async def all_of_them() -> None:
+            batch = Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)], a_summary("s"))
+            await asyncio.gather(*(storage.write(batch) for _ in range(10)))
+
+        self.do(all_of_them())
+        assert len(self.events(storage, "s")) == 1
+        assert self.do(storage.count_snapshots("s")) == 1
+        assert self.do(storage.find_sagas()).items == [a_summary("s")]
+
+    # ---- other processes
+
+    def writer(self, storage: SnapshotStorage, name: str, sagas: int) -> subprocess.Popen[str]:
+        """Start a process that writes into the store; a line on its stdin lets it begin."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "sagaz_core.storage.contract_writer", storage.url, name, str(sagas), "4"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    def test_processes_that_start_at_once_on_an_empty_store(self, storage: SnapshotStorage) -> None:
+        if not self.shared:
+            return
+        processes = [self.writer(storage, f"p{number}", 2) for number in range(4)]
+        try:
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            for process in processes:
+                said, _ = process.communicate(timeout=60)
+                assert process.returncode == 0
+                assert len(said.splitlines()) == 8
+        finally:
+            _end(processes)
+        records = self.pages(storage.list_sagas, 3)
+        assert [record.saga_id for record in records] == [f"p{p}-{n:06}" for p in range(4) for n in range(2)]
+        for record in records:
+            assert [event.seq for event in self.events(storage, record.saga_id)] == list(range(8))
+            assert self.listed(storage, record.saga_id) == [1, 3, 5, 7]
+
+    def test_a_writer_that_is_killed_leaves_whole_batches_and_all_that_it_was_told(
+        self, storage: SnapshotStorage
+    ) -> None:
+        if not self.shared:
+            return
+        process = self.writer(storage, "p", 0)
+        written: list[list[str]] = []
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.stdin.write("\n")
+            process.stdin.flush()
+            written = [process.stdout.readline().split() for _ in range(21)]
+            process.kill()
+            written += [line.split() for line in process.stdout.readlines() if line.endswith("\n")]
+            process.wait(timeout=60)
+        finally:
+            _end([process])
+        for saga_id, step in written:
+            events = self.events(storage, saga_id, after_seq=2 * int(step) - 1)
+            assert [event.seq for event in events][:2] == [2 * int(step), 2 * int(step) + 1]
+            assert self.do(storage.get_snapshot(f"{saga_id}/{2 * int(step) + 1}")) is not None
+        for record in self.pages(storage.list_sagas, 100):
+            seqs = [event.seq for event in self.events(storage, record.saga_id)]
+            assert seqs == list(range(len(seqs)))
+            assert self.listed(storage, record.saga_id) == [seq for seq in seqs if seq % 2]
+        last = written[-1][0]
+        self.do(storage.write(Batch(last, None, [an_event(last, 100)])))
 
     # ---- listings
 

@@ -10,6 +10,8 @@ from sagaz_core.storage.contract import SnapshotStorageContract
 
 
 class TestMemory(SnapshotStorageContract):
+    shared = False
+
     @pytest.fixture
     def storage(self):
         storage = open_storage("memory://")
