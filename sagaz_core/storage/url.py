@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 Opener = Callable[[str], "SnapshotStorage"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_SECRET = re.compile(
-    r"([?&;#][^=&;#]*(?:pass|pwd|secret|token|key|credential|signature|sig|auth)[^=&;#]*=)[^&;#]*", re.IGNORECASE
-)
+_SECRET_NAME = "(?:pass|pwd|secret|token|key|credential|signature|sig|auth)"
+_SECRET = re.compile(rf"([?&;#][^=&;#]*{_SECRET_NAME}[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
 def open_storage(url: str) -> SnapshotStorage:
@@ -71,6 +70,11 @@ def safe_url(url: str) -> str:
     return f"{url[:start]}{user}:***@{host}"
 
 
+def is_secret(option: str) -> bool:
+    """Whether a URL's option of that name looks like a secret."""
+    return re.search(_SECRET_NAME, option, re.IGNORECASE) is not None
+
+
 def _open_memory(url: str) -> SnapshotStorage:
     from sagaz_core.storage.memory import open_memory
 
@@ -109,7 +113,26 @@ def _needs(store: str, extra: str, driver: str) -> Iterator[None]:
         ) from error
 
 
+def _open_file(url: str) -> SnapshotStorage:
+    try:
+        import fcntl  # noqa: F401 - the store needs its locks, which Windows does not have
+    except ImportError as error:
+        raise UsageError(f"{safe_url(url)!r} needs file locks, which this system has not: use sqlite:///") from error
+    from sagaz_core.storage.file import open_file_store
+
+    return open_file_store(url)
+
+
+def _open_s3(url: str) -> SnapshotStorage:
+    with _needs("S3", "s3", "obstore"):
+        from sagaz_core.storage.s3 import open_s3
+
+    return open_s3(url)
+
+
 OPENERS: dict[str, Opener] = {
+    **dict.fromkeys(("s3", "gs", "az"), _open_s3),
+    "file": _open_file,
     "memory": _open_memory,
     "postgresql": _open_postgres,
     "redis": _open_redis,

@@ -66,3 +66,12 @@ def redis_url(redis_server_url):
     separator = "&" if "?" in redis_server_url else "?"
     yield f"{redis_server_url}{separator}prefix={prefix}"
     servers.delete_keys(redis_server_url, prefix)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 server of this worker's own."""
+    from s3_server import running  # slow to import, and not needed by most
+
+    yield running()
+    running().stop()

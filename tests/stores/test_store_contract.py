@@ -1,5 +1,6 @@
 """Our stores do what every store must."""
 
+import shutil
 import sqlite3
 
 import pytest
@@ -15,6 +16,36 @@ class TestMemory(SnapshotStorageContract):
     def storage(self):
         storage = open_storage("memory://")
         assert isinstance(storage, InMemorySnapshotStorage)
+        yield storage
+        self.do(storage.close())
+
+
+class TestFiles(SnapshotStorageContract):
+    @pytest.fixture
+    def storage(self, tmp_path):
+        storage = open_storage(f"file://{tmp_path}/a/folder?fsync=never")
+        yield storage
+        self.do(storage.close())
+        left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+        assert ".new" not in left
+
+
+class TestFilesThatAreReadAnewForEachCall(SnapshotStorageContract):
+    """Nothing depends on what is held in memory, nor on the index."""
+
+    @pytest.fixture
+    def storage(self, tmp_path, monkeypatch):
+        storage = open_storage(f"file://{tmp_path}/folder?fsync=never")
+        index, using = tmp_path / "folder" / "index", storage._using
+
+        def using_anew(**asked):
+            storage._segments.clear()
+            storage._index.close()
+            if index.exists():
+                shutil.rmtree(index)
+            return using(**asked)
+
+        monkeypatch.setattr(storage, "_using", using_anew)
         yield storage
         self.do(storage.close())
 
@@ -49,5 +80,13 @@ class TestSqliteThatIsOpenedForEachCall(SnapshotStorageContract):
                 connections.close()
 
         monkeypatch.setattr(connections, "_use", use_once)
+        yield storage
+        self.do(storage.close())
+
+
+class TestS3(SnapshotStorageContract):
+    @pytest.fixture
+    def storage(self, s3):
+        storage = open_storage(s3.url(s3.bucket()))
         yield storage
         self.do(storage.close())

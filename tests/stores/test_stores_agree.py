@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 
+import pytest
+from hypothesis import settings
 from naive_store import NaiveStore
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
@@ -11,15 +13,38 @@ from sagaz_core.storage.contract_machine import StoreMachine, store_machine
 TestMemoryAgrees = store_machine(InMemorySnapshotStorage, NaiveStore).TestCase
 
 
-class SqliteMachine(StoreMachine):
+class FolderMachine(StoreMachine):
+    """A machine whose store is in a new folder."""
+
+    url = ""
+
     def make(self):
         self.folder = tempfile.mkdtemp()
-        return open_storage(f"sqlite:///{self.folder}/sagaz.db")
+        return open_storage(self.url.format(self.folder))
 
     def teardown(self):
         super().teardown()
         shutil.rmtree(self.folder)
 
 
+class SqliteMachine(FolderMachine):
+    url = "sqlite:///{}/sagaz.db"
+
+
+class FileMachine(FolderMachine):
+    url = "file://{}/files?fsync=never"
+
+
+class S3Machine(StoreMachine):
+    def make(self):
+        from s3_server import running
+
+        return open_storage(running().url(running().bucket()))
+
+
 TestSqliteAgrees = SqliteMachine.TestCase
 TestSqliteAgrees.settings = TestMemoryAgrees.settings
+TestFilesAgree = FileMachine.TestCase
+TestFilesAgree.settings = TestMemoryAgrees.settings
+TestS3Agrees = pytest.mark.usefixtures("s3")(S3Machine.TestCase)
+TestS3Agrees.settings = settings(TestMemoryAgrees.settings, max_examples=3, stateful_step_count=15)

@@ -1,0 +1,160 @@
+"""A saga's records as rows of plain values, for stores that keep their own index; states and event data stand apart.
+
+Of those a row has the size and a digest: they are checked by it when they are read, and compared by it when they are
+written again.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from sagaz_core.errors import UsageError
+from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
+
+Row = list[Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+
+
+class EventEntry(NamedTuple):
+    """A `StoredEvent` without its data; `place` is where they are, in the store's own terms."""
+
+    seq: int
+    at: datetime
+    kind: str
+    step: str | None
+    digest: bytes
+    size: int
+    place: Any = None
+
+
+class SnapshotEntry(NamedTuple):
+    """A `SagaSnapshot` without its saga and its data; `place` is where they are, in the store's own terms."""
+
+    snapshot_id: str
+    saga_name: str
+    step_name: str
+    step_index: int
+    seq: int
+    phase: str
+    status: str
+    created_at: datetime
+    retention_until: datetime | None
+    base_seq: int | None
+    digest: bytes
+    size: int
+    place: Any = None
+
+
+def digest(data: bytes) -> bytes:
+    """Return what the data are told from others by, and checked with."""
+    return blake2b(data, digest_size=8).digest()
+
+
+def event_entry(event: StoredEvent) -> EventEntry:
+    """Return the event's entry, which has no place yet."""
+    data = event.data
+    return EventEntry(event.seq, event.at, event.kind, event.step, digest(data), len(data))
+
+
+def snapshot_entry(snapshot: SagaSnapshot) -> SnapshotEntry:
+    """Return the snapshot's entry, which has no place yet."""
+    sid, _, name, step, index, seq, phase, status, created_at, data, retention, base_seq, _ = snapshot
+    return SnapshotEntry(
+        sid, name, step, index, seq, phase, status, created_at, retention, base_seq, digest(data), len(data)
+    )
+
+
+def event_row(entry: EventEntry) -> Row:
+    """Return the event as plain values."""
+    return [entry.seq, micros(entry.at), *entry[2:]]
+
+
+def event_from_row(row: Row) -> EventEntry:
+    """Do the inverse of `event_row`."""
+    return EventEntry._make([row[0], moment(row[1]), *row[2:]])
+
+
+def snapshot_row(entry: SnapshotEntry) -> Row:
+    """Return the snapshot as plain values."""
+    return [*entry[:7], micros(entry.created_at), micros_or_none(entry.retention_until), *entry[9:]]
+
+
+def snapshot_from_row(row: Row) -> SnapshotEntry:
+    """Do the inverse of `snapshot_row`."""
+    return SnapshotEntry._make([*row[:7], moment(row[7]), moment_or_none(row[8]), *row[9:]])
+
+
+def saga_row(record: SagaRecord) -> Row:
+    """Return the record as plain values, the same for equal records. Raises `CannotStoreError`."""
+    return [
+        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
+        *(micros(record.started_at), record.source, record.adapter, record.plan),
+    ]
+
+
+def saga_from_row(row: Row) -> SagaRecord:
+    """Do the inverse of `saga_row`."""
+    saga_id, name, version, fingerprint, model, started_at, *rest = row
+    return SagaRecord(saga_id, name, version, fingerprint, model_from_json(saga_id, model), moment(started_at), *rest)
+
+
+def summary_row(summary: SagaSummary) -> Row:
+    """Return the summary as plain values."""
+    failed_at = micros_or_none(summary.failed_at)
+    return [
+        *(summary.saga_id, summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at),
+        dict(summary.tags),
+    ]
+
+
+def summary_from_row(row: Row) -> SagaSummary:
+    """Do the inverse of `summary_row`."""
+    saga_id, name, seq, status, step, failed_at, tags = row
+    return SagaSummary(saga_id, name, seq, status, step, moment_or_none(failed_at), dict(tags))
+
+
+def replay_row(record: ReplayRecord) -> Row:
+    """Return the record as plain values."""
+    return [
+        *(record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by),
+        *(record.status, micros(record.created_at), record.override, record.plan),
+        *(micros_or_none(record.completed_at), record.error),
+    ]
+
+
+def replay_from_row(row: Row) -> ReplayRecord:
+    """Do the inverse of `replay_row`."""
+    created_at, override, plan, completed_at, error = row[6:]
+    moments = moment(created_at), moment_or_none(completed_at)
+    return ReplayRecord(*row[:6], moments[0], override, plan, moments[1], error)  # type: ignore[call-arg] # a row
+
+
+def micros(at: datetime) -> int:
+    """Return the time as microseconds since 1970, UTC. Raises `NaiveTimeError`."""
+    check_moment(at)
+    since = at - _EPOCH
+    found = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if not _MIN <= found <= _MAX:
+        raise UsageError(f"{at.isoformat()} cannot be stored: in UTC it is not in the years 1 to 9999")
+    return found
+
+
+def micros_or_none(at: datetime | None) -> int | None:
+    """Return the same, `None` for `None`."""
+    return None if at is None else micros(at)
+
+
+def moment(found: int) -> datetime:
+    """Do the inverse of `micros`."""
+    return _EPOCH + timedelta(0, 0, found)
+
+
+def moment_or_none(found: int | None) -> datetime | None:
+    """Do the inverse of `micros_or_none`."""
+    return None if found is None else moment(found)

@@ -1,0 +1,186 @@
+"""Requests to an object store: what they raise as errors of the store, and no secret in any message."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url
+
+from sagaz_core.clock import utc_now
+from sagaz_core.errors import CorruptDataError, SchemaError, StorageError, StoreUnavailableError, UsageError
+from sagaz_core.storage._rows import digest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from datetime import datetime
+
+Result = TypeVar("Result")
+
+_AT_ONCE = 32
+_IN_A_LISTING = 1000
+_MARK = b"SgS1"
+_NO_BUCKET = "NoSuchBucket"
+_STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
+
+
+class Version(NamedTuple):
+    """Which of an object's states it is: what a write may be conditional on."""
+
+    e_tag: str | None
+    version: str | None
+    written_at: datetime
+
+
+class Changed(Exception):  # noqa: N818 - it is what happened, and always handled
+    """The object is not what the write was conditional on."""
+
+
+class Objects:
+    """The objects below a prefix of a bucket. `shown` is the URL for messages, `timeout` is in seconds."""
+
+    def __init__(
+        self, url: str, shown: str, config: dict[str, Any], client: dict[str, Any], timeout: float, retries: int
+    ) -> None:
+        self.shown, self._timeout, self._pid = shown, timeout, os.getpid()
+        self._threads: ThreadPoolExecutor | None = None
+        limit = timedelta(seconds=timeout)
+        retry = {"max_retries": retries, "retry_timeout": limit, "backoff": {"max_backoff": limit / 4}}
+        client = {"timeout": limit, "connect_timeout": limit, **client}
+        try:
+            self._store: Any = from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload] # any of its stores
+        except (BaseError, ValueError, TypeError) as error:
+            raise UsageError(f"{shown!r} cannot be opened: {_first_line(error)}") from None
+
+    async def get(self, key: str) -> tuple[bytes, Version] | None:
+        """Return the object's bytes and version, `None` when there is none. Raises `CorruptDataError`."""
+        try:
+            stored, meta = await self._request(self._get, key)
+        except FileNotFoundError:
+            return None
+        data = stored[12:]
+        if stored[:3] == _MARK[:3] and stored[3:4].isdigit() and stored[3:4] > _MARK[3:]:
+            raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
+        if stored[:4] != _MARK or digest(data) != stored[4:12]:
+            raise CorruptDataError(f"the object {key} of {self.shown} is damaged: restore it")
+        return data, Version(meta["e_tag"], meta["version"], meta["last_modified"])
+
+    async def put(self, key: str, data: bytes, *, known: Version | None = None, always: bool = False) -> Version:
+        """Write the object if there is none, or if it is still the `known` one, or `always`. Raises `Changed`."""
+        mode: Any = "overwrite" if always else "create"
+        if known is not None:
+            mode = {name: value for name, value in zip(known._fields[:2], known[:2], strict=True) if value is not None}
+        body = b"".join((_MARK, digest(data), data))
+        try:
+            result = await self._request(self._put, key, body, mode)
+        except (AlreadyExistsError, PreconditionError):
+            raise Changed from None
+        except FileNotFoundError:
+            raise Changed from None  # what it was conditional on is gone
+        return Version(result["e_tag"], result["version"], utc_now())
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete the objects, those that are not there too."""
+        for start in range(0, len(keys), _IN_A_LISTING):
+            try:
+                await self._request(self._store.delete, list(keys[start : start + _IN_A_LISTING]))
+            except FileNotFoundError:
+                continue
+
+    async def keys(self, folder: str, *, after: str | None = None) -> AsyncIterator[str]:
+        """Iterate the keys in the folder in order, those after `after`, one request for each thousand."""
+        stream = self._store.list(folder, offset=after, chunk_size=_IN_A_LISTING)
+        while part := await self._request(next, stream, ()):
+            for meta in part:
+                yield meta["path"]
+
+    async def size(self) -> int:
+        """Return how many bytes all objects take up."""
+        total = 0
+        stream = self._store.list(chunk_size=_IN_A_LISTING)
+        while part := await self._request(next, stream, ()):
+            total += sum(meta["size"] for meta in part)
+        return total
+
+    def close(self) -> None:
+        """Let go of the threads; they are made again when they are needed."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    def _get(self, key: str) -> tuple[bytes, Any]:
+        result = self._store.get(key)
+        return bytes(result.bytes()), result.meta
+
+    def _put(self, key: str, body: bytes, mode: Any) -> Any:
+        return self._store.put(key, body, mode=mode, use_multipart=False)
+
+    async def _request(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Do the work in a thread of ours.
+
+        The driver's own coroutines end in threads of its runtime, which take the whole process down when the
+        interpreter ends at that moment.
+        """
+        if self._pid != os.getpid():
+            raise StorageError(f"the store {self.shown} was opened before a fork: open it in the child, or use spawn")
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_AT_ONCE, "sagaz-s3")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+        except (AlreadyExistsError, PreconditionError):
+            raise
+        except FileNotFoundError as error:
+            if _NO_BUCKET in str(error):
+                raise self._unavailable(self._why(str(error))) from None
+            raise
+        except (PermissionDeniedError, UnauthenticatedError):
+            raise self._unavailable(
+                "access is not permitted: look at the credentials and the bucket's policy"
+            ) from None
+        except (BaseError, OSError) as error:
+            raise self._unavailable(self._why(str(error))) from None
+
+    def _why(self, text: str) -> str:
+        if _NO_BUCKET in text:
+            return "there is no such bucket"
+        status = _STATUS.search(text)
+        if status:
+            return f"it answered {status[1].strip()}, for as long as {self._timeout:g} s"
+        if "timed out" in text or "Timeout" in text:
+            return f"it did not answer within {self._timeout:g} s"
+        if "Connect" in text or "sending request" in text:
+            return "it cannot be reached: look at the endpoint and the network"
+        return "a request failed"
+
+    def _unavailable(self, why: str) -> StoreUnavailableError:
+        return StoreUnavailableError(f"the store {self.shown} cannot be used: {why}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+async def all_of(works: Sequence[Awaitable[Result]]) -> list[Result]:
+    """Return the results, of at most `_AT_ONCE` requests at the same time. When one raises all others end first."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(work: Awaitable[Result]) -> Result:
+        async with turn:
+            return await work
+
+    results = await asyncio.gather(*map(one, works), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value] # none of them is an exception

@@ -1,0 +1,440 @@
+"""The store in a bucket, against an S3 server over HTTP: how often it asks, who wins a race, what failures become."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from s3_server import CREDENTIALS
+
+from sagaz_core.errors import (
+    CorruptDataError,
+    DuplicateSagaError,
+    MissingExtraError,
+    SchemaError,
+    StoreUnavailableError,
+    UsageError,
+)
+from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
+from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_saga, a_snapshot, an_event
+
+HERE = Path(__file__).parent
+KB = bytes(range(250)) * 4
+
+
+@pytest.fixture
+def do():
+    with asyncio.Runner() as runner:
+
+        async def main(work):
+            return await work
+
+        yield lambda work: runner.run(main(work))
+
+
+@pytest.fixture
+def bucket(s3):
+    s3.forget_faults()
+    return s3.bucket()
+
+
+@pytest.fixture
+def storage(s3, bucket):
+    return open_storage(s3.url(bucket))
+
+
+def step(saga_id, seq, data=KB, **fields):
+    return Batch(saga_id, None, [an_event(saga_id, seq, data=data)], [a_snapshot(saga_id, seq, data=data, **fields)])
+
+
+async def events(storage, saga_id):
+    return [event async for event in storage.read_events(saga_id)]
+
+
+def asked(s3, do, work):
+    """Return what the work gives, and the requests that it took."""
+    s3.asked.clear()
+    result = do(work)
+    return result, [method for method, _ in s3.asked]
+
+
+# ---- how often it asks
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 100_000], ids=["100 B", "1 KB", "100 KB"])
+def test_no_question_and_no_snapshot_takes_more_than_two_requests(s3, storage, do, bucket, size):
+    data = bytes(size)
+    do(storage.write(Batch("s", a_saga("s"))))
+    for seq in range(12):
+        snapshot = a_snapshot("s", seq, data=data, step_name=f"step{seq % 3}", phase=("before", "after")[seq % 2])
+        _, took = asked(s3, do, storage.write(Batch("s", None, [an_event("s", seq)], [snapshot])))
+        assert took == ["PUT", "PUT"]
+    other = open_storage(s3.url(bucket))
+    few = ["GET"] if size <= 4096 else ["GET", "GET"]
+    for work, right in (
+        (other.latest_snapshot("s"), 11),
+        (other.latest_snapshot("s", step="step1"), 10),
+        (other.latest_snapshot("s", step="step1", phase="before"), 10),
+        (other.latest_snapshot("s", until=T0 + timedelta(seconds=7)), 7),
+    ):
+        found, took = asked(s3, do, work)
+        assert (found.seq, found.data) == (right, data)
+        assert took == few
+    found, took = asked(s3, do, other.get_snapshot("s/5"))
+    assert (found.seq, found.data) == (5, data)
+    assert took == ["GET", "GET"]
+    _, took = asked(s3, do, other.get_saga("s"))
+    assert took == ["GET"]
+
+
+def test_a_snapshot_with_its_bases_takes_no_more_requests(s3, storage, do, bucket):
+    do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, data=bytes(50_000))])))
+    for seq in range(1, 16):
+        _, took = asked(s3, do, storage.write(Batch("s", None, (), [a_snapshot("s", seq, data=b"delta", base_seq=0)])))
+        assert took == ["PUT", "PUT"]
+    other = open_storage(s3.url(bucket))
+    found, took = asked(s3, do, other.latest_snapshot("s"))
+    assert (found.data, len(found.bases), len(found.bases[0].data)) == (b"delta", 15, 50_000)
+    assert took == ["GET", "GET"]
+
+
+def test_the_first_write_of_a_saga_reads_nothing(s3, storage, do, bucket):
+    _, took = asked(s3, do, storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)])))
+    assert took == ["PUT", "PUT"]
+
+
+def test_a_long_saga_grows_out_of_its_head_and_stays_whole(s3, storage, do, bucket):
+    batches = [step("s", seq, data=os.urandom(3000)) for seq in range(100)]
+    for batch in batches:
+        do(storage.write(batch))
+    other = open_storage(s3.url(bucket))
+    assert do(events(other, "s")) == [batch.events[0] for batch in batches]
+    assert do(other.list_snapshots("s", limit=100)).items == [batch.snapshots[0] for batch in batches]
+    heads = s3.client.list_objects_v2(Bucket=bucket, Prefix="a/prefix/sagas/")["Contents"]
+    assert [head["Size"] < 160_000 for head in heads] == [True]
+
+
+def test_listing_goes_on_behind_the_cursor_and_reads_only_its_page(s3, storage, do, bucket):
+    for number in range(40):
+        do(storage.write(Batch(f"s{number:02}", a_saga(f"s{number:02}"))))
+    page, took = asked(s3, do, storage.list_sagas(limit=5))
+    assert took.count("GET") == 1 + 6
+    page, took = asked(s3, do, storage.list_sagas(limit=5, cursor=page.cursor))
+    assert [record.saga_id for record in page.items] == [f"s{number:02}" for number in range(5, 10)]
+    page, took = asked(s3, do, storage.list_sagas(prefix="s3", limit=5))
+    assert [record.saga_id for record in page.items] == [f"s{number:02}" for number in range(30, 35)]
+    assert took.count("GET") == 1 + 6
+
+
+def test_more_sagas_than_one_listing_holds(s3, storage, do, monkeypatch):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    for number in range(35):
+        do(storage.write(Batch(f"s{number:02}", a_saga(f"s{number:02}"))))
+    page, took = asked(s3, do, storage.list_sagas(limit=100))
+    assert [record.saga_id for record in page.items] == [f"s{number:02}" for number in range(35)]
+    assert took.count("GET") == 4 + 35
+
+
+# ---- keys
+
+
+def test_keys_are_in_the_order_of_ids_and_give_them_back():
+    ids = sorted({*HOSTILE, *(text * n for text in ("a", "é", "🦄", "\0") for n in (1, 2, 100, 255)), "🦄" * 120})
+    keys = [saga_key(saga_id) for saga_id in ids]
+    assert len(set(keys)) == len(ids)
+    for saga_id, key in zip(ids, keys, strict=True):
+        assert saga_of_key(key) in (saga_id, None)
+        assert len(key) <= 700
+        assert all(
+            part.isascii() and part.replace("-", "a").replace("_", "a").replace(".", "a").isalnum()
+            for part in key.split("/")
+        )
+    short = [saga_id for saga_id in ids if len(saga_id.encode()) <= 480]
+    assert [saga_key(saga_id) for saga_id in short] == sorted(saga_key(saga_id) for saga_id in short)
+    assert [ordered(saga_id) for saga_id in ids] == sorted(ordered(saga_id) for saga_id in ids)
+
+
+def test_long_ids_that_begin_alike_are_listed_in_order(storage, do):
+    ids = sorted([*(f"{'é' * 240}{end}" for end in ("", "a", "b", "é", "z")), "é" * 239, "ê"])
+    for saga_id in reversed(ids):
+        do(storage.write(Batch(saga_id, a_saga(saga_id))))
+    found, cursor = [], None
+    while cursor is not None or not found:
+        page = do(storage.list_sagas(limit=2, cursor=cursor))
+        found += [record.saga_id for record in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert found == ids
+    assert [r.saga_id for r in do(storage.list_sagas(prefix="é" * 240 + "é")).items] == ["é" * 241]
+
+
+# ---- races and losses
+
+
+def test_of_two_writers_of_one_saga_each_sees_what_the_other_wrote(s3, do, bucket):
+    stores = [open_storage(s3.url(bucket)) for _ in range(2)]
+    do(stores[0].write(Batch("s", a_saga("s"))))
+
+    async def both():
+        await asyncio.gather(*(stores[seq % 2].write(step("s", seq)) for seq in range(12)))
+
+    do(both())
+    assert [event.seq for event in do(events(stores[0], "s"))] == list(range(12))
+    assert do(stores[1].count_snapshots("s")) == 12
+
+
+def test_two_runs_under_one_id_are_found_out_by_the_second_write(s3, do, bucket):
+    first, second = (open_storage(s3.url(bucket)) for _ in range(2))
+    do(first.write(Batch("s", a_saga("s"), [an_event("s", 0)])))
+    do(second.write(Batch("s", None, [an_event("s", 1)])))
+    with pytest.raises(DuplicateSagaError, match="has another event 1 already"):
+        do(first.write(Batch("s", None, [an_event("s", 1, T0 + TICK)], [a_snapshot("s", 1)])))
+    with pytest.raises(DuplicateSagaError, match="is stored already"):
+        do(second.write(Batch("s", a_saga("s", plan="other"))))
+    assert do(first.get_snapshot("s/1")) is None
+    assert [event.at for event in do(events(first, "s"))] == [an_event("s", 0).at, an_event("s", 1).at]
+
+
+def test_a_snapshot_id_that_two_sagas_want_goes_to_one(s3, do, bucket):
+    stores = [open_storage(s3.url(bucket)) for _ in range(6)]
+
+    async def all_want_it():
+        batches = [
+            Batch(f"s{n}", a_saga(f"s{n}"), (), [a_snapshot(f"s{n}", 0, snapshot_id="x")]) for n in range(len(stores))
+        ]
+        works = [store.write(batch) for store, batch in zip(stores, batches, strict=True)]
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    results = do(all_want_it())
+    assert all(result is None or isinstance(result, DuplicateSagaError) for result in results)
+    owners = [n for n in range(6) if do(stores[0].count_snapshots(f"s{n}"))]
+    assert [results[n] for n in owners] == [None]
+    assert do(stores[0].get_snapshot("x")).saga_id == f"s{owners[0]}"
+
+
+def test_a_claim_of_a_writer_that_died_does_not_keep_the_id_for_ever(s3, storage, do, monkeypatch):
+    s3.fail("403 Forbidden", part="/sagas/", method="PUT")
+    with pytest.raises(StoreUnavailableError, match="access is not permitted"):
+        do(storage.write(Batch("dead", a_saga("dead"), (), [a_snapshot("dead", 0, snapshot_id="x", data=bytes(9000))])))
+    assert do(storage.get_snapshot("x")) is None
+    with pytest.raises(DuplicateSagaError):
+        do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
+    monkeypatch.setattr("sagaz_core.storage.s3._ABANDONED", timedelta(0))
+    do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
+    assert do(storage.get_snapshot("x")).saga_id == "s"
+    assert [record.saga_id for record in do(storage.list_sagas()).items] == ["s"]
+
+
+@pytest.mark.parametrize("part", ["/snapshots/", "/sagas/"])
+def test_a_write_whose_answer_was_lost_is_not_done_twice(s3, storage, do, part):
+    do(storage.write(Batch("s", a_saga("s"))))
+    s3.fail("500 Internal Server Error", part=part, method="PUT", done=True)
+    do(storage.write(step("s", 0)))
+    do(storage.write(step("s", 1)))
+    assert [event.seq for event in do(events(storage, "s"))] == [0, 1]
+    assert do(storage.list_snapshots("s")).items == [step("s", seq).snapshots[0] for seq in range(2)]
+
+
+WRITER = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
+
+async def main():
+    storage, name = open_storage(sys.argv[2]), sys.argv[3]
+    sys.stdin.readline()
+    for seq in range(3):
+        own = f"{name}-own"
+        await storage.write(Batch(own, None if seq else a_saga(own), [an_event(own, seq)], [a_snapshot(own, seq)]))
+        await storage.write(Batch("shared", None, (), [a_snapshot("shared", seq, snapshot_id=f"{name}.{seq}")]))
+    await storage.close()
+
+asyncio.run(main())
+"""
+
+
+def test_ten_processes_lose_nothing(s3, storage, do, bucket):
+    command = [sys.executable, "-c", WRITER, str(HERE), s3.url(bucket)]
+    processes = [subprocess.Popen([*command, f"p{n}"], stdin=subprocess.PIPE, text=True) for n in range(10)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0] * 10
+    assert do(storage.count_snapshots("shared")) == 30
+    for number in range(10):
+        assert [event.seq for event in do(events(storage, f"p{number}-own"))] == [0, 1, 2]
+        assert do(storage.get_snapshot(f"p{number}.2")).saga_id == "shared"
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Server Error", "429 Too Many Requests"])
+def test_what_passes_is_tried_again(s3, storage, do, status):
+    s3.fail(status, times=2)
+    do(storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)])))
+    s3.fail(status, times=2)
+    assert do(storage.latest_snapshot("s")) == a_snapshot("s", 0)
+
+
+def test_what_does_not_pass_is_told_without_a_secret(s3, do, bucket):
+    storage = open_storage(s3.url(bucket, retries=1, timeout=2))
+    s3.fail("503 Slow Down", times=50)
+    with pytest.raises(StoreUnavailableError) as caught:
+        do(storage.get_saga("s"))
+    s3.forget_faults()
+    assert str(caught.value).startswith(f"the store s3://{bucket}/a/prefix cannot be used: it answered 503")
+    assert_discreet(caught.value)
+
+
+def assert_discreet(error):
+    text = "".join(
+        [
+            str(error),
+            repr(error),
+            str(error.__cause__),
+            str(error.__context__ if not error.__suppress_context__ else ""),
+        ]
+    )
+    assert CREDENTIALS["secret_access_key"] not in text
+    assert CREDENTIALS["access_key_id"] not in text
+    assert "\n" not in str(error)
+
+
+def test_a_server_that_is_not_there_is_told(do):
+    options = (
+        "endpoint=http://127.0.0.1:9&allow_http=true&retries=0&region=x&access_key_id=AKIDTEST&secret_access_key=PSSWD"
+    )
+    storage = open_storage(f"s3://bucket/x?{options}")
+    with pytest.raises(StoreUnavailableError, match="cannot be reached: look at the endpoint") as caught:
+        do(storage.get_saga("s"))
+    assert_discreet(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_told(s3, do):
+    storage = open_storage(s3.url("no-such-bucket"))
+    for work in (storage.get_saga("s"), storage.write(Batch("s", a_saga("s"))), storage.list_sagas()):
+        with pytest.raises(StoreUnavailableError, match="there is no such bucket"):
+            do(work)
+
+
+def test_every_damaged_object_is_an_error_that_names_what(s3, storage, do, bucket):
+    do(storage.write(step("s", 0, data=bytes(10_000))))
+    do(storage.write(step("s", 1)))
+    for key in [found["Key"] for found in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]:
+        whole = s3.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        for at in (0, 5, 11, 12, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[at] ^= 4
+            s3.client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
+            other = open_storage(s3.url(bucket))
+            told = []
+            for work in (other.get_snapshot("s/0"), other.get_snapshot("s/1"), events(other, "s")):
+                try:
+                    do(work)
+                except CorruptDataError as error:
+                    told.append(str(error))
+            assert told, (key, at)
+            assert all("is damaged" in message for message in told)
+        s3.client.put_object(Bucket=bucket, Key=key, Body=whole)
+
+
+def test_what_a_newer_release_wrote_is_refused(s3, storage, do, bucket):
+    do(storage.write(Batch("s", a_saga("s"))))
+    key = f"a/prefix/{saga_key('s')}"
+    whole = s3.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    s3.client.put_object(Bucket=bucket, Key=key, Body=b"SgS2" + whole[4:])
+    with pytest.raises(SchemaError, match="written by a newer release: upgrade pytest-sagaz"):
+        do(open_storage(s3.url(bucket)).get_saga("s"))
+
+
+def test_deleting_leaves_no_object(s3, storage, do, bucket):
+    do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", n, data=bytes(n * 3000)) for n in range(60)])))
+    do(storage.write(Batch("s", None, [an_event("s", n, data=bytes(9000)) for n in range(5)])))
+    do(storage.write(Batch("s", summary=SagaSummary("s", "order", 1, "failed"))))
+    assert do(storage.delete_snapshots("s", below_seq=50)) == 50
+    names = [found["Key"] for found in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert sum("/snapshots/" in name for name in names) == 10
+    assert do(storage.delete_saga("s"))
+    assert "Contents" not in s3.client.list_objects_v2(Bucket=bucket)
+
+
+# ---- URLs
+
+
+def test_the_url_that_a_store_shows_has_no_secret_and_opens_it(s3, bucket, monkeypatch, do):
+    storage = open_storage(s3.url(bucket, timeout=3))
+    assert "PSSWD" not in storage.url
+    assert "AKIDTEST" not in storage.url
+    do(storage.write(Batch("s", a_saga("s"))))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CREDENTIALS["access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CREDENTIALS["secret_access_key"])
+    assert do(open_storage(storage.url).get_saga("s")) == a_saga("s")
+
+
+@pytest.mark.parametrize(
+    "url", ["gs://bucket/prefix?skip_signature=true", "az://container/prefix?account_name=a&skip_signature=true"]
+)
+def test_other_clouds_are_opened_by_url(url):
+    assert open_storage(url).url.startswith(url.partition("?")[0])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://", "names no bucket: write s3://bucket/prefix"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3://bucket/a//b", "no path of at most 256 characters"),
+        ("s3://bucket/../b", "no path of at most 256 characters"),
+        ("s3://bucket/" + "x" * 300, "no path of at most 256 characters"),
+        ("s3://bucket/x?timeout=soon", "gives timeout as 'soon'"),
+        ("s3://bucket/x?timeout=0", "timeout=0.0 is not a time"),
+        ("s3://bucket/x?allow_http=yes", "gives allow_http as 'yes': give true or false"),
+        ("s3://bucket/x?colour=red&secret_access_key=PSSWD", "'s3://bucket/x' cannot be opened"),
+    ],
+)
+def test_a_url_that_names_no_bucket(url, message):
+    with pytest.raises(UsageError) as caught:
+        open_storage(url)
+    assert message in str(caught.value)
+    assert_discreet(caught.value)
+
+
+def test_a_missing_driver_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingExtraError, match=r"need the s3 extra: pip install 'pytest-sagaz\[s3\]'"):
+        open_storage("s3://bucket/prefix")
+
+
+def test_no_other_store_imports_a_driver():
+    code = (
+        "import sys, json, sagaz_core; from sagaz_core import open_storage\n"
+        "for url in ('sqlite:///x.db', 'file:///x', 'memory://'): open_storage(url)\n"
+        "print(json.dumps([name for name in sys.modules if name.partition('.')[0] in ('obstore', 'boto3', 'moto')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_store_that_was_opened_before_a_fork_is_refused_in_the_child(s3, bucket):
+    code = (
+        "import asyncio, os, sys; from sagaz_core import open_storage\n"
+        "storage = open_storage(sys.argv[1])\n"
+        "asyncio.run(storage.get_saga('s'))\n"
+        "child = os.fork()\n"
+        "if child: sys.exit(os.waitpid(child, 0)[1])\n"
+        "try: asyncio.run(storage.get_saga('s'))\n"
+        "except OSError as error: os._exit(0 if 'was opened before a fork' in str(error) else 1)\n"
+        "os._exit(2)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, s3.url(bucket)], check=False).returncode == 0
