@@ -397,8 +397,8 @@ class RedisSnapshotStorage:
             gone = []
             for snapshot in reversed(saga.heads):
                 if not expired(snapshot, now):
-                    first = snapshot.seq if snapshot.base_seq is None else snapshot.base_seq
-                    needed = first if needed is None else min(needed, first)
+                    if snapshot.base_seq is not None:
+                        needed = snapshot.base_seq if needed is None else min(needed, snapshot.base_seq)
                 elif needed is None or snapshot.seq < needed:
                     gone.append(snapshot.snapshot_id)
             if await self._rewritten(trip, saga, set(gone[:batch]), {}):
