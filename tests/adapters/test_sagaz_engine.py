@@ -28,6 +28,7 @@ from sagaz_core.saga.base import Saga as NativeSaga
 from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode
+from sagaz_core.storage.frames import state_bytes
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import VirtualRunner
 
@@ -854,7 +855,7 @@ def stored(storage: InMemorySnapshotStorage) -> tuple[Any, list[tuple[str, str]]
 
     with VirtualRunner() as runner:
         record, snapshots = runner.run(read())
-    states = [decode(snapshot.data)["context"] for snapshot in snapshots]
+    states = [decode(state_bytes(snapshot))["context"] for snapshot in snapshots]
     return record, [(snapshot.phase, snapshot.step_name) for snapshot in snapshots], states
 
 
