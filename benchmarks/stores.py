@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import tracemalloc
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,7 @@ from sagaz_core import Saga
 from sagaz_core.storage import Batch, InMemorySnapshotStorage, SnapshotStorage
 from sagaz_core.storage._sqlite_statements import LATEST_SNAPSHOT_OF_ALL_UNTIL, MIGRATIONS
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event
+from sagaz_core.storage.file import FileSnapshotStorage
 from sagaz_core.storage.frames import FrameWriter, state_bytes
 from sagaz_core.storage.sqlite import SqliteSnapshotStorage
 
@@ -214,6 +216,66 @@ def reading() -> None:
     print(f"of a step {took['sqlite_step']:.1f} µs")
 
 
+def files() -> None:
+    """One snapshot of 1 KB through the whole path, and the same bytes appended to one file; a listing's memory."""
+    made = [
+        Batch(
+            f"s{number % SAGAS}",
+            None,
+            (),
+            [a_snapshot(f"s{number % SAGAS}", number, data=DATA, snapshot_id=f"{number}")],
+        )
+        for number in range(SAGAS * STEPS)
+    ]
+    for fsync in ("never", "always"):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            paths = (f"{folder}/{number}" for number in count())
+
+            def ours(
+                fsync: str = fsync, paths: Iterator[str] = paths, stack: ExitStack = stack
+            ) -> Callable[[], object]:
+                storage = FileSnapshotStorage(next(paths), fsync=fsync)
+                stack.callback(lambda: now(storage.close()))
+                for number in range(SAGAS):
+                    now(storage.write(Batch(f"s{number}", a_saga(f"s{number}"))))
+                return partial(write_all, storage, made)
+
+            def appended(
+                fsync: str = fsync, paths: Iterator[str] = paths, stack: ExitStack = stack
+            ) -> Callable[[], object]:
+                opened = [os.open(next(paths), os.O_CREAT | os.O_WRONLY | os.O_APPEND) for _ in range(SAGAS)]
+                for file in opened:
+                    stack.callback(os.close, file)
+
+                def run() -> None:
+                    for number in range(len(made)):
+                        file = opened[number % SAGAS]
+                        os.write(file, DATA)
+                        if fsync == "always":
+                            os.fdatasync(file)
+
+                return run
+
+            took = best(len(made), files=ours, bare=appended)
+        print(f"save a snapshot of 1 KB, files, fsync={fsync}")
+        print(f"  bare write                            {took['bare']:8.1f} µs")
+        print(f"  file                                  {took['files']:8.1f} µs   {took['files'] / took['bare']:.2f}x")
+        print(f"    the limit, 1.25x + 60 µs            {1.25 * took['bare'] + 60:8.1f} µs")
+    with tempfile.TemporaryDirectory() as folder:
+        storage = FileSnapshotStorage(folder, fsync="never")
+        now(storage.write(Batch("s", None, (), [a_snapshot("s", seq, data=DATA * 10) for seq in range(10_000)])))
+        now(storage.close())
+        tracemalloc.start()
+        listed, cursor = 0, None
+        while listed == 0 or cursor is not None:
+            page = now(storage.list_snapshots("s", cursor=cursor))
+            listed, cursor = listed + len(page.items), page.cursor
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        now(storage.close())
+    print(f"list {listed:,} snapshots of 10 KB from a file: {peak / 1e6:.1f} MB at most, of {listed / 100:.0f} MB")
+
+
 def offset(path: str) -> int:
     connection = sqlite3.connect(path)
     found = connection.execute("SELECT min(created_at) FROM saga_snapshots").fetchone()[0]
@@ -278,5 +340,6 @@ if __name__ == "__main__":
     print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}")
     writing()
     reading()
+    files()
     sizes()
     framing()

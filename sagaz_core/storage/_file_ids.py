@@ -56,15 +56,14 @@ class IdTable:
         mine, room, level = name + key, -1, 0
         while True:
             bucket = self._bucket(level, name) or bytes(_BUCKET)
-            keys = _keys(bucket, name)
-            if key in keys:
-                return found
-            found += keys
+            found += _keys(bucket, name)
             if room < 0:
                 room, room_level = _room(bucket), level
             if bucket.endswith(_FREE):
                 break
             level += 1
+        if key in found:
+            return [other for other in found if other != key]
         if room < 0:
             room, room_level = 0, level + 1
         slot = mine + crc32(mine).to_bytes(4, "little")

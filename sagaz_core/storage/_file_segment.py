@@ -40,13 +40,17 @@ def segment_key(saga_id: str) -> bytes:
 
 
 class Segment:
-    """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it."""
+    """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it.
 
-    __slots__ = ("_dead", "_place", "end", "fd", "index", "key", "path", "saga_id", "size")
+    `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
+    """
+
+    __slots__ = ("_dead", "_place", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
 
     def __init__(self, key: bytes, path: str) -> None:
         self.key, self.path = key, path
         self.fd = -1
+        self.opened = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -78,6 +82,7 @@ class Segment:
                     raise
                 self._forget()
                 return False
+            self.opened += 1
             found = os.fstat(self.fd)
             place = found.st_dev, found.st_ino
             if place != self._place or found.st_size < self.end:

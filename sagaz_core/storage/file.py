@@ -189,11 +189,11 @@ class FileSnapshotStorage:
                     return False
                 segment.create()
                 continue
-            fd = segment.fd
-            take(fd, segment.path, self._timeout)
+            opened = segment.opened
+            take(segment.fd, segment.path, self._timeout)
             try:
                 segment.refresh()
-                if segment.fd == fd:  # else it was deleted or written anew while we waited
+                if segment.fd >= 0 and segment.opened == opened:  # else it was deleted or written anew while we waited
                     segment.cut_off()
                     return True
             except BaseException:

@@ -201,8 +201,10 @@ class S3SnapshotStorage:
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. Batches of one saga go one after the other, those of several at once."""
         by_saga: dict[str, list[int]] = {}
+        owners = {(snapshot.snapshot_id, batch.saga_id) for batch in batches for snapshot in batch.snapshots}
+        contested = len({name for name, _ in owners}) < len(owners)  # then who comes first matters
         for number, batch in enumerate(batches):
-            by_saga.setdefault(batch.saga_id, []).append(number)
+            by_saga.setdefault("" if contested else batch.saga_id, []).append(number)
         results: list[Exception | None] = [None] * len(batches)
 
         async def write_in_order(numbers: list[int]) -> None:

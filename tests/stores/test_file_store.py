@@ -450,3 +450,10 @@ def test_a_system_without_file_locks_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(UsageError, match="needs file locks, which this system has not: use sqlite:///"):
         open_storage("file:///x")
+
+
+def test_an_id_of_another_saga_is_refused_as_often_as_it_is_tried(storage):
+    write(storage, "a")
+    for _ in range(3):
+        with pytest.raises(DuplicateSagaError):
+            drive.now(storage.write(Batch("b", None, (), [a_snapshot("b", 0, snapshot_id="a/1")])))

@@ -47,4 +47,4 @@ TestSqliteAgrees.settings = TestMemoryAgrees.settings
 TestFilesAgree = FileMachine.TestCase
 TestFilesAgree.settings = TestMemoryAgrees.settings
 TestS3Agrees = pytest.mark.usefixtures("s3")(S3Machine.TestCase)
-TestS3Agrees.settings = settings(TestMemoryAgrees.settings, max_examples=3, stateful_step_count=15)
+TestS3Agrees.settings = settings(TestMemoryAgrees.settings, max_examples=8, stateful_step_count=20)
