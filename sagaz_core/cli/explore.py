@@ -37,7 +37,7 @@ SHOWN = 5
 @click.argument("saga", metavar="MODULE:CLASS")
 @click.option("--context", metavar="JSON|@FILE|-", default="{}", help="What it begins with. Default: nothing.")
 @click.option(
-    "--depth", type=click.IntRange(0), default=DEFAULT_DEPTH, show_default=True, help="How many faults at a time."
+    "--depth", type=click.IntRange(0, 20), default=DEFAULT_DEPTH, show_default=True, help="How many faults at a time."
 )
 @click.option("--kinds", default="all", show_default=True, help="Kinds of faults: quick, all, or a list.")
 @world_option
@@ -72,7 +72,8 @@ def explore(
     are merged: all plans of two faults take milliseconds. Without, each plan is run from the start. Plans that failed
     before are kept in .sagaz/failures.db and tried first.
 
-    Exit code: 0 when everything that was tried is sound; 1 when something is not, or the budget was used up; 2 when
+    Exit code: 0 when everything was tried and is sound; 1 when something is not, or could not be tried because the budget
+    was used up or the saga fails by itself; 2 when
     nothing was run.
     """
     settings = settings_and_path()

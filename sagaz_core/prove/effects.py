@@ -34,7 +34,7 @@ _MISSING = object()
 class Stopped(BaseException):
     """The search cannot go on: because of an error, or, without one, because the budget is spent."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         super().__init__(error)
         self.error = error
 
@@ -145,7 +145,7 @@ class Effects:
             result = await call_operation(operation, (made.view, *map(_copied, second)), None, None)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
+                raise Stopped(error) from error  # it is the search that is cancelled
             return self._failed(error, made)
         except Exception as error:  # the user's code: anything
             return self._failed(error, made)

@@ -112,9 +112,9 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
     adapter = adapter_for(made)
     saga = adapter.create(made)
     model = await adapter.describe(saga)
-    reason = why_not_forkable(adapter, saga, subject) if search.mode in ("auto", "packed") else ""
-    if search.mode in ("merged", "tree") and adapter.name != "native":
-        raise UsageError(f"mode={search.mode!r}: {why_not_forkable(adapter, saga, subject)}; write mode='packed'")
+    reason = why_not_forkable(adapter, saga, subject)
+    if search.mode in ("merged", "tree") and reason:
+        raise UsageError(f"mode={search.mode!r}: {reason}")
     if search.mode == "packed":
         reason = "asked for"
     if not reason:

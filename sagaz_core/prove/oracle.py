@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 
-from sagaz_core.events import StepSucceeded
+from sagaz_core.events import CompensationFailed, CompensationStarted, CompensationSucceeded, StepSucceeded
 from sagaz_core.model import END
 from sagaz_core.plugins import results_by_plugin
 from sagaz_core.prove.evidence import Evidence
@@ -205,10 +205,11 @@ def _order(case: Case) -> Iterator[Finding]:
                 yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
         return
     undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
+    tried_before = _tried_before(case)
     for index, entry in enumerate(undos):
         # One that is never undone, or not after this, is an orphan if it is still there, and not out of order; nor is
         # one that was tried before this and could not be undone.
-        later = {other.step for other in undos[index + 1 :]} - {other.step for other in undos[:index]}
+        later = {other.step for other in undos[index + 1 :]} - tried_before.get(entry.step, set())
         for dependant in sorted(case.model.descendants[entry.step] & later, key=case.model.order.index):
             if _alive_at(case, dependant, entry.began):
                 yield Finding(
@@ -218,6 +219,18 @@ def _order(case: Case) -> Iterator[Finding]:
                     "undo dependants first: check depends_on, and what the engine orders compensations by",
                 )
                 break
+
+
+def _tried_before(case: Case) -> dict[str, set[str]]:
+    """Return, for each step that was undone, those whose compensation had failed by when its own first ran."""
+    failed: set[str] = set()
+    found: dict[str, set[str]] = {}
+    for event in case.evidence.events:
+        if isinstance(event, CompensationFailed):
+            failed.add(event.step)
+        elif isinstance(event, (CompensationStarted, CompensationSucceeded)):
+            found.setdefault(event.step, failed.copy())
+    return found
 
 
 def _alive_at(case: Case, step: str, moment: int) -> bool:

@@ -165,7 +165,8 @@ class Trial:
         run: Callable[[], Any] = partial(
             adapter.run, saga, context, saga_id=subject.saga_id, served=subject.served, options=self.options
         )
-        for _ in range(MAX_RESUMES):
+        limit = MAX_RESUMES + len(self.injector.plan.faults)
+        for _ in range(limit):
             try:
                 result = await self._guarded(run)
             except SimulatedCrash:
@@ -183,7 +184,7 @@ class Trial:
                 self.exception = result.exception
                 status: SagaStatus = result.status
                 return status
-        raise PlanError(f"{self.injector.plan}: the saga did not end after {MAX_RESUMES} resumed runs")
+        raise PlanError(f"{self.injector.plan}: the saga did not end after {limit} resumed runs")
 
     async def _guarded(self, run: Callable[[], Any]) -> Any:
         if not any(fault.kind == "cancel" for fault in self.injector.plan):

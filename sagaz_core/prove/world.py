@@ -94,12 +94,12 @@ class World:
             value = await value if inspect.isawaitable(value) else value
             reading[name] = copy.deepcopy(value)
         for name, fake in self._fakes.items():
-            reading[name] = _state_of(fake)
+            reading[name] = _state_of(name, fake)
         return reading
 
     def save(self) -> dict[str, Any]:
         """Return the state of all fakes, copied."""
-        return {name: _state_of(fake) for name, fake in self._fakes.items()}
+        return {name: _state_of(name, fake) for name, fake in self._fakes.items()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put the fakes' states back to what `save` returned."""
@@ -146,8 +146,14 @@ class World:
         return tuple(found)
 
 
-def _state_of(fake: Any) -> Any:
-    return copy.deepcopy(_state_now(fake))
+def _state_of(name: str, fake: Any) -> Any:
+    try:
+        return copy.deepcopy(_state_now(fake))
+    except Exception as error:  # what is in it is the user's
+        raise UsageError(
+            f"the fake {name!r} cannot be copied ({type(error).__name__}: {error}): "
+            f"give it snapshot() and restore(state)"
+        ) from error
 
 
 def _state_now(fake: Any) -> Any:

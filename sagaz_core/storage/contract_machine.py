@@ -74,7 +74,12 @@ def summaries(saga_id: str) -> st.SearchStrategy[Any]:
     fields = st.fixed_dictionaries(
         {"status": statuses, "step_name": steps, "failed_at": st.none() | times, "tags": tag_sets}
     )
-    return st.tuples(seqs, fields).map(lambda drawn: a_summary(saga_id, drawn[0], **drawn[1]))
+    return st.tuples(seqs, fields).map(lambda drawn: a_summary(saga_id, drawn[0], **_as_it_can_be(drawn[1])))
+
+
+def _as_it_can_be(fields: dict[str, Any]) -> dict[str, Any]:
+    """A step that failed did so at some time."""
+    return fields if fields["failed_at"] is not None else {**fields, "step_name": ""}
 
 
 class StoreMachine(RuleBasedStateMachine):

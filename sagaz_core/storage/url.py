@@ -125,6 +125,8 @@ def _open_file(url: str) -> SnapshotStorage:
 
 def _open_s3(url: str) -> SnapshotStorage:
     with _needs("S3", "s3", "obstore"):
+        import obstore  # noqa: F401 - the store imports it; only its own absence is told as such
+
         from sagaz_core.storage.s3 import open_s3
 
     return open_s3(url)

@@ -17,7 +17,7 @@ from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import SagaModel, StepModel
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import mutants
-from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.explorer import Search, aexplore, explore_subject
 from sagaz_core.prove.scripts import Scripts, plan_counts
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
@@ -310,7 +310,7 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
     saga, world, desk = shop(lambda desk, ctx: None)
     desk["lock"] = threading.Lock()
-    with pytest.raises(TypeError):
+    with pytest.raises(UsageError, match=r"^the fake 'desk' cannot be copied \(TypeError: .*\): give it snapshot"):
         explore(saga, world=world)  # the plain runner cannot copy it either
 
     class Fake:
@@ -386,6 +386,34 @@ def test_without_a_world_the_reason_says_how_to_get_more() -> None:
     world = World()
     world.probe("n", lambda: 0)
     assert "the world has probes (n)" in explore(saga, world=world).reason
+
+
+def test_a_mode_that_the_saga_cannot_have_is_refused_with_the_reason() -> None:
+    saga, _, _ = shop(lambda desk, ctx: None)
+    with pytest.raises(UsageError, match=r"^mode='merged': no world was given"):
+        explore(saga, mode="merged")
+
+
+def test_a_search_that_is_cancelled_ends() -> None:
+    async def slow(ctx: Any) -> None:
+        await asyncio.sleep(10)
+
+    _, world, _ = shop(lambda desk, ctx: None)
+    saga: Saga[Any] = Saga("slow")
+    saga.add_step("a", slow, retries=2)
+
+    async def main() -> None:
+        async with asyncio.timeout(25):
+            await aexplore(saga, world=world)
+
+    with pytest.raises(TimeoutError):
+        run(main())
+
+
+def test_a_compensation_that_was_tried_first_is_not_out_of_order_when_it_is_tried_again() -> None:
+    saga, world = chain(3)
+    plan = FaultPlan.parse("s2@before+s1@undo-flaky:3+s0@undo-crash-recorded")
+    assert run(run_trial(Subject(lambda: saga, world=world), plan)).findings == ()
 
 
 def test_a_task_that_a_step_leaves_behind_is_found() -> None:
