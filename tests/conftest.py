@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 pytest_plugins = ["pytester"]
+pytest.register_assert_rewrite("sagaz_core.storage.contract")  # here: anything else may import it
 
 try:
     from hypothesis import HealthCheck, settings

@@ -72,9 +72,8 @@ def explore(
     are merged: all plans of two faults take milliseconds. Without, each plan is run from the start. Plans that failed
     before are kept in .sagaz/failures.db and tried first.
 
-    Exit code: 0 when everything was tried and is sound; 1 when something is not, or could not be tried because the budget
-    was used up or the saga fails by itself; 2 when
-    nothing was run.
+    Exit code: 0 when everything was tried and is sound; 1 when something is not, or could not be tried because the
+    budget was used up or the saga fails by itself; 2 when nothing was run.
     """
     settings = settings_and_path()
     initial = read_context(context)

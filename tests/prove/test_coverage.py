@@ -234,7 +234,7 @@ def test_a_budget_that_ran_out_shows_in_the_numbers() -> None:
     coverage = Coverage()
     exploration = explore(Sound, max_executions=10)
     coverage.add_exploration(exploration, "test_a")
-    assert only(coverage).ways.popitem()[1].not_run == len(exploration.not_run) > 0
+    assert only(coverage).ways.popitem()[1].not_run == len(exploration.not_run.keys() - {"*"}) > 0
     assert coverage.totals().explored < coverage.totals().applicable
 
 

@@ -9,8 +9,6 @@ from sagaz_core.hookspecs import hookimpl
 from sagaz_core.plugins import plugin_manager
 from tests import servers
 
-pytest.register_assert_rewrite("sagaz_core.storage.contract")
-
 
 @pytest.fixture
 def plugins():
