@@ -75,7 +75,8 @@ class Capture:
         self._snapshot_number = count()
         self._announced = resumed
         self._strategy = config.snapshot_strategy.value
-        self._frames = FrameWriter(compress=config.compression is not None)
+        # In this process's memory time is worth more than space.
+        self._frames = FrameWriter(compress=config.compression is not None and not getattr(storage, "in_memory", False))
         self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []

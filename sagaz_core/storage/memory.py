@@ -59,6 +59,8 @@ class InMemorySnapshotStorage:
     What it holds lives as long as the object. `close` lets go of nothing: a closed store can still be looked at.
     """
 
+    in_memory = True  # what captures into it does not make the states small
+
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
         self.clock: Callable[[], datetime] = utc_now

@@ -592,9 +592,18 @@ def test_switched_off_nothing_is_captured() -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", None])
-def test_states_are_compressed_unless_that_is_turned_off(compression: Any) -> None:
+def test_states_are_compressed_unless_that_is_turned_off(compression: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InMemorySnapshotStorage, "in_memory", False)  # as any other store
     big = {"text": "the same again and again " * 4000}
     _, _, snapshots = captured(context=big, compression=compression)
     sizes = [len(snapshot.data) for snapshot in snapshots]
     assert (max(sizes) < 2000) == (compression == "zstd")
+    assert [unpack_state(snapshot).initial for snapshot in snapshots] == [big] * len(snapshots)
+
+
+def test_in_memory_states_are_kept_as_they_are() -> None:
+    big = {"text": "the same again and again " * 4000}
+    _, _, snapshots = captured(context=big)
+    assert min(len(snapshot.data) for snapshot in snapshots) > len(big["text"])
+    assert [snapshot.base_seq for snapshot in snapshots] == [None] * len(snapshots)
     assert [unpack_state(snapshot).initial for snapshot in snapshots] == [big] * len(snapshots)

@@ -27,6 +27,8 @@ TRIP = 0.010
 class Distant(InMemorySnapshotStorage):
     """A store that is a round trip away, and one that writes one thing at a time, as a disk does."""
 
+    in_memory = False
+
     def __init__(self, fault=None):
         super().__init__()
         self.calls = []
