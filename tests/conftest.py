@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest_plugins = ["pytester"]
+os.environ.pop("PYTEST_ADDOPTS", None)  # how we were started is not how tests start others
 pytest.register_assert_rewrite("sagaz_core.storage.contract")  # here: anything else may import it
 
 try:
