@@ -168,7 +168,11 @@ class SnapshotStorageContract:
     """The bytes of the largest payload that is tried. A store that cannot take 10 MB says here what it can."""
 
     shared = True
-    """Whether another process reaches the same store by its `url`, which is one that `open_storage` knows."""
+    """Whether another process reaches the same store by its `address`, which is one that `open_storage` knows."""
+
+    def address(self, storage: SnapshotStorage) -> str:
+        """Return the URL by which another process opens the store: its own, unless that leaves secrets out."""
+        return storage.url
 
     _runner: asyncio.Runner | None = None
 
@@ -831,7 +835,7 @@ class SnapshotStorageContract:
     def writer(self, storage: SnapshotStorage, name: str, sagas: int) -> subprocess.Popen[str]:
         """Start a process that writes into the store; a line on its stdin lets it begin."""
         return subprocess.Popen(
-            [sys.executable, "-m", "sagaz_core.storage.contract_writer", storage.url, name, str(sagas), "4"],
+            [sys.executable, "-m", "sagaz_core.storage.contract_writer", self.address(storage), name, str(sagas), "4"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

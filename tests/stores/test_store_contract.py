@@ -87,6 +87,10 @@ class TestSqliteThatIsOpenedForEachCall(SnapshotStorageContract):
 class TestS3(SnapshotStorageContract):
     @pytest.fixture
     def storage(self, s3):
-        storage = open_storage(s3.url(s3.bucket()))
+        self.url = s3.url(s3.bucket())
+        storage = open_storage(self.url)
         yield storage
         self.do(storage.close())
+
+    def address(self, storage):
+        return self.url  # the store's own has no credentials
