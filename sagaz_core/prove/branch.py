@@ -115,8 +115,8 @@ class Branch(Execution):
     @classmethod
     def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
         """Return the branch of a saga that has just started."""
-        made = cls(definition, SagaState(), effects, Journal(SagaState(), lambda: at))
-        made.journal.state = made.state
+        state = SagaState()
+        made = cls(definition, state, effects, Journal(state, lambda: at))
         made.journal.emit(SagaStarted, *started[2:])
         made.task = asyncio.current_task()
         return made

@@ -71,6 +71,8 @@ class Forked:
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self.initial = self.worlds.current
         self.reference: int | None = None
+        # The worlds after the last run from the start, and after the one before it.
+        self._after = self._before_that = self.initial
         self.clean: Outcome | None = None
         self.executions = 0
         self.merge = search.mode != "tree"
@@ -105,8 +107,8 @@ class Forked:
         differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
         if differs is not None:
             self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
-        elif self.worlds.key(self._after) != self.worlds.key(self._after_first):
-            changes = "; ".join(map(str, self.worlds.changes(self._after_first, self._after)[:3]))
+        elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
+            changes = "; ".join(map(str, self.worlds.changes(self._before_that, self._after)[:3]))
             self._do_not_merge(f"two runs without faults leave different worlds ({changes})")
 
     def _do_not_merge(self, why: str) -> None:
@@ -134,8 +136,7 @@ class Forked:
         reference = None if self.reference is None else self.worlds.reading(self.reference)
         outcome = await run_trial(subject, plan, reference=reference)
         self.executions += len(outcome.evidence.ledger.entries)
-        self._after_first = getattr(self, "_after", self.initial)
-        self._after = self.worlds.look()
+        self._before_that, self._after = self._after, self.worlds.look()
         self.worlds.put(self.initial)
         return outcome
 

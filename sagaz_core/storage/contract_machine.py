@@ -87,7 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def make(self) -> SnapshotStorage:
         """Return an empty store."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method make(self) that returns an empty store")
 
     def make_right(self) -> SnapshotStorage:
         """Return an empty store that is right."""
