@@ -37,6 +37,7 @@ from sagaz_core.faults.plan import Fault
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
 from sagaz_core.prove.ledger import Entry
+from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import SagaState, SagaStatus
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = describe_error(asyncio.CancelledError())
+_NEVER_CALLED = frozenset({"undo-fail", "undo-hang"})  # the kinds under which a compensation is not even called
 
 
 class _Quick(Journal):
@@ -93,9 +95,7 @@ class Branch(Execution):
         self.world = effects.worlds.current
         self.served: tuple[str, ...] = ()
         self.alive: frozenset[str] = frozenset()
-        self.numbers: dict[str, int] = {}
-        self.layers: dict[str, int] = {}
-        self.mutations: tuple[tuple[str, int], ...] = ()
+        self.results = self.layers = EMPTY
         self.undone: tuple[tuple[str, int], ...] = ()
         self.late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
         self.struck: dict[str, str] = {}
@@ -110,7 +110,6 @@ class Branch(Execution):
         self._cancelled_here = False
         self._last: Effect | None = None
         self._raised: list[BaseException] = []
-        self._context_key: tuple[Any, ...] | None = None
 
     @classmethod
     def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
@@ -132,9 +131,7 @@ class Branch(Execution):
         other.world = self.world
         other.served = self.served
         other.alive = self.alive
-        other.numbers = self.numbers.copy()
-        other.layers = self.layers.copy()
-        other.mutations = self.mutations
+        other.results, other.layers = self.results, self.layers
         other.undone = self.undone
         other.late = self.late
         other.struck = self.struck
@@ -143,7 +140,6 @@ class Branch(Execution):
         other.live = self.live
         other.task = self.task
         other.cancelled = self.cancelled
-        other._context_key = self._context_key
         if self.entries is not None:
             other.entries = self.entries.copy()
             other.journal = Journal(state, self.journal.clock)
@@ -152,21 +148,13 @@ class Branch(Execution):
 
     # ---- what it is
 
-    def context_key(self) -> tuple[Any, ...]:
-        """Return what decides the context."""
-        key = self._context_key
-        if key is None:
-            layers = self.layers.items() if self.model.linear else sorted(self.layers.items())
-            key = self._context_key = (*layers, *self.mutations)
-        return key
-
     def forward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
         """Return what decides all that can follow with this many faults left, before the saga turns back."""
-        numbers: Any = tuple(self.numbers.items())
+        stacks = self.effects.stacks
         return (
             left,
-            numbers if ordered else frozenset(numbers),
-            self.context_key() if ordered else frozenset(self.context_key()),
+            self.results if ordered else stacks.unordered(self.results),
+            self.layers if ordered else stacks.unordered(self.layers),
             frozenset(self.state.ambiguous),
             self.alive,
             self.effects.worlds.key(self.world),
@@ -178,26 +166,57 @@ class Branch(Execution):
     def backward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
         """Return what decides all that can follow while undoing: "undone" and "never ran" are the same.
 
-        What struck a compensation for good only matters for later when it may be called again.
+        What struck a compensation for good only matters for later when it may be called again; so does what its step
+        returned, and what it put into the context where no compensation that is still to come reads it.
         """
         assert self.undoing is not None
-        numbers: Any = tuple(self.numbers.items())
+        effects, late = self.effects, self.late
+        stacks, worlds = effects.stacks, effects.worlds
+        results, layers, ambiguous = self.results, self.layers, frozenset(self.state.ambiguous)
         again = left > 0 or self.model.on_compensation_failure == "retry_then_continue"
         todo, failed, again_now = self.undoing
+        if failed:
+            called = tuple([step for step in failed if self.struck.get(step) not in _NEVER_CALLED]) if again else ()
+            for step in failed:
+                if step not in called or not self._takes_result(step):
+                    results = stacks.without(results, step)
+            layers = self._visible(todo + called)
+            if not again or self.model.linear:
+                ambiguous = ambiguous.difference(failed)
+        struck: Any = tuple(self.struck)
+        if again and struck:
+            struck = tuple([(step, kind in _NEVER_CALLED or kind) for step, kind in self.struck.items()])
         return (
             left,
             todo if ordered else frozenset(todo),
             failed if ordered else frozenset(failed),
             again_now,
-            numbers if ordered else frozenset(numbers),
-            self.context_key() if ordered else frozenset(self.context_key()),
-            frozenset(self.state.ambiguous),
+            results if ordered else stacks.unordered(results),
+            layers if ordered else stacks.unordered(layers),
+            ambiguous,
             self.alive,
-            self.effects.worlds.key(self.world),
-            tuple([sight for sight, _ in self.late]),
-            tuple(self.struck.items()) if again else tuple(self.struck),
-            self.undone if self.effects.undone_read else None,
+            worlds.whole_key(self.world) if late else worlds.key(self.world),
+            tuple([sight for sight, _ in late]),
+            struck,
+            self.undone if effects.undone_read else None,
         )
+
+    def _takes_result(self, step: str) -> bool:
+        undo = self.definition.steps[step].compensation
+        return undo is not None and undo.takes_second
+
+    def _visible(self, steps: tuple[str, ...]) -> int:
+        """Return the context's layers without those of failed steps that no compensation of these steps reads."""
+        assert self.undoing is not None
+        reads, stack, layers = self.effects.read_by(steps), self.layers, self.state.layers
+        if reads is None:
+            return stack
+        for step in self.undoing.failed:
+            layer = layers.get(step)
+            if layer is not None and reads.isdisjoint(layer.set) and reads.isdisjoint(layer.deleted):
+                self.effects.relied_on_reads = True
+                stack = self.effects.stacks.without(stack, step)
+        return stack
 
     def ready(self) -> list[str]:
         """Return the steps that can start, in the model's order."""
@@ -265,7 +284,8 @@ class Branch(Execution):
         if undone:
             assert self._last is not None
             self._forget(name, self._last)
-            await self.deliver(name)
+            if self.late:
+                await self.deliver(name)
         elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
             self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
         self.undoing = self.undoing.after(name, undone, self.model)
@@ -278,7 +298,7 @@ class Branch(Execution):
         recovered = await self._recover()
         state = self.state
         for name, result in state.results.items():
-            if name not in self.numbers:
+            if not self.effects.stacks.number(self.results, name):
                 self._keep_number(name, self.effects.number_of(result, state.layers.get(name, NO_DELTA)))
         return recovered
 
@@ -302,7 +322,11 @@ class Branch(Execution):
         for sight, context in waiting:
             operation = self.definition.steps[sight.step].action
             now = sight._replace(world=self.world)
-            effect, self.world = self.effects.known(now) or await self.effects.call(now, operation, context, (), {})
+            found = self.effects.known(now)
+            if found is None:
+                found = await self.effects.call(now, operation, context, (), {})
+                self.effects.keep(now, found)
+            effect, self.world = found
             if effect.error is None:
                 self.alive |= {sight.step}
             self._enter(sight.step, False, 0, effect.error is None)
@@ -389,9 +413,14 @@ class Branch(Execution):
 
     def _sight(self, kind: CallKind, step: str, arguments: tuple[Any, ...]) -> Sight:
         undo = kind != "action"
-        second = self.numbers.get(step, 0) if undo and len(arguments) > 1 else 0
-        undone = self.undone if undo and self.effects.undone_read else ()
-        return Sight(step, kind, self.context_key(), second, undone, self.world)
+        effects, context = self.effects, self.layers
+        second = effects.stacks.number(self.results, step) if undo and len(arguments) > 1 else 0
+        undone = self.undone if undo and effects.undone_read else ()
+        if kind == "compensation" and self.undoing is not None and self.undoing.failed:
+            context = self._visible((step,))
+        if not self.model.linear:
+            context = effects.stacks.unordered(context)
+        return Sight(step, kind, context, second, undone, self.world)
 
     async def _effect(
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
@@ -404,7 +433,10 @@ class Branch(Execution):
         found = effects.known(known_as)
         if found is None:
             undone = state.undone if kind != "action" else {}
-            found = await effects.call(sight, operation, state.context, arguments[1:], undone, known_as)
+            found = await effects.call(sight, operation, state.context, arguments[1:], undone)
+            if kind == "compensation":
+                known_as = known_as._replace(context=self._sight(kind, step, arguments).context)  # it may read more now
+            effects.keep(known_as, found)
         effect, self.world = found
         self._last = effect
         if effect.mutated:
@@ -446,24 +478,22 @@ class Branch(Execution):
                     break
             else:
                 state.initial = {**state.initial, key: value}
-            self.mutations += ((key, effect.number),)
-        self._context_key = None
+            self.layers = self.effects.stacks.push(self.layers, f"={key}", effect.number)
 
     def _keep_number(self, step: str, number: int) -> None:
-        self._context_key = None
-        self.numbers[step] = number
+        stacks = self.effects.stacks
+        self.results = stacks.push(stacks.without(self.results, step), step, number)
         if step in self.state.layers:
-            self.layers.pop(step, None)
-            self.layers[step] = number
+            self.layers = stacks.push(stacks.without(self.layers, step), step, number)
 
     def _forget(self, step: str, effect: Effect) -> None:
-        self._context_key = None
-        self.numbers.pop(step, None)
-        self.layers.pop(step, None)
+        stacks = self.effects.stacks
+        self.results = stacks.without(self.results, step)
+        self.layers = stacks.without(self.layers, step)
         self.undone += ((step, effect.number),)
         layer = f"undo:{step}"
         if layer in self.state.layers:
-            self.layers[layer] = effect.number
+            self.layers = stacks.push(stacks.without(self.layers, layer), layer, effect.number)
 
     def _noted(self, error: BaseException) -> BaseException:
         self._raised.append(error)

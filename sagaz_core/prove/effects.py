@@ -7,7 +7,7 @@ Where all of these are the same, so is what it does: that is measured before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from uuid import UUID
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.prove.stacks import Stacks
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.context import SagaContext, TypedContext
@@ -44,7 +45,7 @@ class Sight(NamedTuple):
 
     step: str
     kind: str
-    context: tuple[Any, ...]
+    context: int
     result: int
     undone: tuple[Any, ...]
     world: int
@@ -73,12 +74,16 @@ class Effects:
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
         self.worlds = worlds
+        self.stacks = Stacks()
         self.executions = 0
         self.limit = limit
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
         self.seen_by_world: set[str] = set()
         self.undone_read = False
+        self.relied_on_reads = self.reads_changed = False
+        self._undo_reads: dict[str, frozenset[str] | None] = {}
+        self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
         self._typed = typed
@@ -108,9 +113,8 @@ class Effects:
         context: Mapping[str, Any],
         second: tuple[Any, ...],
         undone: Mapping[str, Any],
-        known_as: Sight | None = None,
     ) -> tuple[Effect, int]:
-        """Call the operation in the world that it sees, and keep what it did, for all that is `known_as` the same.
+        """Call the operation in the world that it sees, and return what it did and the world's state after it.
 
         Raises `Stopped`.
         """
@@ -128,16 +132,45 @@ class Effects:
             raise Stopped(error) from error
         if world != sight.world:
             self.seen_by_world.add(sight.step)
-        if made.undone_read:
+        looked = made.looked
+        if looked.undone:
             self.undone_read = True
         if sight.kind == "action":
-            self.reads.setdefault(sight.step, set()).update(made.reads)
+            self.reads.setdefault(sight.step, set()).update(looked.reads)
             written = effect.result if isinstance(effect.result, Mapping) else {}
             self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted, written)
-        found = effect, world
+        elif sight.kind == "compensation":
+            self._note_reads(sight.step, looked)
+        return effect, world
+
+    def keep(self, sight: Sight, found: tuple[Effect, int]) -> None:
+        """Let what a call did be known for all that see the same."""
         if self._keep:
-            self._known[known_as or sight] = found
+            self._known[sight] = found
+
+    # ---- what compensations read of the context
+
+    def read_by(self, steps: Sequence[str]) -> frozenset[str] | None:
+        """Return the context keys that the compensations of these steps were seen to read; `None` is all of them.
+
+        What the caller leaves out for it is no longer sound when one is seen to read more: then `reads_changed`.
+        """
+        found = self._read_by.get(steps, _MISSING)
+        if found is _MISSING:
+            reads = [self._undo_reads.get(step, ()) for step in steps]
+            all_of_it = self._typed is not None or None in reads
+            found = self._read_by[steps] = None if all_of_it else frozenset().union(*reads)
         return found
+
+    def _note_reads(self, step: str, looked: _Looked) -> None:
+        before = self._undo_reads.get(step, frozenset())
+        if before is None:
+            return
+        now = None if looked.everything else before | looked.reads | looked.touched
+        if now != before:
+            self._undo_reads[step] = now
+            self._read_by.clear()
+            self.reads_changed = self.relied_on_reads
 
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
         made_before = self._tasks_made()
@@ -209,6 +242,18 @@ class Effects:
         return found
 
 
+class _Looked:
+    """What a call looked at. `touched` keys are those read or written; `everything`: at the context as a whole."""
+
+    __slots__ = ("everything", "reads", "touched", "undone")
+
+    def __init__(self) -> None:
+        self.reads: set[str] = set()
+        self.touched: set[str] = set()
+        self.everything = False
+        self.undone = False
+
+
 class _Made:
     """A context of its own for one call, and what the call did to it."""
 
@@ -216,17 +261,16 @@ class _Made:
         self._typed = typed
         self._given = {key: _copied(value) for key, value in context.items()}
         self._context = context
-        self.reads: set[str] = set()
-        self.undone_read = False
+        self.looked = _Looked()
         self.view: Any
-        seen = _Undone(self, undone)
+        seen = _Undone(self.looked, undone)
         if typed is None:
             self.view = _WatchedContext(self._given)
-            self.view._reads = self.reads
+            self.view._looked = self.looked
             self.view.compensation_results = seen
         else:
             self.view = typed.view(self._given, seen)
-            self.undone_read = bool(undone)  # a model is not watched: it may have looked
+            self.looked.undone = bool(undone)  # a model is not watched: it may have looked
 
     def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
         """Return the keys set, deleted, and changed in place."""
@@ -249,40 +293,81 @@ class _Made:
 class _Undone(Mapping[str, Any]):
     """What the compensations returned; it notices that somebody looks."""
 
-    def __init__(self, made: _Made, results: Mapping[str, Any]) -> None:
-        self._made = made
+    def __init__(self, looked: _Looked, results: Mapping[str, Any]) -> None:
+        self._looked = looked
         self._results = results
 
     def __getitem__(self, key: str) -> Any:
-        self._made.undone_read = True
+        self._looked.undone = True
         return self._results[key]
 
     def __iter__(self) -> Iterator[str]:
-        self._made.undone_read = True
+        self._looked.undone = True
         return iter(self._results)
 
     def __len__(self) -> int:
-        self._made.undone_read = True
+        self._looked.undone = True
         return len(self._results)
 
 
 class _WatchedContext(SagaContext):
-    """A context that notes which keys are read. What looks at all of it reads all of it."""
+    """A context that notes which keys are read and written, and whether it is looked at as a whole."""
 
-    _reads: set[str]
+    _looked: _Looked
 
-    def __getitem__(self, key: str) -> Any:
-        self._reads.add(key)
-        return super().__getitem__(key)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        self._reads.add(key)
-        return super().get(key, default)
+def _reading(name: str) -> Any:
+    method = getattr(dict, name)
 
-    def __contains__(self, key: object) -> bool:
-        if isinstance(key, str):
-            self._reads.add(key)
-        return super().__contains__(key)
+    def read(self: _WatchedContext, key: str, *default: Any) -> Any:
+        self._looked.reads.add(key)
+        return method(self, key, *default)
+
+    return read
+
+
+def _writing(name: str) -> Any:
+    method = getattr(dict, name)
+
+    def write(self: _WatchedContext, key: str, *value: Any) -> None:
+        self._looked.touched.add(key)
+        method(self, key, *value)
+
+    return write
+
+
+def _updating(name: str) -> Any:
+    method = getattr(dict, name)
+
+    def update(self: _WatchedContext, *others: Any, **more: Any) -> Any:
+        given = dict(*others, **more)
+        self._looked.touched.update(given)
+        return method(self, given)
+
+    return update
+
+
+def _looking(name: str) -> Any:
+    method = getattr(dict, name)
+
+    def look(self: _WatchedContext, *arguments: Any) -> Any:
+        self._looked.everything = True
+        return method(self, *arguments)
+
+    return look
+
+
+for _names, _watched in (
+    ("__getitem__ get __contains__ pop setdefault", _reading),
+    ("__setitem__ __delitem__", _writing),
+    ("update __ior__", _updating),
+    (
+        "__iter__ __len__ __reversed__ __repr__ __eq__ __ne__ __or__ __ror__ __reduce_ex__ keys values items copy popitem clear",
+        _looking,
+    ),
+):
+    for _name in _names.split():
+        setattr(_WatchedContext, _name, _watched(_name))
 
 
 def _copied(value: Any) -> Any:

@@ -22,6 +22,7 @@ from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Entry, Ledger
 from sagaz_core.prove.oracle import judge
 from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
 from sagaz_core.prove.verdict import Finding, Verdict
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
     from sagaz_core.state import SagaState
 
+_STRAIGHT = Move(0, ())
 MAX_IDEALS = 4096
 MAX_SIBLINGS = 4
 SAMPLE = 100
@@ -82,10 +84,12 @@ class Tree:
         self._one = (1,) + (0,) * depth
         while True:
             watched = self.effects.undone_read
+            self.effects.relied_on_reads = self.effects.reads_changed = False
             summary = await self._forward(root, depth)
-            if self.effects.undone_read is watched:
+            if self.effects.undone_read is watched and not self.effects.reads_changed:
+                self._memo.clear()  # or the garbage collector goes through it
                 return summary
-            # A compensation looks at what others returned, so states that were the same are not.
+            # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
             self.samples.clear()
             self.covered = self.merged = 0
@@ -224,6 +228,8 @@ class Tree:
         todo = at.undoing.todo
         if not todo:
             return await self._ended(at)
+        if not left and self.model.linear:
+            return await self._straight_back(at.fork())
         key = at.backward_key(left, self._ordered)
         known = self._known(key, at)
         if known is not None:
@@ -244,6 +250,29 @@ class Tree:
                     total.add(Move(place, script), below)
         return self._kept(key, total)
 
+    async def _straight_back(self, branch: Branch) -> Summary:
+        """Go on where nothing is left to choose, on one branch, to the end or to what is known."""
+        passed = []
+        while True:
+            assert branch.undoing is not None
+            todo = branch.undoing.todo
+            if not todo:
+                below = await self._ended(branch)
+                break
+            key = branch.backward_key(0, self._ordered)
+            known = self._known(key, branch)
+            if known is not None:
+                below = known
+                break
+            passed.append(key)
+            if not await self._run(branch, todo[0], (), undo=True):
+                return Summary(self._zero, {})
+        for key in reversed(passed):
+            if below.found:
+                below = Summary(below.counts, {what: path.after(_STRAIGHT) for what, path in below.found.items()})
+            self._keep(key, below)
+        return below
+
     def _back_choices(self, todo: tuple[str, ...], late: Sequence[Any]) -> Sequence[str]:
         if self.model.linear or len(todo) == 1 or late:
             return todo[:1]  # what is late comes after its own compensation, which is the first: one order shows it
@@ -262,15 +291,15 @@ class Tree:
     # ---- the ends
 
     async def _ended(self, at: Branch) -> Summary:
-        branch = at if at.undoing is None and at.turning_back else at.fork()
-        try:
-            await branch.end()
-        except Stopped as stopped:
-            self._stop(stopped)
-            return Summary(self._zero, {})
-        key = (*branch.backward_key(0, self._ordered), branch.state.status) if branch.undoing is not None else None
+        key = None if at.undoing is None else at.backward_key(0, self._ordered)
         found = None if key is None else self._ends.get(key)
         if found is None:
+            branch = at if at.undoing is None and at.turning_back else at.fork()
+            try:
+                await branch.end()
+            except Stopped as stopped:
+                self._stop(stopped)
+                return Summary(self._zero, {})
             found = tuple({(finding.verdict, finding.step): None for finding in judge(self.evidence(branch))})
             if key is not None:
                 self._ends[key] = found
@@ -279,7 +308,7 @@ class Tree:
     def evidence(self, branch: Branch, plan: FaultPlan | None = None) -> Evidence:
         """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
         state, worlds = branch.state, self.effects.worlds
-        context_is_back = not branch.layers and not branch.mutations
+        context_is_back = branch.layers == EMPTY
         if branch.entries is not None:
             ledger = Ledger(branch.served)
             ledger.entries = branch.entries
@@ -371,9 +400,12 @@ class Tree:
 
     def _kept(self, key: tuple[Any, ...], total: Total) -> Summary:
         summary = total.summary()
+        self._keep(key, summary)
+        return summary
+
+    def _keep(self, key: tuple[Any, ...], summary: Summary) -> None:
         if self._merge and not self.spent:
             self._memo[key] = summary
-        return summary
 
     def _progress(self, below: Summary) -> None:
         self.covered += sum(below.counts)
