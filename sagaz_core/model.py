@@ -158,6 +158,11 @@ class SagaModel:
         return {name: frozenset(other for other in self.names if name in self.ancestors[other]) for name in self.names}
 
     @cached_property
+    def compensable(self) -> frozenset[str]:
+        """The names of the steps that have a compensation."""
+        return frozenset(step.name for step in self.steps if step.has_compensation)
+
+    @cached_property
     def linear(self) -> bool:
         """Whether the steps form one chain."""
         return all(len(self.ancestors[name]) == index for index, name in enumerate(self.order))

@@ -33,6 +33,7 @@ from sagaz_core.events import (
     describe_error,
 )
 from sagaz_core.faults.inject import PERSISTENT, SimulatedCrash, exception_of
+from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = describe_error(asyncio.CancelledError())
+_HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 _NEVER_CALLED = frozenset({"undo-fail", "undo-hang"})  # the kinds under which a compensation is not even called
 
 
@@ -80,42 +82,45 @@ class Branch(Execution):
     `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
     """
 
+    # What most branches never change is of the class: branches are made by the thousand.
+    interceptors = ()  # not None: every call comes to `call`
+    exception = abort = cancelled = None
+    dead = _siblings_stopped = False
+    served: tuple[str, ...] = ()
+    undone: tuple[tuple[str, int], ...] = ()
+    late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
+    fatal: tuple[Fault, ...] = ()
+    undoing: Undoing | None = None
+    live = True
+    void = False
+    entries: list[Entry] | None = None
+    _script: Sequence[Fault] = ()
+    _place = _hits = 0
+    _cancelled_here = False
+    _last: Effect | None = None
+
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
-        # Not through `Execution.__init__`: branches are made by the thousand, and run no steps side by side.
+        # Not through `Execution.__init__`: a branch runs no steps side by side.
         self.definition = definition
         self.model = definition.model
         self.journal = journal
         self.state = state
-        self.interceptors = ()  # not None: every call comes to `call`
-        self.exception = self.abort = self.cancelled = None
-        self.failed = {}
-        self.dead = False
-        self._siblings_stopped = False
         self.effects = effects
-        self.world = effects.worlds.current
-        self.served: tuple[str, ...] = ()
+        self.failed = {}
+        self._raised: list[BaseException] = []
+
+    def _begin(self) -> None:
+        self.world = self.effects.worlds.current
         self.alive: frozenset[str] = frozenset()
         self.results = self.layers = EMPTY
-        self.undone: tuple[tuple[str, int], ...] = ()
-        self.late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
         self.struck: dict[str, str] = {}
-        self.fatal: tuple[Fault, ...] = ()
-        self.undoing: Undoing | None = None
-        self.live = True
-        self.void = False
-        self.entries: list[Entry] | None = None
-        self._script: Sequence[Fault] = ()
-        self._place = 0
-        self._hits = 0
-        self._cancelled_here = False
-        self._last: Effect | None = None
-        self._raised: list[BaseException] = []
 
     @classmethod
     def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
         """Return the branch of a saga that has just started."""
         state = SagaState()
         made = cls(definition, state, effects, Journal(state, lambda: at))
+        made._begin()
         made.journal.emit(SagaStarted, *started[2:])
         made.task = asyncio.current_task()
         return made
@@ -128,18 +133,19 @@ class Branch(Execution):
         """Return an independent branch in the same state."""
         state = self.state.fork()
         other = Branch(self.definition, state, self.effects, _Quick(state, self.journal.clock))
-        other.world = self.world
-        other.served = self.served
-        other.alive = self.alive
-        other.results, other.layers = self.results, self.layers
-        other.undone = self.undone
-        other.late = self.late
-        other.struck = self.struck
-        other.fatal = self.fatal
-        other.undoing = self.undoing
-        other.live = self.live
         other.task = self.task
-        other.cancelled = self.cancelled
+        other.world, other.alive, other.struck = self.world, self.alive, self.struck
+        other.results, other.layers = self.results, self.layers
+        if self.late:
+            other.late = self.late
+        if self.fatal:
+            other.fatal = self.fatal
+        if self.undoing is not None:
+            other.undoing, other.undone = self.undoing, self.undone
+        if self.cancelled is not None:
+            other.cancelled = self.cancelled
+        if not self.live or self.served:
+            other.live, other.served = self.live, self.served
         if self.entries is not None:
             other.entries = self.entries.copy()
             other.journal = Journal(state, self.journal.clock)
@@ -177,10 +183,13 @@ class Branch(Execution):
         todo, failed, again_now = self.undoing
         if failed:
             called = tuple([step for step in failed if self.struck.get(step) not in _NEVER_CALLED]) if again else ()
-            for step in failed:
-                if step not in called or not self._takes_result(step):
-                    results = stacks.without(results, step)
-            layers = self._visible(todo + called)
+            if todo or called:
+                for step in failed:
+                    if step not in called or not self._takes_result(step):
+                        results = stacks.without(results, step)
+                layers = self._visible(todo + called)
+            else:
+                results = layers = EMPTY  # no user code is called any more
             if not again or self.model.linear:
                 ambiguous = ambiguous.difference(failed)
         struck: Any = tuple(self.struck)
@@ -360,7 +369,7 @@ class Branch(Execution):
         fault = self._next_fault(kind, step)
         if fault is None:
             return await self._effect(operation, arguments, kind, step, attempt)
-        how = fault.kind.removeprefix("undo-")
+        how = _HOW[fault.kind]
         if how == "late":
             # What the world will be then is not known yet.
             self.late += ((self._sight(kind, step, arguments)._replace(world=-1), self.state.context),)
@@ -394,15 +403,16 @@ class Branch(Execution):
         undo = kind == "compensation"
         if self._place < len(self._script):
             fault = self._script[self._place]
-            if not fault.kind.endswith("crash-recorded"):
+            how = _HOW[fault.kind]
+            if how != "crash-recorded":
                 self._hits = self._place + 1
-                if fault.kind.removeprefix("undo-") not in PERSISTENT:
+                if how not in PERSISTENT:
                     self._place += 1
                 elif undo and step not in self.struck:
                     self.struck = {**self.struck, step: fault.kind}
                 return fault
-        if undo and self.struck.get(step, "").removeprefix("undo-") in PERSISTENT:
-            return Fault(step, self.struck[step])
+        if undo and self.struck and _HOW[kept := self.struck.get(step, "")] in PERSISTENT:
+            return Fault(step, kept)
         return None
 
     def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
