@@ -109,7 +109,7 @@ class Branch(Execution):
         self.failed = {}
         self._raised: list[BaseException] = []
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self.world = self.effects.worlds.current
         self.alive: frozenset[str] = frozenset()
         self.results = self.layers = EMPTY
@@ -120,7 +120,7 @@ class Branch(Execution):
         """Return the branch of a saga that has just started."""
         state = SagaState()
         made = cls(definition, state, effects, Journal(state, lambda: at))
-        made._begin()
+        made._start()
         made.journal.emit(SagaStarted, *started[2:])
         made.task = asyncio.current_task()
         return made

@@ -7,7 +7,7 @@ Where all of these are the same, so is what it does: that is measured before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,10 +17,11 @@ from uuid import UUID
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.prove.looks import Looked, Undone, WatchedContext
 from sagaz_core.prove.stacks import Stacks
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.worlds import NotForkableError, Worlds
-from sagaz_core.saga.context import SagaContext, TypedContext
+from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
@@ -155,14 +156,15 @@ class Effects:
 
         What the caller leaves out for it is no longer sound when one is seen to read more: then `reads_changed`.
         """
-        found = self._read_by.get(steps, _MISSING)
-        if found is _MISSING:
-            reads = [self._undo_reads.get(step, ()) for step in steps]
-            all_of_it = self._typed is not None or None in reads
-            found = self._read_by[steps] = None if all_of_it else frozenset().union(*reads)
+        found = self._read_by.get(steps)
+        if found is None and steps not in self._read_by:
+            reads = [self._undo_reads.get(step, frozenset()) for step in steps]
+            known = [keys for keys in reads if keys is not None]
+            everything = self._typed is not None or len(known) < len(reads)
+            found = self._read_by[steps] = None if everything else frozenset().union(*known)
         return found
 
-    def _note_reads(self, step: str, looked: _Looked) -> None:
+    def _note_reads(self, step: str, looked: Looked) -> None:
         before = self._undo_reads.get(step, frozenset())
         if before is None:
             return
@@ -242,18 +244,6 @@ class Effects:
         return found
 
 
-class _Looked:
-    """What a call looked at. `touched` keys are those read or written; `everything`: at the context as a whole."""
-
-    __slots__ = ("everything", "reads", "touched", "undone")
-
-    def __init__(self) -> None:
-        self.reads: set[str] = set()
-        self.touched: set[str] = set()
-        self.everything = False
-        self.undone = False
-
-
 class _Made:
     """A context of its own for one call, and what the call did to it."""
 
@@ -261,12 +251,12 @@ class _Made:
         self._typed = typed
         self._given = {key: _copied(value) for key, value in context.items()}
         self._context = context
-        self.looked = _Looked()
+        self.looked = Looked()
         self.view: Any
-        seen = _Undone(self.looked, undone)
+        seen = Undone(self.looked, undone)
         if typed is None:
-            self.view = _WatchedContext(self._given)
-            self.view._looked = self.looked
+            self.view = WatchedContext(self._given)
+            self.view.looked = self.looked
             self.view.compensation_results = seen
         else:
             self.view = typed.view(self._given, seen)
@@ -288,86 +278,6 @@ class _Made:
             if type(value) not in _ATOMS and _differ(self._context[key], value)
         }
         return changed, deleted, {key: value for key, value in mutated.items() if key not in changed}
-
-
-class _Undone(Mapping[str, Any]):
-    """What the compensations returned; it notices that somebody looks."""
-
-    def __init__(self, looked: _Looked, results: Mapping[str, Any]) -> None:
-        self._looked = looked
-        self._results = results
-
-    def __getitem__(self, key: str) -> Any:
-        self._looked.undone = True
-        return self._results[key]
-
-    def __iter__(self) -> Iterator[str]:
-        self._looked.undone = True
-        return iter(self._results)
-
-    def __len__(self) -> int:
-        self._looked.undone = True
-        return len(self._results)
-
-
-class _WatchedContext(SagaContext):
-    """A context that notes which keys are read and written, and whether it is looked at as a whole."""
-
-    _looked: _Looked
-
-
-def _reading(name: str) -> Any:
-    method = getattr(dict, name)
-
-    def read(self: _WatchedContext, key: str, *default: Any) -> Any:
-        self._looked.reads.add(key)
-        return method(self, key, *default)
-
-    return read
-
-
-def _writing(name: str) -> Any:
-    method = getattr(dict, name)
-
-    def write(self: _WatchedContext, key: str, *value: Any) -> None:
-        self._looked.touched.add(key)
-        method(self, key, *value)
-
-    return write
-
-
-def _updating(name: str) -> Any:
-    method = getattr(dict, name)
-
-    def update(self: _WatchedContext, *others: Any, **more: Any) -> Any:
-        given = dict(*others, **more)
-        self._looked.touched.update(given)
-        return method(self, given)
-
-    return update
-
-
-def _looking(name: str) -> Any:
-    method = getattr(dict, name)
-
-    def look(self: _WatchedContext, *arguments: Any) -> Any:
-        self._looked.everything = True
-        return method(self, *arguments)
-
-    return look
-
-
-for _names, _watched in (
-    ("__getitem__ get __contains__ pop setdefault", _reading),
-    ("__setitem__ __delitem__", _writing),
-    ("update __ior__", _updating),
-    (
-        "__iter__ __len__ __reversed__ __repr__ __eq__ __ne__ __or__ __ror__ __reduce_ex__ keys values items copy popitem clear",
-        _looking,
-    ),
-):
-    for _name in _names.split():
-        setattr(_WatchedContext, _name, _watched(_name))
 
 
 def _copied(value: Any) -> Any:

@@ -35,7 +35,8 @@ class Stacks:
         return found
 
     def _made_without(self, stack: int, name: str) -> int:
-        above, at = [], stack
+        above: list[tuple[str, int]] = []
+        at = stack
         while at != EMPTY:
             top = self._top[at]
             at = self._below[at]

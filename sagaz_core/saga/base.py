@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
@@ -132,16 +131,24 @@ class Saga(Generic[ContextT]):
         """
         if self._definition is None:
             steps = {**self._declared.bound_to(self), **self._added}
+            config = self.config
+            policy = "continue_on_error" if config is None else config.on_compensation_failure
             # The description of a class is the same for all of its instances.
-            key = None if self._added else (self.name, self.version)
-            model = None if key is None else self._declared.models.get(key)
-            made = Definition(self.name, steps, version=self.version, typed=self._typed(), model=model)
-            if key is not None:
+            key = (self.name, self.version, policy)
+            model = None if self._added else self._declared.models.get(key)
+            made = Definition(
+                self.name,
+                steps,
+                version=self.version,
+                typed=self._typed(),
+                on_compensation_failure=policy,
+                model=model,
+            )
+            if config is not None:
+                made.on_sibling_failure = config.on_sibling_failure
+                made.forward_retries = config.forward_retries
+            if not self._added:
                 self._declared.models[key] = made.model
-            if self.config is not None:
-                made.model = replace(made.model, on_compensation_failure=self.config.on_compensation_failure)
-                made.on_sibling_failure = self.config.on_sibling_failure
-                made.forward_retries = self.config.forward_retries
             self._definition = made
         definition = self._definition
         for change in self._changes:

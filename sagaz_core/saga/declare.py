@@ -119,13 +119,13 @@ def dependency_names(names: Iterable[str], step: str) -> tuple[str, ...]:
 class Declarations:
     """The steps of a class, with the attribute that holds each function, so that a subclass may override the method.
 
-    `models` keeps the descriptions of its sagas by name, and `inspected` what is known of its methods: instances are
-    made by the thousand.
+    `models` keeps the descriptions of its sagas by name, version and failure policy, and `inspected` what is known of
+    its methods: instances are made by the thousand.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
     attributes: dict[int, str] = field(default_factory=dict)
-    models: dict[tuple[str, str], SagaModel] = field(default_factory=dict)
+    models: dict[tuple[str, str, str], SagaModel] = field(default_factory=dict)
     inspected: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
     def bound_to(self, saga: object) -> dict[str, Step]:
