@@ -216,16 +216,22 @@ class Branch(Execution):
 
     def _visible(self, steps: tuple[str, ...]) -> int:
         """Return the context's layers without those of failed steps that no compensation of these steps reads."""
-        assert self.undoing is not None
-        reads, stack, layers = self.effects.read_by(steps), self.layers, self.state.layers
-        if reads is None:
-            return stack
-        for step in self.undoing.failed:
-            layer = layers.get(step)
-            if layer is not None and reads.isdisjoint(layer.set) and reads.isdisjoint(layer.deleted):
-                self.effects.relied_on_reads = True
-                stack = self.effects.stacks.without(stack, step)
+        stack, effects = self.layers, self.effects
+        for step in self._unread(effects.read_by(steps)):
+            effects.relied_on_reads = True
+            stack = effects.stacks.without(stack, step)
         return stack
+
+    def _unread(self, reads: frozenset[str] | None) -> list[str]:
+        """Return the failed steps which left nothing in the context that is read."""
+        if reads is None or self.undoing is None:
+            return []
+        layers, free = self.state.layers, reads.isdisjoint
+        return [
+            step
+            for step in self.undoing.failed
+            if step in layers and free(layers[step].set) and free(layers[step].deleted)
+        ]
 
     def ready(self) -> list[str]:
         """Return the steps that can start, in the model's order."""
@@ -445,6 +451,7 @@ class Branch(Execution):
             undone = state.undone if kind != "action" else {}
             found = await effects.call(sight, operation, state.context, arguments[1:], undone)
             if kind == "compensation":
+                await self._check_unread(sight, operation, arguments[1:], found)
                 known_as = known_as._replace(context=self._sight(kind, step, arguments).context)  # it may read more now
             effects.keep(known_as, found)
         effect, self.world = found
@@ -471,6 +478,16 @@ class Branch(Execution):
             else:
                 typed.put(view, effect.set)
         return effect.result
+
+    async def _check_unread(
+        self, sight: Sight, operation: Operation, second: tuple[Any, ...], found: tuple[Effect, int]
+    ) -> None:
+        state, effects = self.state, self.effects
+        hidden = self._unread(effects.read_by((sight.step,)))
+        if hidden and effects.may_read_more(sight.step):
+            left_out = {key for step in hidden for key in state.layers[step].set}
+            context = {key: value for key, value in state.context.items() if key not in left_out}
+            await effects.check_unread(sight, operation, context, second, state.undone, found)
 
     def _enter(self, step: str, undo: bool, attempt: int, happened: bool) -> None:
         if self.entries is not None:

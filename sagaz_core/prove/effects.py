@@ -84,6 +84,7 @@ class Effects:
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self._undo_reads: dict[str, frozenset[str] | None] = {}
+        self._checked: set[str] = set()
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
@@ -163,6 +164,30 @@ class Effects:
             everything = self._typed is not None or len(known) < len(reads)
             found = self._read_by[steps] = None if everything else frozenset().union(*known)
         return found
+
+    def may_read_more(self, step: str) -> bool:
+        """Whether it was not checked yet that the step's compensation reads only what it is seen to read."""
+        return step not in self._checked
+
+    async def check_unread(
+        self,
+        sight: Sight,
+        operation: Operation,
+        context: Mapping[str, Any],
+        second: tuple[Any, ...],
+        undone: Mapping[str, Any],
+        found: tuple[Effect, int],
+    ) -> None:
+        """Call a compensation once more, without keys that it was not seen to read: it must do what was `found`.
+
+        If it does not, it reads them in a way that cannot be seen, and from now on everything counts as read by it.
+        """
+        self._checked.add(sight.step)
+        effect, world = await self.call(sight, operation, context, second, undone)
+        if (effect.number, world) != (found[0].number, found[1]):
+            self._undo_reads[sight.step] = None
+            self._read_by.clear()
+            self.reads_changed = True
 
     def _note_reads(self, step: str, looked: Looked) -> None:
         before = self._undo_reads.get(step, frozenset())

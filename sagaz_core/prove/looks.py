@@ -1,8 +1,7 @@
 """What user code looks at of the context that it is given.
 
-Two things are not seen: what an extension in C reads of the dict behind its back, and what is read of a value once the
-value was. The first is left to the runs from the start (see `forked`); the second makes no difference, because a value
-that was read counts as a whole.
+A value that was read counts as a whole. What an extension in C reads of the dict behind its back is not seen; that is
+found out by leaving out what was not seen to be read (see `Effects.check_unread`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import ormsgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,32 @@ def test_whatever_way_a_compensation_looks_at_a_key_it_keeps_its_states_apart(ho
     assert ("STUCK", "a") in verdicts(tree)
     assert verdicts(merged) == verdicts(tree)
     assert merged.plans == tree.plans
+
+
+def test_what_an_extension_in_c_reads_is_found_out() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("packs")
+    for name in "abcd":
+
+        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
+            desk[name] = 1
+            return {name: name}
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            if name == "b":
+                desk["note"] = ormsgpack.packb(ctx)  # no method of the dict is called
+            if name == "a" and "c" in desk and b"\xa1c" not in desk.pop("note", b""):
+                raise RuntimeError("where is c?")
+            desk.pop(name, None)
+
+        depends = [chr(ord(name) - 1)] if name != "a" else []
+        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
+    merged = explore(saga, world=world, depth=2)
+    tree = explore(saga, world=world, depth=2, mode="tree")
+    assert ("STUCK", "a") in verdicts(tree)
+    assert verdicts(merged) == verdicts(tree)
 
 
 def test_what_no_compensation_reads_makes_no_difference() -> None:
