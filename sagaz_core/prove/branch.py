@@ -37,6 +37,7 @@ from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
+from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.saga.context import SagaContext
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 
 _CANCELLED = describe_error(asyncio.CancelledError())
 _HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
-_NEVER_CALLED = frozenset({"undo-fail", "undo-hang"})  # the kinds under which a compensation is not even called
 
 
 class _Quick(Journal):
@@ -76,7 +76,7 @@ class _Quick(Journal):
 
 
 class Branch(Execution):
-    """A saga between two operations. All that tells two branches apart is in `forward_key` and `backward_key`.
+    """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
     `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
@@ -151,87 +151,6 @@ class Branch(Execution):
             other.journal = Journal(state, self.journal.clock)
             other.journal.events = self.journal.events.copy()
         return other
-
-    # ---- what it is
-
-    def forward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
-        """Return what decides all that can follow with this many faults left, before the saga turns back."""
-        stacks = self.effects.stacks
-        return (
-            left,
-            self.results if ordered else stacks.unordered(self.results),
-            self.layers if ordered else stacks.unordered(self.layers),
-            frozenset(self.state.ambiguous),
-            self.alive,
-            self.effects.worlds.key(self.world),
-            tuple([sight for sight, _ in self.late]),
-            self.fatal,
-            self.live,
-        )
-
-    def backward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
-        """Return what decides all that can follow while undoing: "undone" and "never ran" are the same.
-
-        What struck a compensation for good only matters for later when it may be called again; so does what its step
-        returned, and what it put into the context where no compensation that is still to come reads it.
-        """
-        assert self.undoing is not None
-        effects, late = self.effects, self.late
-        stacks, worlds = effects.stacks, effects.worlds
-        results, layers, ambiguous = self.results, self.layers, frozenset(self.state.ambiguous)
-        again = left > 0 or self.model.on_compensation_failure == "retry_then_continue"
-        todo, failed, again_now = self.undoing
-        if failed:
-            called = tuple([step for step in failed if self.struck.get(step) not in _NEVER_CALLED]) if again else ()
-            if todo or called:
-                for step in failed:
-                    if step not in called or not self._takes_result(step):
-                        results = stacks.without(results, step)
-                layers = self._visible(todo + called)
-            else:
-                results = layers = EMPTY  # no user code is called any more
-            if not again or self.model.linear:
-                ambiguous = ambiguous.difference(failed)
-        struck: Any = tuple(self.struck)
-        if again and struck:
-            struck = tuple([(step, kind in _NEVER_CALLED or kind) for step, kind in self.struck.items()])
-        return (
-            left,
-            todo if ordered else frozenset(todo),
-            failed if ordered else frozenset(failed),
-            again_now,
-            results if ordered else stacks.unordered(results),
-            layers if ordered else stacks.unordered(layers),
-            ambiguous,
-            self.alive,
-            worlds.whole_key(self.world) if late else worlds.key(self.world),
-            tuple([sight for sight, _ in late]),
-            struck,
-            self.undone if effects.undone_read else None,
-        )
-
-    def _takes_result(self, step: str) -> bool:
-        undo = self.definition.steps[step].compensation
-        return undo is not None and undo.takes_second
-
-    def _visible(self, steps: tuple[str, ...]) -> int:
-        """Return the context's layers without those of failed steps that no compensation of these steps reads."""
-        stack, effects = self.layers, self.effects
-        for step in self._unread(effects.read_by(steps)):
-            effects.relied_on_reads = True
-            stack = effects.stacks.without(stack, step)
-        return stack
-
-    def _unread(self, reads: frozenset[str] | None) -> list[str]:
-        """Return the failed steps which left nothing in the context that is read."""
-        if reads is None or self.undoing is None:
-            return []
-        layers, free = self.state.layers, reads.isdisjoint
-        return [
-            step
-            for step in self.undoing.failed
-            if step in layers and free(layers[step].set) and free(layers[step].deleted)
-        ]
 
     def ready(self) -> list[str]:
         """Return the steps that can start, in the model's order."""
@@ -433,7 +352,7 @@ class Branch(Execution):
         second = effects.stacks.number(self.results, step) if undo and len(arguments) > 1 else 0
         undone = self.undone if undo and effects.undone_read else ()
         if kind == "compensation" and self.undoing is not None and self.undoing.failed:
-            context = self._visible((step,))
+            context = visible(self, (step,))
         if not self.model.linear:
             context = effects.stacks.unordered(context)
         return Sight(step, kind, context, second, undone, self.world)
@@ -483,7 +402,7 @@ class Branch(Execution):
         self, sight: Sight, operation: Operation, second: tuple[Any, ...], found: tuple[Effect, int]
     ) -> None:
         state, effects = self.state, self.effects
-        hidden = self._unread(effects.read_by((sight.step,)))
+        hidden = unread(self, effects.read_by((sight.step,)))
         if hidden and effects.may_read_more(sight.step):
             left_out = {key for step in hidden for key in state.layers[step].set}
             context = {key: value for key, value in state.context.items() if key not in left_out}

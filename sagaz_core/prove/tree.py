@@ -2,11 +2,11 @@
 
 A node is a saga between two operations with a number of faults left. From it go one branch without a fault and one for
 each script of faults that the next operation can have. What follows from a node depends on its key alone (see
-`Branch.forward_key`), so it is worked out once: `counts` adds up the plans that end below it, `found` has what is wrong
+`keys`), so it is worked out once: `counts` adds up the plans that end below it, `found` has what is wrong
 with them.
 
 In a DAG the nodes are the sets of steps that can be complete together (the ideals of the order), not interleavings; so
-are the states of a rollback. With more than `MAX_IDEALS` of them two orders are tried: newest first, oldest first.
+are the states of a rollback. With too many of them two orders are tried: newest first, oldest first.
 """
 
 from __future__ import annotations
@@ -15,39 +15,35 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.faults.plan import Fault
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects, Stopped
-from sagaz_core.prove.evidence import Evidence
-from sagaz_core.prove.ledger import Entry, Ledger
-from sagaz_core.prove.oracle import judge
+from sagaz_core.prove.ends import Ends
+from sagaz_core.prove.keys import backward_key, forward_key
 from sagaz_core.prove.scripts import Scripts
-from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
-from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
-    from sagaz_core.state import SagaState
 
 _STRAIGHT = Move(0, ())
-MAX_IDEALS = 4096
 MAX_SIBLINGS = 4
 SAMPLE = 100
 
 
 class Tree:
-    """Explores one saga. `merged` counts the nodes that were met again; `covered` the plans known to be done."""
+    """Explores one saga, in every order of its steps with `orders`.
+
+    `merged` counts the nodes that were met again; `covered` the plans known to be done.
+    """
 
     def __init__(
         self,
         scripts: Scripts,
         effects: Effects,
-        initial: int,
-        left_in_context: Callable[[SagaState], dict[str, str]],
+        ends: Ends,
         *,
-        reference: int | None = None,
-        witness: bool = True,
+        orders: bool = False,
         merge: bool = True,
         recorded: dict[str, Served] | None = None,
         over: Callable[[], bool] = lambda: False,
@@ -61,11 +57,8 @@ class Tree:
         self.spent = False
         self.checked: set[tuple[str, str]] = set()
         self.samples: list[tuple[tuple[Fault, ...], frozenset[Found]]] = []
-        self.orders = self.model.linear is False and ideals(self.model, MAX_IDEALS) <= MAX_IDEALS
-        self._initial = initial
-        self._reference = reference
-        self._left_in_context = left_in_context
-        self._witness = witness
+        self.ends = ends
+        self._orders = orders
         self._merge = merge
         self._recorded = recorded or {}
         self._over = over
@@ -73,8 +66,7 @@ class Tree:
         self._memo: dict[tuple[Any, ...], Summary] = {}
         self._hits = [0, 0]
         self._prefix: list[tuple[Fault, ...]] = []
-        self._ordered = not self.orders
-        self._ends: dict[tuple[Any, ...], tuple[Found, ...]] = {}
+        self._ordered = not orders
         self.places = {name: place for place, name in enumerate(self.model.order)}
 
     async def explore(self, root: Branch, depth: int) -> Summary:
@@ -101,7 +93,7 @@ class Tree:
         ready = at.ready()
         if not ready:
             return await self._at_end(at, left)
-        key = at.forward_key(left, self._ordered)
+        key = forward_key(at, left, self._ordered)
         known = self._known(key, at)
         if known is not None:
             return known
@@ -115,7 +107,7 @@ class Tree:
         return self._kept(key, total)
 
     def _forward_choices(self, ready: list[str]) -> Sequence[str]:
-        if self.orders:
+        if self._orders:
             return ready
         return ready[:1] if len(ready) == 1 or self.model.linear else (ready[0], ready[-1])
 
@@ -230,7 +222,7 @@ class Tree:
             return await self._ended(at)
         if not left and self.model.linear:
             return await self._straight_back(at.fork())
-        key = at.backward_key(left, self._ordered)
+        key = backward_key(at, left, self._ordered)
         known = self._known(key, at)
         if known is not None:
             return known
@@ -259,7 +251,7 @@ class Tree:
             if not todo:
                 below = await self._ended(branch)
                 break
-            key = branch.backward_key(0, self._ordered)
+            key = backward_key(branch, 0, self._ordered)
             known = self._known(key, branch)
             if known is not None:
                 below = known
@@ -278,7 +270,7 @@ class Tree:
             return todo[:1]  # what is late comes after its own compensation, which is the first: one order shows it
         below, left = self.model.descendants, set(todo)
         enabled = [step for step in todo if not below[step] & left]
-        if self.orders:
+        if self._orders:
             return enabled
         return enabled[:1] if len(enabled) == 1 else (enabled[0], enabled[-1])
 
@@ -288,56 +280,13 @@ class Tree:
             return None
         return await self._back(branch, left)
 
-    # ---- the ends
-
     async def _ended(self, at: Branch) -> Summary:
-        key = None if at.undoing is None else at.backward_key(0, self._ordered)
-        found = None if key is None else self._ends.get(key)
-        if found is None:
-            branch = at if at.undoing is None and at.turning_back else at.fork()
-            try:
-                await branch.end()
-            except Stopped as stopped:
-                self._stop(stopped)
-                return Summary(self._zero, {})
-            found = tuple({(finding.verdict, finding.step): None for finding in judge(self.evidence(branch))})
-            if key is not None:
-                self._ends[key] = found
+        try:
+            found = await self.ends.found(at)
+        except Stopped as stopped:
+            self._stop(stopped)
+            return Summary(self._zero, {})
         return Summary(self._one, dict.fromkeys(found, Path(())))
-
-    def evidence(self, branch: Branch, plan: FaultPlan | None = None) -> Evidence:
-        """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
-        state, worlds = branch.state, self.effects.worlds
-        context_is_back = branch.layers == EMPTY
-        if branch.entries is not None:
-            ledger = Ledger(branch.served)
-            ledger.entries = branch.entries
-        else:
-            ledger = Ledger()
-            alive = sorted(branch.alive, key=self.places.__getitem__)
-            ledger.entries = [Entry(step, False, 1, 1, 1, True) for step in alive]
-        return Evidence(
-            model=self.model,
-            plan=plan if plan is not None else self._plan(branch),
-            missed=(),
-            claimed=state.status,
-            state=state,
-            events=branch.journal.events if branch.entries is not None else (),
-            ledger=ledger,
-            world_changes=worlds.changes(self._initial, branch.world) if self._witness else None,
-            reference_changes=None
-            if not self._witness or self._reference is None
-            else worlds.changes(self._reference, branch.world),
-            cancelled=branch.cancelled is not None,
-            left_in_context={} if context_is_back else self._left_in_context(state),
-        )
-
-    def _plan(self, branch: Branch) -> FaultPlan:
-        kept = []
-        for step, kind in branch.struck.items():
-            times = self.model.step(step).compensation_retries + 1 if "flaky" in kind else 1
-            kept.append(Fault(step, kind, times=times))
-        return FaultPlan((*branch.fatal, *kept))
 
     # ---- one path again, with all that happens on it
 
@@ -411,38 +360,3 @@ class Tree:
         self.covered += sum(below.counts)
         if self._on_progress is not None:
             self._on_progress(self.covered)
-
-
-def ideals(model: Any, limit: int) -> int:
-    """Return how many sets of steps can be complete together, or a number above `limit`."""
-    seen: set[frozenset[str]] = {frozenset()}
-    new = list(seen)
-    while new and len(seen) <= limit:
-        done = new.pop()
-        for step in model.steps:
-            if step.name not in done and done.issuperset(step.depends_on):
-                more = done | {step.name}
-                if more not in seen:
-                    seen.add(more)
-                    new.append(more)
-    return len(seen)
-
-
-def noticed(effects: Effects, model: Any) -> dict[Found, Finding]:
-    """Return what was seen of steps that nothing orders: one reads what the other writes."""
-    found: dict[Found, Finding] = dict(effects.noticed)
-    for reader, keys in effects.reads.items():
-        for writer, written in effects.writes.items():
-            if reader == writer or reader in model.ancestors[writer] or writer in model.ancestors[reader]:
-                continue
-            for key in sorted(keys & written):
-                found.setdefault(
-                    (Verdict.OUT_OF_ORDER, reader),
-                    Finding(
-                        Verdict.OUT_OF_ORDER,
-                        reader,
-                        f"{reader!r} reads {key!r}, which {writer!r} writes, and nothing says which comes first",
-                        f"declare depends_on={writer!r} at step {reader!r}",
-                    ),
-                )
-    return found
