@@ -194,9 +194,12 @@ class Trial:
 
 
 def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
-    """Return the keys of a rolled-back saga's context that are not as they were, and how. `began` is encoded."""
+    """Return the keys of a rolled-back saga's context that are not as they were, and how.
+
+    `began` is what it was, encoded; empty when no operation was called, so that nothing can have changed it.
+    """
     context = state.context
-    if state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
+    if not began or state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
         return {}
     before: dict[str, Any] = decode(began, resolve=importing_class)
     found = {}
