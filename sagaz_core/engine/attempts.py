@@ -67,7 +67,9 @@ class Attempts:
                 if self._capture is not None:
                     await self._stored(name)
                 return
-            if execution.dead or not await self._again(step, attempt, attempt - first, failure):
+            again = not execution.dead and await self._again(step, attempt, attempt - first, failure)
+            del failure  # its traceback has this frame
+            if not again:
                 return
             attempt += 1
 

@@ -13,7 +13,7 @@ from sagaz_core.errors import StepTimeoutError
 from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sagaz_core.saga.step import Operation
 
@@ -32,7 +32,10 @@ def call_operation(
         if operation.timeout is None:
             return _plain(operation, arguments)
         return _within(operation, _threaded_or_plain(operation, arguments))
-    function = partial(_threaded_or_plain, operation, arguments)
+    if operation.is_async:
+        function: Callable[[], Awaitable[Any]] = partial(operation.function, *arguments)
+    else:
+        function = partial(_threaded_or_plain, operation, arguments)
     intercepted = run_intercepted(interceptors, call, function)
     return intercepted if operation.timeout is None else _within(operation, intercepted)
 

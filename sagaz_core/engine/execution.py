@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 
 class Execution:
-    """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone."""
+    """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone.
+
+    Sagas are run by the thousand: when a run is over, nothing of it is in a circle that only the garbage collector
+    could free. What refers back to the execution is let go of at the end, and so are errors, whose tracebacks do.
+    """
+
+    _attempts: Attempts
 
     def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
         self.definition = definition
@@ -50,7 +56,6 @@ class Execution:
         self.dead = False
         self.task: asyncio.Task[Any] | None = None
         self._cancelling = 0
-        self._attempts = Attempts(self)
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._ended: list[asyncio.Task[None]] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -66,27 +71,37 @@ class Execution:
             return
         self.task = asyncio.current_task()
         self._cancelling = self.task.cancelling() if self.task is not None else 0
-        if self.state.status is SagaStatus.EXECUTING and await self._forward():
-            self.exception = None  # what a recovery after a pivot has overcome
-            self.journal.emit(SagaCompleted)
-        elif not self.past_pivot:
-            self._turn_back()
-            await Rollback(self).run()
-        elif self.cancelled is None and self.abort is None:
+        self._attempts = Attempts(self)
+        try:
+            if self.state.status is SagaStatus.EXECUTING and await self._forward():
+                self.exception = None  # what a recovery after a pivot has overcome
+                self.journal.emit(SagaCompleted)
+            elif not self.past_pivot:
+                self._turn_back()
+                await Rollback(self).run()
+            elif self.cancelled is None and self.abort is None:
+                if self.journal.capture is not None:
+                    self.journal.capture.failed()
+                self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
             if self.journal.capture is not None:
-                self.journal.capture.failed()
-            self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
-        if self.journal.capture is not None:
-            await self._capture_end()
-        if self.cancelled is not None:
-            raise self.cancelled
-        if self.abort is not None:
-            raise self.abort
+                await self._capture_end()
+            if self.cancelled is not None:
+                raise self.cancelled
+            if self.abort is not None:
+                raise self.abort
+        finally:
+            self.task = None
+            del self._attempts
 
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed)
         await self.run()
+
+    def let_go(self) -> None:
+        """Forget the errors of a run that is over."""
+        self.failed.clear()
+        self.exception = self.abort = self.cancelled = None
 
     def cancel(self) -> None:
         """Cancel the task that runs the saga."""
@@ -269,6 +284,7 @@ class Execution:
             return True
         self.note_failed(END, failure)
         self.journal.emit(StepFailed, END, 1, describe_error(failure))
+        del failure  # its traceback has this frame
         return False
 
     # ---- back

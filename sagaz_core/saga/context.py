@@ -56,10 +56,8 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
 
 
 def _untouched(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether the copy has the same objects in the same order; a false one is only not known to."""
-    if len(before) != len(after):
-        return False
-    return all(map(is_, after, before)) and all(map(is_, after.values(), before.values()))
+    """Whether the copy has the same objects under the same keys in the same order; a false one is only not known to."""
+    return list(after) == list(before) and all(map(is_, after.values(), before.values()))
 
 
 class TypedContext:
