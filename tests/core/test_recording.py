@@ -316,7 +316,8 @@ def test_whatever_is_changed_in_a_file_it_loads_or_is_refused_in_one_line(tmp_pa
     except SagazError as error:
         message = str(error)
     assert "\n" not in message
-    assert set(sys.modules) == modules
+    # Nothing that the file names; what packs states comes with the first one.
+    assert {name.partition(".")[0] for name in set(sys.modules) - modules} <= {"zstandard"}
 
 
 def _change(data: Any, path: list[int], junk: Any, how: str) -> None:
