@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import types
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -16,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.rest import Rest
 from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
@@ -330,7 +330,7 @@ class Capture:
         An embedded store never waits: then nothing is left, and no timer, task or future was needed.
         """
         try:
-            return self._limited(work, work.send(None))
+            return self._limited(Rest(work, work.send(None)))
         except StopIteration:
             return None
         except asyncio.CancelledError as error:
@@ -338,13 +338,13 @@ class Capture:
                 raise
             raise self._cancelled_itself() from error
 
-    async def _limited(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    async def _limited(self, rest: Rest) -> None:
         loop = asyncio.get_running_loop()
         self._writing = loop.create_future()
         limit = self._config.capture_timeout
         try:
             async with asyncio.timeout(limit) as scope:
-                await _run_on(work, waits_for)
+                await rest
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
@@ -413,24 +413,6 @@ class _Stored:
     def __await__(self) -> Generator[Any, None, None]:
         if self._capture is not None:
             yield from self._capture.flush().__await__()
-
-
-@types.coroutine
-def _run_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    """Await a coroutine that was started already and has yielded `waits_for`, within the same task."""
-    try:
-        while True:
-            try:
-                sent = yield waits_for
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                waits_for = coroutine.throw(error)
-            else:
-                waits_for = coroutine.send(sent)
-    except StopIteration as stop:
-        return stop.value
 
 
 def take_snapshot(label: str) -> Awaitable[None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.events import Event
+from sagaz_core.state import FOLD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +49,11 @@ class Journal:
         at = self.clock()
         if state.at is not None and at < state.at:
             at = state.at
-        event = kind(state.seq + 1, at, *fields)
-        state.apply(event)
+        seq = state.seq + 1
+        event = kind(seq, at, *fields)
+        state.seq = seq
+        state.at = at
+        FOLD[type(event)](state, event)  # what `apply` does, but for asking whether it is the next one
         self.events.append(event)
         if self.capture is not None:
             self.capture.record(event)

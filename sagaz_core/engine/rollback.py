@@ -115,6 +115,7 @@ class Rollback:
                 capture.forget_changes_in_place()
             final = attempt - first >= operation.retries
             self._emit(CompensationFailed, name, attempt, describe_error(failure), final)
+            del failure  # its traceback has this frame
             if final:
                 return False
             attempt += 1

@@ -114,12 +114,15 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
 
 async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
     capture = execution.journal.capture
-    if capture is None:
-        await start()
-    else:
-        with capture.current():
+    try:
+        if capture is None:
             await start()
-    return result_of(execution.state, execution.journal.events, execution.exception)
+        else:
+            with capture.current():
+                await start()
+        return result_of(execution.state, execution.journal.events, execution.exception)
+    finally:
+        execution.let_go()
 
 
 def open_journal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
@@ -182,9 +182,7 @@ class Saga(Generic[ContextT]):
         `context` is a mapping, or a model for a typed saga. Raises `DefinitionError` when the saga cannot run,
         `CancelledError` when its task was cancelled (after compensating), and what capture raised.
         """
-        from sagaz_core.engine.run import run_saga  # the engine is above this layer; declaring must not load it
-
-        return await run_saga(self, context, saga_id=saga_id)
+        return await _runner()(self, context, saga_id=saga_id)
 
     async def execute(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
         """Do what `run` does."""
@@ -197,7 +195,7 @@ class Saga(Generic[ContextT]):
         still. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and `UsageError`
         without a `snapshot_storage`; else as `run`.
         """
-        from sagaz_core.engine.run import resume_stored  # as in run()
+        from sagaz_core.engine.run import resume_stored  # as in _runner()
 
         return await resume_stored(self, saga_id, allow_drift=allow_drift)
 
@@ -208,9 +206,16 @@ class Saga(Generic[ContextT]):
         `await` it to have it stored at once; without (in a sync step) it is stored with the next events. In a thread it
         is stored when the call returns. Raises `UsageError` outside of a captured run.
         """
-        from sagaz_core.engine.capture import take_snapshot  # as in run()
+        from sagaz_core.engine.capture import take_snapshot  # as in _runner()
 
         return take_snapshot(label)
+
+
+@cache
+def _runner() -> Callable[..., Awaitable[SagaResult]]:
+    from sagaz_core.engine.run import run_saga  # the engine is above this layer; declaring must not load it
+
+    return run_saga
 
 
 def _context_model(cls: Any) -> type[Any] | None:

@@ -69,10 +69,13 @@ def mapping_or_empty(context: Any) -> dict[str, Any]:
     """Return a run's initial context as a dict: `None` is empty, a pydantic model gives its fields."""
     if context is None:
         return {}
-    if isinstance(context, Mapping):
-        for key in context:
-            if not isinstance(key, str):
-                raise DefinitionError(f"the context key {key!r} is not a string: name the top-level keys with strings")
+    if type(context) is dict or isinstance(context, Mapping):
+        if not set(map(type, context)) <= {str}:
+            for key in context:
+                if not isinstance(key, str):
+                    raise DefinitionError(
+                        f"the context key {key!r} is not a string: name the top-level keys with strings"
+                    )
         return dict(context)
     if getattr(type(context), "model_fields", None) is None:
         raise DefinitionError(f"a context of type {type(context).__name__!r}: give a mapping or a pydantic model")

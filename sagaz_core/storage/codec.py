@@ -167,20 +167,25 @@ def _walked(value: Any, at: str) -> bytes:
 
 def _payload(data: bytes, limit: int) -> bytes:
     """Return what follows the header. Raises CodecError if the header or the length is not right."""
+    size = int.from_bytes(data[2:_HEADER_SIZE], "big")
+    if data[:2] != _START or len(data) != size + _HEADER_SIZE or size > limit:
+        raise _misfit(data, limit)
+    return data[_HEADER_SIZE:]
+
+
+def _misfit(data: bytes, limit: int) -> CodecError:
     if len(data) > limit + _HEADER_SIZE:
-        raise CorruptDataError(f"stored data of {len(data):,} bytes is more than the limit of {limit:,}")
+        return CorruptDataError(f"stored data of {len(data):,} bytes is more than the limit of {limit:,}")
     if len(data) < 2 or data[0] != _MARK or data[1] == 0:
-        raise CorruptDataError("stored data is damaged: it does not begin as encoded data does")
+        return CorruptDataError("stored data is damaged: it does not begin as encoded data does")
     if data[1] > FORMAT_VERSION:
-        raise NewerFormatError(
+        return NewerFormatError(
             f"stored data is of format {data[1]}, this release reads up to {FORMAT_VERSION}: upgrade pytest-sagaz"
         )
     size = int.from_bytes(data[2:_HEADER_SIZE], "big")
-    if len(data) != size + _HEADER_SIZE:
-        raise CorruptDataError(
-            f"stored data is damaged: {size:,} bytes expected, got {max(len(data) - _HEADER_SIZE, 0):,}"
-        )
-    return data[_HEADER_SIZE:]
+    return CorruptDataError(
+        f"stored data is damaged: {size:,} bytes expected, got {max(len(data) - _HEADER_SIZE, 0):,}"
+    )
 
 
 def _text(code: int, payload: bytes) -> Any:
