@@ -41,7 +41,7 @@ from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.saga.context import SagaContext
-from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.state import FOLD, SagaState, SagaStatus
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -72,7 +72,9 @@ class _Quick(Journal):
         """Let the next event happen."""
         if kind is not StepRetryScheduled:
             state = self.state
-            state.apply(kind(state.seq + 1, state.at, *fields))
+            state.seq = seq = state.seq + 1
+            event = kind(seq, state.at, *fields)
+            FOLD[type(event)](state, event)
 
 
 class Branch(Execution):
