@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
@@ -20,6 +17,7 @@ from sagaz_core.events import describe_error
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
 from sagaz_core.prove.stacks import Stacks
 from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -27,9 +25,6 @@ from sagaz_core.storage.codec import decode, encode, importing_class
 if TYPE_CHECKING:
     from sagaz_core.saga.step import Operation
 
-_ATOMS = frozenset(
-    {str, int, float, bool, bytes, type(None), Decimal, UUID, datetime, date, time, timedelta, complex, frozenset}
-)
 _MISSING = object()
 
 
@@ -300,13 +295,13 @@ class _Made:
         mutated = {
             key: value
             for key, value in self._given.items()
-            if type(value) not in _ATOMS and _differ(self._context[key], value)
+            if type(value) not in ATOMS and _differ(self._context[key], value)
         }
         return changed, deleted, {key: value for key, value in mutated.items() if key not in changed}
 
 
 def _copied(value: Any) -> Any:
-    return value if type(value) in _ATOMS else decode(encode(value), resolve=importing_class)
+    return value if type(value) in ATOMS else decode(encode(value), resolve=importing_class)
 
 
 def _differ(one: Any, other: Any) -> bool:
