@@ -118,7 +118,7 @@ async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
         if capture is None:
             await start()
         else:
-            with capture.current():
+            with capture:
                 await start()
         return result_of(execution.state, execution.journal.events, execution.exception)
     finally:
