@@ -6,11 +6,10 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.engine.rest import Rest
+from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.errors import StepTimeoutError
 from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
 
@@ -84,9 +83,9 @@ async def _wait_for_stray(thread: asyncio.Future[Any], patience: float) -> None:
 async def _within(operation: Operation, attempt: Awaitable[Any]) -> Any:
     assert operation.timeout is not None
     ends = asyncio.get_running_loop().time() + operation.timeout
-    attempt = attempt if isinstance(attempt, Coroutine) else _awaited(attempt)
+    begun = coroutine_of(attempt)
     try:
-        rest = Rest(attempt, attempt.send(None))
+        rest = Rest(begun, begun.send(None))
     except StopIteration as stop:
         return stop.value
     try:
@@ -96,7 +95,3 @@ async def _within(operation: Operation, attempt: Awaitable[Any]) -> Any:
         if scope.expired():
             raise StepTimeoutError(f"not done within {operation.timeout:g} s") from error
         raise
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable

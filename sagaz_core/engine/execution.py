@@ -211,9 +211,9 @@ class Execution:
 
     def _frontier(self) -> tuple[dict[str, int], list[str]]:
         """Return how many dependencies each step still waits for, and the steps that can start."""
-        waits, done = self.definition.waits_for.copy(), self.state.results
+        waits, done = self.model.waits_for.copy(), self.state.results
         if not done:
-            return waits, self.definition.first.copy()
+            return waits, list(self.model.first)
         for name in done:
             for dependent in self.model.dependents[name]:
                 waits[dependent] -= 1

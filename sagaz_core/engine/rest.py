@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextvars import Context
 
 _GIVEN = object()
+
+
+def coroutine_of(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+    """Return the awaitable as what can be begun."""
+    return awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 class Rest:

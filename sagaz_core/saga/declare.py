@@ -131,27 +131,24 @@ class Declarations:
     def bound_to(self, saga: object) -> dict[str, Step]:
         """Return the steps with the functions as methods of this saga."""
 
+        own, inspected = vars(saga), self.inspected
+
         def bind(operation: Operation | None) -> Operation | None:
             if operation is None:
                 return None
             attribute = self.attributes[id(operation)]
             function = getattr(saga, attribute)
-            if attribute in vars(saga):
+            if attribute in own:
                 return replace(operation, function=function)
-            found = self.inspected.get(attribute)
+            found = inspected.get(attribute)
             if found is None:
                 bound = replace(operation, function=function)
-                self.inspected[attribute] = bound.is_async, bound.takes_second
+                inspected[attribute] = bound.is_async, bound.takes_second
                 return bound
             return operation.bound(function, *found)
 
         return {
-            name: replace(
-                step,
-                action=bind(step.action) or step.action,
-                compensation=bind(step.compensation),
-                recovery=bind(step.recovery),
-            )
+            name: step.bound(bind(step.action) or step.action, bind(step.compensation), bind(step.recovery))
             for name, step in self.steps.items()
         }
 

@@ -105,7 +105,7 @@ class InMemorySnapshotStorage:
             if snapshots and not saga.snapshots.add(snapshots):
                 saga.forget_filters()
             if summary is not None and (saga.summary is None or summary.seq > saga.summary.seq):
-                saga.summary = replace(summary, tags=dict(summary.tags))
+                saga.summary = _own(summary)
             if record or events or snapshots or summary:
                 self._sagas[batch.saga_id] = saga
 
@@ -179,7 +179,7 @@ class InMemorySnapshotStorage:
             ),
             key=attrgetter("saga_id"),
         )
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
+        page = [_own(summary) for summary in found[:limit]]
         return Page(page, page[-1].saga_id if len(found) > limit else None)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
@@ -350,6 +350,11 @@ class InMemorySnapshotStorage:
 
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
+
+
+def _own(of: SagaSummary) -> SagaSummary:
+    """Return a copy whose tags nobody else can reach."""
+    return SagaSummary(of.saga_id, of.saga_name, of.seq, of.status, of.step_name, of.failed_at, dict(of.tags))
 
 
 def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:

@@ -96,13 +96,16 @@ def _delta(data: Any) -> Delta:
     return Delta(dict(changed), tuple(deleted))
 
 
+_NO_FIELDS = encode([])
+
+
 def pack_event(saga_id: str, event: Event) -> StoredEvent:
     """Return the event for a store. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
     plain = event_fields(event)
     try:
-        data = encode(plain, kind)
+        data = encode(plain, kind) if plain else _NO_FIELDS
     except CannotStoreError:
         data = encode(plain, f"{kind} of {step!r}" if step else kind)  # raises again, and says of which step
     return StoredEvent(saga_id, event.seq, event.at, kind, step, data)

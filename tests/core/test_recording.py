@@ -146,7 +146,9 @@ def test_a_damaged_snapshot_is_found_by_who_reads_its_state(tmp_path: Path) -> N
     store = InMemorySnapshotStorage()
     saga: Saga[Any] = Saga("order", snapshot_storage=store).add_step("a", lambda ctx: {"a": 1})
     run(saga.run(CONTEXT, saga_id="S"))
-    made = run(Recording.from_storage(store, "S"))
+    run(Recording.from_storage(store, "S")).save(tmp_path / "r.json")
+    made = Recording.load(tmp_path / "r.json")
+    (tmp_path / "r.json").unlink()
     first, *others = made.snapshots
     damaged = replace(made, snapshots=(first._replace(data=first.data[:-1] + b"?"), *others))
     assert damaged.state_before("a").context == CONTEXT
