@@ -15,6 +15,7 @@ from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Ledger
+from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -97,6 +98,7 @@ class Trial:
         self.injector = Injector(plan)
         self.ledger = Ledger(step.step for step in subject.served)
         self.events: list[Event] = []
+        self.leftovers = Leftovers()
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
@@ -114,9 +116,10 @@ class Trial:
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
+        within = partial(self.leftovers.watch, call, proceed)
         if self.injector.concerns(call):
-            return self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
-        return self.ledger.intercept(call, proceed)
+            return self.injector.intercept(call, lambda: self.ledger.intercept(call, within))
+        return self.ledger.intercept(call, within)
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state
@@ -157,6 +160,7 @@ class Trial:
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
+            noticed=await self.leftovers.findings(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
 
@@ -171,6 +175,7 @@ class Trial:
                 result = await self._guarded(run)
             except SimulatedCrash:
                 # Another process takes over: all it has is what was recorded, read back from bytes.
+                self.leftovers.died()
                 saga = adapter.create(subject.make())
                 state = SagaState.from_data(decode(encode(self.state.to_data(), "state"), resolve=importing_class))
                 run = partial(adapter.resume, saga, state, options=self.options)

@@ -416,20 +416,6 @@ def test_a_compensation_that_was_tried_first_is_not_out_of_order_when_it_is_trie
     assert run(run_trial(Subject(lambda: saga, world=world), plan)).findings == ()
 
 
-def test_a_task_that_a_step_leaves_behind_is_found() -> None:
-    async def forever() -> None:
-        await asyncio.get_running_loop().create_future()
-
-    async def act(ctx: Any) -> None:
-        asyncio.get_running_loop().create_task(forever(), name="mailer")
-
-    _, world, _ = shop(lambda desk, ctx: None)
-    saga: Saga[Any] = Saga("leaves")
-    saga.add_step("a", act)
-    found = [f for o in explore(saga, world=world, mode="merged", kinds="before").failures for f in o.findings]
-    assert any("left a task running (mailer)" in finding.sentence for finding in found)
-
-
 def test_a_lost_edge_is_found_without_any_fault() -> None:
     desk: dict[str, Any] = {}
     world = World()
