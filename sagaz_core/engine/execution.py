@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 class Execution:
     """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone."""
 
+    oldest_first = False
+    """Whether what nothing orders is undone in the order in which it was done, to see whether that does no harm."""
+
     def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
         self.definition = definition
         self.model = definition.model

@@ -24,10 +24,11 @@ class Exploration:
     """What was tried.
 
     `plans` of at most `depth` faults were covered, of the `possible` ones, by `executions` calls of actions and
-    compensations. `failures` are the outcomes that are not sound, the worst first: each thing that is wrong once, with
-    the smallest plan that shows it (in `packed` mode each plan that failed). `checked` are the pairs of a step and a
-    kind of fault that were tried, of the `applicable` ones. `blind` are steps whose effect no fake of the world shows,
-    so that only the call itself is known. `not_run` has the reason for each plan (or part) that was not run.
+    compensations; `orders` of rollback were judged beside. `failures` are the outcomes that are not sound, the worst
+    first: each thing that is wrong once, with the smallest plan that shows it (in `packed` mode each plan that failed).
+    `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
+    whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
+    plan (or part) that was not run.
     """
 
     model: SagaModel
@@ -38,6 +39,7 @@ class Exploration:
     plans: int = 0
     possible: int = 0
     executions: int = 0
+    orders: int = 0
     outcomes: tuple[Outcome, ...] = ()
     failures: tuple[Outcome, ...] = ()
     checked: frozenset[tuple[str, str]] = frozenset()
@@ -72,6 +74,9 @@ class Exploration:
             ),
             f"coverage: {share} of steps and kinds of faults; {self.mode}: {MODES[self.mode]}",
         ]
+        if self.orders:
+            more = "1 more order" if self.orders == 1 else f"{self.orders:,} more orders"
+            lines.append(f"judged beside: {more} of rollback, oldest first")
         if self.reason:
             lines.append(f"why {self.mode}: {self.reason}")
         if self.blind:

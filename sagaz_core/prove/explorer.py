@@ -17,6 +17,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
@@ -24,6 +25,7 @@ from sagaz_core.prove.worlds import NotForkableError
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
+    from sagaz_core.adapters.base import Adapter
     from sagaz_core.engine.run import Served
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.outcome import Outcome
@@ -128,22 +130,23 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
         finally:
             if saved is not None and subject.world is not None:
                 subject.world.restore(saved)
-    return await _Packed(subject, model, search, reason, adapter.name).explore()
+    return await _Packed(subject, model, search, reason, adapter).explore()
 
 
 class _Packed:
     """Runs each plan from the start."""
 
-    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str, engine: str) -> None:
+    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str, adapter: Adapter) -> None:
         self.subject = subject
         self.model = model
         self.search = search
         self.reason = reason
-        self.engine = engine
+        self.adapter = adapter
         self.outcomes: dict[FaultPlan, Outcome] = {}
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
         self.executions = 0
+        self.orders = 0
         self.clean: Outcome | None = None
         self.reference: Reading | None = None
         world = subject.world
@@ -183,11 +186,12 @@ class _Packed:
             model=model,
             mode="packed",
             reason=self.reason,
-            engine=self.engine,
+            engine=self.adapter.name,
             depth=min(search.depth, 1),
             plans=len(outcomes),
-            possible=len(outcomes) + len(self.not_run.keys() - {"*"}),
+            possible=len(outcomes) + len(self.not_run.keys() - {"*", OLDEST_FIRST}),
             executions=self.executions,
+            orders=self.orders,
             outcomes=outcomes,
             failures=tuple(bad),
             checked=frozenset(checked & applicable),
@@ -199,25 +203,48 @@ class _Packed:
         search = self.search
         if plan in self.outcomes:
             return self.outcomes[plan]
-        if (search.max_executions is not None and self.executions >= search.max_executions) or search.over():
-            self.not_run[str(plan)] = self.not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+        if self._spent():
+            self.not_run[str(plan)] = self.not_run["*"]
             return None
+        subject = self.subject
+        if search.recorded:
+            subject = replace(subject, served=search.served(plan, self.model))
         try:
-            subject = self.subject
-            if search.recorded:
-                subject = replace(subject, served=search.served(plan, self.model))
-            outcome = await run_trial(subject, plan, reference=self.reference)
+            outcome = await self._trial(subject, plan)
         except (NotRunnableError, CannotStoreError) as error:
             self.not_run[str(plan)] = str(error)
             return None
-        self.executions += len(outcome.evidence.ledger.entries)
-        if self.subject.world is not None and self.saved is not None:
-            self.subject.world.restore(self.saved)
+        if not outcome.findings and has_choice(outcome):
+            outcome = await self._other_order(subject, plan) or outcome
         if outcome.evidence.missed and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
             self.not_run[str(plan)] = self.not_run["*"] = why_it_ends(self.clean)
             return None
         self.outcomes[plan] = outcome
         return outcome
+
+    def _spent(self) -> bool:
+        limit = self.search.max_executions
+        if (limit is not None and self.executions >= limit) or self.search.over():
+            self.not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+            return True
+        return False
+
+    async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
+        outcome = await run_trial(subject, plan, reference=self.reference)
+        self.executions += len(outcome.evidence.ledger.entries)
+        if subject.world is not None and self.saved is not None:
+            subject.world.restore(self.saved)
+        return outcome
+
+    async def _other_order(self, subject: Subject, plan: FaultPlan) -> Outcome | None:
+        """Run a plan once more, undone in the other order, and return the outcome if that is not sound."""
+        if self.adapter.one_order:
+            self.not_run[OLDEST_FIRST] = self.adapter.one_order
+        elif not self._spent():
+            self.orders += 1
+            outcome = await self._trial(replace(subject, oldest_first=True), plan)
+            return outcome if outcome.findings else None
+        return None
 
     async def _run_packed(self, plan: FaultPlan) -> None:
         outcome = await self._run(plan)

@@ -42,6 +42,7 @@ class NotRunnableError(SagazError):
 class Subject:
     """What is tried: a saga class, an instance or a factory (`make`), and the context that it begins with.
 
+    `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it.
     """
@@ -54,6 +55,7 @@ class Subject:
     reproduce: str = ""
     interceptors: Sequence[Interceptor] = ()
     clock: Clock = utc_now
+    oldest_first: bool = False
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -109,6 +111,7 @@ class Trial:
             on_journal=self._on_journal,
             clock=subject.clock,
             replay_config=_no_capture(),
+            oldest_first=subject.oldest_first,
         )
 
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
@@ -160,6 +163,7 @@ class Trial:
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
+            oldest_first=subject.oldest_first,
             noticed=await self.leftovers.findings(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
