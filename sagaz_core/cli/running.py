@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.cli.failure import Failure
+from sagaz_core.errors import NetworkBlockedError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -88,7 +89,7 @@ def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         write.setblocking(False)
         try:
             loop.add_reader(read, _emptied, read)
-        except NotImplementedError:  # a loop that never waits, as in virtual time, or that has no readers
+        except (NetworkBlockedError, NotImplementedError):  # virtual time, which never waits; or a loop without readers
             yield
             return
         before = -1

@@ -14,11 +14,12 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
-from sagaz_core.prove.exploration import MODES, Exploration
+from sagaz_core.model import END
+from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
-from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
 from sagaz_core.prove.worlds import NotForkableError
@@ -38,9 +39,9 @@ DEFAULT_DEPTH = 2
 class Search:
     """How to explore: which kinds, how many faults at once, in which mode, and when to stop.
 
-    `known` plans failed before and are run first. `recorded` steps are taken from a record until a fault strikes, of
-    which none strikes an action before the step `first`.
-    `over` says that the time is up; `on_progress` is told how many plans are done, and how many there are.
+    `known` plans failed before; those that are asked for are run first. `recorded` steps are taken from a record until
+    a fault strikes, of which none strikes an action before the step `first`. `over` says that the time is up;
+    `on_progress` is told how many plans are done, and how many there are.
     """
 
     kinds: tuple[str, ...]
@@ -62,6 +63,30 @@ class Search:
                 break
             served.append(self.recorded[name])
         return tuple(served)
+
+    def known_of(self, model: SagaModel) -> list[FaultPlan]:
+        """Return the known plans that are among those that are asked for."""
+        return [plan for plan in self.known if _fits(plan, model) and self._asks_for(plan, model)]
+
+    def not_asked_for(self, model: SagaModel) -> list[FaultPlan]:
+        """Return the known plans that the saga can have, and that this search leaves out."""
+        return [plan for plan in self.known if _fits(plan, model) and not self._asks_for(plan, model)]
+
+    def _asks_for(self, plan: FaultPlan, model: SagaModel) -> bool:
+        early = spared(model, self.first)
+        return sum(fault.times for fault in plan) <= self.depth and all(
+            fault.kind in self.kinds and (fault.described.undo or fault.step not in early)
+            for fault in plan
+            if fault.step != END
+        )
+
+
+def _fits(plan: FaultPlan, model: SagaModel) -> bool:
+    try:
+        plan.check(model)
+    except PlanError:
+        return False  # of a saga that has changed since
+    return True
 
 
 def explore(
@@ -147,6 +172,7 @@ class _Packed:
         self.not_run: dict[str, str] = {}
         self.executions = 0
         self.orders = 0
+        self.stopped = ""
         self.clean: Outcome | None = None
         self.reference: Reading | None = None
         world = subject.world
@@ -160,8 +186,7 @@ class _Packed:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
-        known = [plan for plan in search.known if _fits(plan, model)]
-        for plan in known:
+        for plan in search.known_of(model):
             await self._run(plan)
         for plan in packs:
             await self._run_packed(plan)
@@ -197,6 +222,7 @@ class _Packed:
             checked=frozenset(checked & applicable),
             applicable=applicable,
             not_run=self.not_run,
+            stopped=self.stopped,
         )
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
@@ -225,7 +251,7 @@ class _Packed:
     def _spent(self) -> bool:
         limit = self.search.max_executions
         if (limit is not None and self.executions >= limit) or self.search.over():
-            self.not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+            self.stopped = self.not_run["*"] = used_up(self.executions)
             return True
         return False
 
@@ -259,14 +285,6 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
-
-
-def _fits(plan: FaultPlan, model: SagaModel) -> bool:
-    try:
-        plan.check(model)
-    except PlanError:
-        return False
-    return True
 
 
 def _maker(saga: Any) -> Callable[[], Any]:

@@ -495,6 +495,28 @@ def test_plans_that_failed_before_are_run_first() -> None:
     assert [str(outcome.plan) for outcome in exploration.failures] == ["b@before"]
 
 
+@pytest.mark.parametrize(
+    ("search", "first"),
+    [
+        ({"kinds": ("before",), "depth": 1}, ["b@before"]),
+        ({"kinds": ("after", "repeat"), "depth": 2}, ["a@repeat+b@after", "a@after"]),
+        ({"kinds": tuple(KINDS), "depth": 2}, ["b@before", "a@repeat+b@after", "a@flaky:2", "a@after"]),
+        ({"kinds": tuple(KINDS), "depth": 2, "first": "b"}, ["b@before"]),
+        ({"kinds": tuple(KINDS), "depth": 0}, []),
+    ],
+)
+def test_of_the_plans_that_failed_before_only_those_are_run_that_are_asked_for(
+    search: dict[str, Any], first: list[str]
+) -> None:
+    saga, _, _ = shop(lambda desk, ctx: None, lambda desk, ctx: None, retries=2)
+    known = [FaultPlan.parse(plan) for plan in ("b@before", "a@repeat+b@after", "a@flaky:2", "gone@after", "a@after")]
+    asked = Search(**search, known=known)
+    model = saga.definition().model
+    assert [str(plan) for plan in asked.known_of(model)] == [p for p in map(str, known) if p in first]
+    left_out = {str(plan) for plan in asked.not_asked_for(model)}
+    assert left_out == {str(plan) for plan in known} - set(first) - {"gone@after"}
+
+
 def test_packed_plans_are_bisected() -> None:
     seen: list[str] = []
 
