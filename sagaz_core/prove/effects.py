@@ -19,6 +19,7 @@ from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
 from sagaz_core.prove.leftovers import left_by
+from sagaz_core.prove.typed_reads import watched
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.context import SagaContext, TypedContext
@@ -214,7 +215,7 @@ class _Made:
             self.view._reads = self.reads
             self.view.compensation_results = seen
         else:
-            self.view = typed.view(self._given, seen)
+            self.view = watched(typed.view(self._given, seen), self.reads)
             self.undone_read = bool(undone)  # a model is not watched: it may have looked
 
     def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:

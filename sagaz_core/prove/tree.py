@@ -396,7 +396,7 @@ def ideals(model: Any, limit: int) -> int:
     return len(seen)
 
 
-def noticed(effects: Effects, model: Any) -> dict[Found, Finding]:
+def noticed(effects: Any, model: Any) -> dict[Found, Finding]:
     """Return what was seen of steps that nothing orders: one reads what the other writes."""
     found: dict[Found, Finding] = dict(effects.noticed)
     for reader, keys in effects.reads.items():

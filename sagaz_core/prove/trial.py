@@ -14,6 +14,7 @@ from sagaz_core.errors import PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
 from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Reading, World
     from sagaz_core.saga.config import ReplayConfig
 
@@ -101,6 +103,7 @@ class Trial:
         self.ledger = Ledger(step.step for step in subject.served)
         self.events: list[Event] = []
         self.leftovers = Leftovers()
+        self.fights: Fights | None = None
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
@@ -120,6 +123,8 @@ class Trial:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
         within = partial(self.leftovers.watch, call, proceed)
+        if self.fights is not None and call.kind == "action":
+            within = partial(self.fights.watch, call, within)
         if self.injector.concerns(call):
             return self.injector.intercept(call, lambda: self.ledger.intercept(call, within))
         return self.ledger.intercept(call, within)
@@ -138,6 +143,8 @@ class Trial:
         saga = adapter.create(made)
         model = await adapter.describe(saga)
         check_runnable(adapter, model, plan)
+        if not model.linear:
+            self.fights = Fights()
         world = subject.world or None
         before = await world.read() if world else None
         initial = encode(dict(subject.context), "context")
@@ -164,9 +171,12 @@ class Trial:
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
             oldest_first=subject.oldest_first,
-            noticed=await self.leftovers.findings(),
+            noticed=(*await self.leftovers.findings(), *self._fights(model)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
+
+    def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
+        return () if self.fights is None else self.fights.findings(self.events, model)
 
     async def _run_to_its_end(self, adapter: Adapter, saga: Any, context: dict[str, Any]) -> SagaStatus:
         subject = self.subject
