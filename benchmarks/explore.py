@@ -1,11 +1,11 @@
 """What exploring costs: counts of plans and executions, and processor seconds.
 
-    python benchmarks/explore.py [--all]
+    python benchmarks/explore.py [--all] [--traces] [--python=PATH ...]
 
 The sagas are chains whose compensations are exact inverses, with timeouts, two retries (three where four faults are
 tried) and `in_doubt="compensate"`, over one fake. `--all` adds the two largest searches. Processor time is printed, not
-the wall's: these machines are shared. The last lines tell whether one plan has one trace in 10,000 runs under several
-hash seeds and, where they are installed, Pythons.
+the wall's: these machines are shared. The last line (with `--traces` the only one) tells whether one plan has one trace
+in 10,000 runs under several hash seeds by each `--python`, or by those Pythons of the path that have the project.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, explore
@@ -26,6 +25,7 @@ from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import VirtualClockLoop, run
 
 RUNS = 10_000
+PROCESSES = 10
 
 
 def chains(count: int, length: int, policy: str = "continue_on_error", retries: int = 2) -> tuple[Saga[Any], World]:
@@ -142,24 +142,33 @@ def trace() -> str:
     return " ".join(sorted(hashlib.sha256(repr(one).encode()).hexdigest()[:16] for one in seen))
 
 
-def traces() -> None:
-    """Run the same plan under several hash seeds and Pythons, and print how many traces there were."""
-    pythons = [sys.executable, *filter(None, (shutil.which(f"python3.{minor}") for minor in (11, 12, 13)))]
-    found, runs = set(), 0
-    for python, seed in _pairs(pythons):
-        env = {**os.environ, "PYTHONHASHSEED": seed, "SAGAZ_BENCH_RUNS": str(RUNS // 10)}
-        for one in (python, sys.executable):  # the first may not have the project
-            done = subprocess.run([one, __file__, "--trace"], env=env, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                found.add(done.stdout.strip())
-                runs += RUNS // 10
-                break
-    print(f"{'one plan in ' + format(runs, ',') + ' runs, processes and hash seeds':58} {len(found)} trace(s)")
+def traces(pythons: list[str]) -> None:
+    """Run the same plan under several hash seeds and by each of the Pythons, and print how many traces there were."""
+    found: dict[str, list[str]] = {}
+    for index in range(PROCESSES):
+        python = pythons[index % len(pythons)]
+        env = {**os.environ, "PYTHONHASHSEED": str(index * 7), "SAGAZ_BENCH_RUNS": str(RUNS // PROCESSES)}
+        done = subprocess.run([python, __file__, "--trace"], env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{python} cannot run it: {done.stderr.strip().splitlines()[-1]}")
+        version, _, hashes = done.stdout.strip().partition(" ")
+        found.setdefault(hashes, []).append(version)
+    versions = ", ".join(sorted({version for ran in found.values() for version in ran}, key=lambda v: int(v[2:])))
+    print(f"{f'one plan in {RUNS:,} runs, {PROCESSES} hash seeds, by {versions}':58} {len(found)} trace(s)")
 
 
-def _pairs(pythons: list[str]) -> Iterator[tuple[str, str]]:
-    for index in range(10):
-        yield pythons[index % len(pythons)] if index % 3 == 2 else sys.executable, str(index * 7)
+def asked_pythons() -> list[str]:
+    """Return the Pythons that --python names, or those of the path that have the project; or this one."""
+    asked = [word.removeprefix("--python=") for word in sys.argv if word.startswith("--python=")]
+    if asked:
+        return asked
+    others = filter(None, (shutil.which(f"python3.{minor}") for minor in (11, 12, 13)))
+    return list(dict.fromkeys([sys.executable, *filter(_has_project, others)]))
+
+
+def _has_project(python: str) -> bool:
+    done = subprocess.run([python, "-c", "import sagaz_core.prove.trial"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def main() -> None:
@@ -177,11 +186,13 @@ def main() -> None:
         search("at most 3 faults, 40 steps, continue_on_error", chains(1, 40), 3)
     naive()
     an_hour()
-    traces()
+    traces(asked_pythons())
 
 
 if __name__ == "__main__":
     if "--trace" in sys.argv:
-        print(trace())
+        print(f"{sys.version_info.major}.{sys.version_info.minor}", trace())
+    elif "--traces" in sys.argv:
+        traces(asked_pythons())
     else:
         main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_sagaz.settings import settings_of
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.prove.budget import deadline
@@ -27,20 +29,24 @@ def search(saga_case: Case) -> None:
     assert saga_case.recording is not None
     failures = Failures(item.config.rootpath / FILE)
     name = saga_case.recording.saga_name
-    exploration = saga_case.explore(
-        Search(
-            tuple(KINDS) if settings.kinds.origin == "default" else settings.kinds.value,
-            item.depth,
-            known=failures.of(name),
-            over=deadline(settings.budget),
-            first=settings.from_step,
-        )
+    wanted = Search(
+        tuple(KINDS) if settings.kinds.origin == "default" else settings.kinds.value,
+        item.depth,
+        known=failures.of(name),
+        over=deadline(settings.budget),
+        first=settings.from_step,
     )
-    failures.keep(name, [outcome.plan for outcome in exploration.failures])
+    exploration = saga_case.explore(wanted)
+    failed = [outcome.plan for outcome in exploration.failures]
+    failures.keep(name, [*failed, *wanted.not_asked_for(exploration.model)])
     verdict = exploration.failures[0].verdict.value if exploration.failures else "CLEAN"
     item.user_properties += [("sagaz_verdict", verdict), ("sagaz_explored", exploration.summary())]
+    if exploration.incomplete:
+        item.user_properties.append(("sagaz_incomplete", exploration.incomplete))
     if exploration.failures:
         raise UnsoundError(_line(exploration), _report(exploration))
+    if exploration.stopped and not exploration.plans:
+        pytest.fail(f"nothing was tried: {exploration.stopped}", pytrace=False)
 
 
 def _line(exploration: Exploration) -> str:

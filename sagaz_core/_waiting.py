@@ -35,7 +35,7 @@ def waiting_task(task: asyncio.Task[Any]) -> WaitingTask:
         if frame is None:
             break
         if not frame.f_code.co_filename.startswith(_ASYNCIO):
-            where, waits_for = f"{_short_path(frame.f_code.co_filename)}:{frame.f_lineno}", ""
+            where, waits_for = f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}", ""
         elif not waits_for:
             waits_for = awaitable.__qualname__
         awaitable = getattr(inner, "coroutine", inner)  # of what is left of one that was begun by hand
@@ -55,5 +55,6 @@ def _what_it_is(future: object) -> str:
     return {"NoneType": "nothing", "_GatheringFuture": "gather"}.get(type(future).__name__, "a future")
 
 
-def _short_path(path: str) -> str:
+def short_path(path: str) -> str:
+    """Return a path as it is seen from the current folder."""
     return path.removeprefix(os.getcwd() + os.sep)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import heapq
 import itertools
 import logging
@@ -20,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
 
 from sagaz_core._frozen import clock_is_frozen, frozen_at, move_frozen_clocks
+from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core._threads import DaemonThreads, foreign_threads
 from sagaz_core._waiting import WaitingTask, waiting_task
 from sagaz_core.clock import perf_seconds, plain, utc_now
@@ -27,10 +29,9 @@ from sagaz_core.errors import DeadlockError, NaiveTimeError, RunningLoopError
 from sagaz_core.network import NetworklessLoop
 
 if TYPE_CHECKING:
-    import contextvars
     from collections import deque
-    from collections.abc import AsyncGenerator, Callable, Coroutine
-    from types import TracebackType
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+    from types import AsyncGeneratorType, TracebackType
     from weakref import WeakSet
 
 __all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "move_frozen_clocks", "run"]
@@ -100,7 +101,11 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self._order = itertools.count()
         self._workers: DaemonThreads | None = None
         self._jobs: dict[asyncio.Future[Any], tuple[float, float]] = {}  # the virtual and the real time of their starts
+        self._scopes: dict[int, Scope] = {}  # of generators, by their ids: what is finalized has no weak references
         self.restart(start)
+
+    tells_scopes = True
+    """It tells each `Scope` what is begun in it."""
 
     if TYPE_CHECKING:  # of asyncio.BaseEventLoop, where typeshed has no private names
         _asyncgens: WeakSet[AsyncGenerator[Any, Any]]
@@ -143,10 +148,10 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
         self.jumps = 0
-        self.tasks_made = 0
         self._turns = 0
         self._ready.clear()
         self._timers.clear()
+        self._scopes.clear()
         self._timer_cancelled_count = 0
         self._order = itertools.count()
 
@@ -177,7 +182,18 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         if when < math.inf:
             heapq.heappush(self._timers, (when, next(self._order), timer))
             timer._scheduled = True
+            if (scope := SCOPE.get()) is not None:
+                scope.begun += 1
         return timer  # type: ignore[no-any-return]
+
+    @property
+    def has_timers(self) -> bool:
+        """Whether any timer is set."""
+        return len(self._timers) > self._timer_cancelled_count
+
+    def timers(self) -> Iterator[asyncio.TimerHandle]:
+        """Yield the timers that are set, in no order."""
+        return (timer for _, _, timer in self._timers if not timer.cancelled())
 
     def _timer_handle_cancelled(self, handle: Any) -> None:
         if not handle._scheduled:
@@ -191,10 +207,26 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     # Turning
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        """As in asyncio; `tasks_made` counts them, for who wants to know whether something was started."""
-        self.tasks_made += 1
+        """As in asyncio."""
         task: asyncio.Task[Any] = super().create_task(coro, **options)
+        if (scope := SCOPE.get()) is not None:
+            scope.add_task(task)
         return task
+
+    def _asyncgen_firstiter_hook(self, agen: AsyncGeneratorType[Any, Any]) -> None:
+        super()._asyncgen_firstiter_hook(agen)  # type: ignore[misc] # typeshed has no private names
+        if (scope := SCOPE.get()) is not None:
+            scope.add_generator(agen)
+            self._scopes[id(agen)] = scope
+        else:
+            self._scopes.pop(id(agen), None)
+
+    def _asyncgen_finalizer_hook(self, agen: AsyncGeneratorType[Any, Any]) -> None:
+        if (scope := self._scopes.pop(id(agen), None)) is not None:
+            scope.note_dropped(agen)
+        context = contextvars.copy_context()
+        context.run(SCOPE.set, None)  # the task that closes it is nobody's
+        context.run(super()._asyncgen_finalizer_hook, agen)  # type: ignore[misc] # as above
 
     def _run_once(self) -> None:
         # In place of BaseEventLoop's, with the same order: what is ready, and after it the timers that are due.

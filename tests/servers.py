@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 30.0
 _NOBODY = "nobody"
+_FOLDER = "sagaz-test-"
 
 
 def unavailable(what: str, variable: str) -> NoReturn:
@@ -52,10 +53,34 @@ def free_port() -> int:
 
 
 def data_folder() -> Path:
-    """Return a new folder, in memory if there is such a place: what is kept there is not worth a disk's wait."""
+    """Return a new folder, in memory if there is such a place: what is kept there is not worth a disk's wait.
+
+    It has this process's number in its name: those of processes that were killed are removed here.
+    """
     shared = Path("/dev/shm")
-    parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="sagaz-test-", dir=parent))
+    parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    remove_abandoned(parent)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent))
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders of test runs that are no more, and left them."""
+    for folder in parent.glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if owner.isdecimal() and not _runs(int(owner)):
+            with contextlib.suppress(OSError):  # another user's, or another run is removing it
+                if folder.stat().st_uid == os.geteuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def wait_until(ready: object, process: subprocess.Popen[bytes], what: str) -> None:

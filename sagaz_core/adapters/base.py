@@ -17,11 +17,13 @@ class Adapter(Protocol):
     """Describes and runs the sagas of one engine.
 
     `cannot` names the kinds of faults that the engine cannot have, each with the reason; plans that need one are
-    reported as not run. An engine that cannot resume has `crash` and its like there.
+    reported as not run. An engine that cannot resume has `crash` and its like there. `one_order` says why the engine
+    cannot be told to undo the oldest step first (`RunOptions.oldest_first`), or is empty for one that can.
     """
 
     name: str
     cannot: Mapping[str, str]
+    one_order: str
 
     def accepts(self, target: object) -> bool:
         """Whether the target is a saga of this engine, or a class of them. It must not import the engine to know."""

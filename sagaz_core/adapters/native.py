@@ -24,6 +24,7 @@ class NativeAdapter:
 
     name = "native"
     cannot: Mapping[str, str] = MappingProxyType({})
+    one_order = ""
 
     def accepts(self, target: object) -> bool:
         """Whether it is a `Saga` or a subclass."""

@@ -41,6 +41,7 @@ class SagazAdapter:
     cannot: Mapping[str, str] = MappingProxyType(
         dict.fromkeys(("crash", "crash-recorded", "undo-crash", "undo-crash-recorded"), _CANNOT_RESUME)
     )
+    one_order = "the engine of the sagaz package chooses in which order it undoes steps that nothing orders"
 
     def accepts(self, target: object) -> bool:
         """Whether it is a saga of the package, or a class of them. Does not import the package."""

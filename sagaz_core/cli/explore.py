@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +21,18 @@ from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import deadline, seconds_of
+from sagaz_core.prove.coverage import Coverage, blind_steps, struck
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
 from sagaz_core.prove.failures import FILE, Failures
+from sagaz_core.prove.schedules import has_choice
+from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import Subject, describe, reference_reading, run_trial
 from sagaz_core.settings import Settings
 
 if TYPE_CHECKING:
     from sagaz_core.prove.outcome import Outcome
+    from sagaz_core.prove.world import Reading
 
 SHOWN = 5
 
@@ -72,8 +76,9 @@ def explore(
     are merged: all plans of two faults take milliseconds. Without, each plan is run from the start. Plans that failed
     before are kept in .sagaz/failures.db and tried first.
 
-    Exit code: 0 when everything was tried and is sound; 1 when something is not, or could not be tried because the
-    budget was used up or the saga fails by itself; 2 when nothing was run.
+    Exit code: 0 when what was tried is sound, which is everything, or as much as the budget allows (the summary says
+    INCOMPLETE then); 1 when something is not sound, when the budget was too small for any plan, or when something could
+    not be tried because the saga fails by itself; 2 when nothing was run.
     """
     settings = settings_and_path()
     initial = read_context(context)
@@ -87,7 +92,10 @@ def explore(
         made = adapter_for(target).create(target)  # the one that the world is of
         subject = replace(subject, make=lambda: made, world=world_of(world_spec, made))
     if given:
-        _show_plans(run(_ran(subject, given), virtual=True))
+        tried = run(_ran(subject, given), virtual=True)
+        if folder is not None:
+            _report_plans(folder, tried)
+        _show_plans(tried, wanted, form)
         return
     failures = _failures(settings)
     with _progress(form) as on_progress:
@@ -101,7 +109,8 @@ def explore(
             on_progress=on_progress,
         )
         exploration = run(_explored(subject, search), virtual=True)
-    failures.keep(exploration.saga_name, [outcome.plan for outcome in exploration.failures])
+    failed = [outcome.plan for outcome in exploration.failures]
+    failures.keep(exploration.saga_name, [*failed, *search.not_asked_for(exploration.model)])
     if folder is not None:
         _report(folder, exploration)
     if form == "json":
@@ -111,7 +120,9 @@ def explore(
     if exploration.failures:
         wrong = len(exploration.failures)
         raise Failure("1 thing is not sound" if wrong == 1 else f"{wrong} things are not sound", NOT_WELL)
-    if "*" in exploration.not_run:
+    if exploration.stopped and not exploration.plans:
+        raise Failure(f"nothing was tried: {exploration.stopped}", NOT_WELL)
+    if "*" in exploration.not_run and not exploration.stopped:
         raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
 
 
@@ -123,11 +134,19 @@ def _folder(name: str) -> Path:
 
 
 def _report(folder: Path, exploration: Exploration) -> None:
-    from sagaz_core.prove.coverage import Coverage
     from sagaz_core.report.write import write_report
 
     coverage = Coverage()
     coverage.add_exploration(exploration, "sagaz explore")
+    write_report(folder, coverage)
+
+
+def _report_plans(folder: Path, outcomes: list[Outcome]) -> None:
+    from sagaz_core.report.write import write_report
+
+    coverage = Coverage()
+    for outcome in outcomes:
+        coverage.add_item(outcome, "sagaz explore --plan")
     write_report(folder, coverage)
 
 
@@ -145,11 +164,23 @@ async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
     with no_network():
         reference = await reference_reading(subject)
         saved = subject.world.save() if subject.world else None
+        adapter, _ = await describe(subject)
         for plan in plans:
-            outcomes.append(await run_trial(subject, plan, reference=reference))
-            if subject.world and saved is not None:
-                subject.world.restore(saved)
+            outcome = await _tried(subject, plan, reference, saved)
+            if not outcome.findings and has_choice(outcome) and not adapter.one_order:
+                again = await _tried(replace(subject, oldest_first=True), plan, reference, saved)
+                outcome = again if again.findings else outcome
+            outcomes.append(outcome)
     return outcomes
+
+
+async def _tried(
+    subject: Subject, plan: FaultPlan, reference: Reading | None, saved: Mapping[str, Any] | None
+) -> Outcome:
+    outcome = await run_trial(subject, plan, reference=reference)
+    if subject.world and saved is not None:
+        subject.world.restore(saved)
+    return outcome
 
 
 def _failures(settings: Settings) -> Failures:
@@ -163,12 +194,36 @@ def _command(saga: str, context: str, world: str | None) -> str:
     return f"{shlex.join(parts)} --plan={{plan}}"
 
 
-def _show_plans(outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
-        click.echo(outcome.explain())
+def _show_plans(outcomes: list[Outcome], kinds: tuple[str, ...], form: str) -> None:
+    if form == "json":
+        echo_json(_data(_as_exploration(outcomes, kinds)))
+    else:
+        for outcome in outcomes:
+            click.echo(outcome.explain())
     wrong = sum(bool(outcome.findings) for outcome in outcomes)
     if wrong:
         raise Failure(f"{wrong} of {len(outcomes)} plans {'is' if wrong == 1 else 'are'} not sound", NOT_WELL)
+
+
+def _as_exploration(outcomes: list[Outcome], kinds: tuple[str, ...]) -> Exploration:
+    """Return what runs of single plans come to, in the form of an exploration."""
+    model = outcomes[0].evidence.model
+    applicable = Scripts(model, kinds).pairs()
+    return Exploration(
+        model=model,
+        mode="packed",
+        reason="only the plans that --plan names",
+        engine=outcomes[0].evidence.engine,
+        depth=max(len(outcome.plan.faults) for outcome in outcomes),
+        plans=len(outcomes),
+        possible=len(outcomes),
+        executions=sum(len(outcome.evidence.ledger.entries) for outcome in outcomes),
+        outcomes=tuple(outcomes),
+        failures=tuple(outcome for outcome in outcomes if outcome.findings),
+        checked=frozenset(pair for outcome in outcomes for pair in struck(outcome.evidence)) & applicable,
+        applicable=applicable,
+        blind=frozenset(step for outcome in outcomes for step in blind_steps(outcome.evidence)),
+    )
 
 
 def _show(exploration: Exploration) -> None:
@@ -192,26 +247,34 @@ def _data(exploration: Exploration) -> dict[str, Any]:
         "plans": exploration.plans,
         "possible": exploration.possible,
         "executions": exploration.executions,
+        "orders": exploration.orders,
         "checked": done,
         "applicable": there_are,
         "blind": [name for name in exploration.model.order if name in exploration.blind],
         "not_run": dict(exploration.not_run),
-        "failures": [
+        "complete": exploration.complete,
+        "failures": [_outcome_data(outcome) for outcome in exploration.failures],
+        "outcomes": [_outcome_data(outcome) for outcome in exploration.outcomes],
+    }
+
+
+def _outcome_data(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "plan": str(outcome.plan) or "none",
+        "status": outcome.status.value,
+        "verdict": outcome.verdict.value,
+        "completed": outcome.completed,
+        "compensated": outcome.compensated,
+        "stuck": outcome.stuck,
+        "reproduce": outcome.reproduce,
+        "findings": [
             {
-                "plan": str(outcome.plan),
-                "status": outcome.status.value,
-                "reproduce": outcome.reproduce,
-                "findings": [
-                    {
-                        "verdict": finding.verdict.value,
-                        "step": finding.step,
-                        "sentence": finding.sentence,
-                        "advice": finding.advice,
-                    }
-                    for finding in outcome.findings
-                ],
+                "verdict": finding.verdict.value,
+                "step": finding.step,
+                "sentence": finding.sentence,
+                "advice": finding.advice,
             }
-            for outcome in exploration.failures
+            for finding in outcome.findings
         ],
     }
 

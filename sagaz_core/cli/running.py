@@ -7,10 +7,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.cli.failure import Failure
+from sagaz_core.errors import NetworkBlockedError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -50,7 +52,8 @@ class Signals:
         self._task = task = asyncio.create_task(work, name="sagaz")
         if self.received:
             task.cancel()
-        return await task
+        with _woken_by_signals(self._loop):
+            return await task
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -72,6 +75,37 @@ class Signals:
             left = ", ".join(state.results) or "nothing"
             what += f"; the saga is left as it is, {left} done and not undone"
         return Failure(what, 128 + self.received)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let a signal wake the loop by itself.
+
+    One that comes just before the loop begins to wait would not be handled until something else wakes it.
+    """
+    read, write = socket.socketpair()
+    with read, write:
+        read.setblocking(False)
+        write.setblocking(False)
+        try:
+            loop.add_reader(read, _emptied, read)
+        except (NetworkBlockedError, NotImplementedError):  # virtual time, which never waits; or a loop without readers
+            yield
+            return
+        before = -1
+        try:
+            if threading.current_thread() is threading.main_thread():
+                before = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.set_wakeup_fd(before)
+            loop.remove_reader(read)
+
+
+def _emptied(read: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        read.recv(4096)
 
 
 def run(main: Coroutine[Any, Any, T], *, virtual: bool = False) -> T:

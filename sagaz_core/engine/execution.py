@@ -45,6 +45,9 @@ class Execution:
 
     _attempts: Attempts
 
+    oldest_first = False
+    """Whether what nothing orders is undone in the order in which it was done, to see whether that does no harm."""
+
     def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
         self.definition = definition
         self.model = definition.model

@@ -22,7 +22,7 @@ from sagaz_core.events import (
 from sagaz_core.saga.context import context_for_undo, delta_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sagaz_core.engine.execution import Execution
     from sagaz_core.model import SagaModel
@@ -167,4 +167,15 @@ def steps_to_undo(execution: Execution) -> list[str]:
             if name in ambiguous and name not in results and model.step(name).undone_in_doubt
         ]
     done = [name for name in results if name in compensable]
-    return [*reversed(doubtful), *reversed(done)]
+    steps = [*reversed(doubtful), *reversed(done)]
+    return oldest_first(steps, model) if execution.oldest_first else steps
+
+
+def oldest_first(steps: Sequence[str], model: SagaModel) -> list[str]:
+    """Return what is to be undone, the newest first, in the order that is as far from that one as the model allows."""
+    left, found = list(steps), []
+    while left:
+        step = next(name for name in reversed(left) if model.descendants[name].isdisjoint(left))
+        left.remove(step)
+        found.append(step)
+    return found

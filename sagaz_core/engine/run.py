@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RunOptions(NamedTuple):
-    """What a run is given beside its saga: where it is captured, who watches, and its clock and ids."""
+    """What a run is given beside its saga: where it is captured, who watches, its clock, ids and order of undoing."""
 
     storage: SnapshotStorage | None = None
     replay_config: ReplayConfig | None = None
@@ -35,6 +35,7 @@ class RunOptions(NamedTuple):
     new_id: IdSource = new_id
     source: str = ""
     plan: str = ""
+    oldest_first: bool = False
     on_journal: Callable[[Journal], object] | None = None
 
 
@@ -75,6 +76,7 @@ async def run_saga(
     for step in served:
         journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    execution.oldest_first = options.oldest_first
     return await _run(execution, execution.run)
 
 
@@ -83,6 +85,7 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
     definition = await saga.prepare()
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    execution.oldest_first = options.oldest_first
     return await _run(execution, execution.resume)
 
 

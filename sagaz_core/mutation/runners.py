@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.kinds import KINDS, parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.explorer import aexplore
 from sagaz_core.prove.packed import few_plans, single_plans
+from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.trial import Subject, describe, run_trial
 from sagaz_core.state import SagaStatus
 
@@ -46,12 +46,16 @@ def planned(plans: Plans) -> Runner:
     """Return the runner that runs the saga without faults, and then under one plan after the other from the start."""
 
     async def tried(make: Make, context: Values, world: World | None) -> Tried:
-        _, model = await describe(Subject(make, context))
+        adapter, model = await describe(Subject(make, context))
         reference = None
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
-        for runs, plan in enumerate(chain([NO_FAULTS], plans(model)), 1):
-            outcome = await run_trial(Subject(make, context, world=world), plan, reference=reference)
+        runs, subject = 0, Subject(make, context, world=world)
+        turns = [(subject, plan) for plan in reversed((NO_FAULTS, *plans(model)))]
+        while turns:
+            subject, plan = turns.pop()
+            outcome = await run_trial(subject, plan, reference=reference)
+            runs += 1
             if world is not None and saved is not None:
                 world.restore(saved)
             if not plan:
@@ -60,8 +64,10 @@ def planned(plans: Plans) -> Runner:
                 reference = outcome.world_after if saved is not None else None
             if outcome.findings:
                 return Tried(outcome.findings[0].sentence, str(plan) or "none", runs)
-            ends[str(plan)] = _end(outcome)
-        return Tried(runs=len(ends), ends=ends)
+            ends[f"{plan}, {OLDEST_FIRST}" if subject.oldest_first else str(plan)] = _end(outcome)
+            if not adapter.one_order and not subject.oldest_first and has_choice(outcome):
+                turns.append((replace(subject, oldest_first=True), plan))
+        return Tried(runs=runs, ends=ends)
 
     return tried
 

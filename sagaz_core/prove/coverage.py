@@ -136,6 +136,7 @@ class Coverage:
 
     def add_exploration(self, exploration: Exploration, source: str) -> None:
         """Count an exploration: it judges every plan by itself."""
+        self._note_incomplete(exploration, source)
         facts = facts_of(exploration)
         if facts is None:
             return
@@ -145,6 +146,10 @@ class Coverage:
         way = Way(source, facts.mode, facts.reason, facts.depth)
         saga.ways[way] = saga.ways.get(way, Amount(0, 0)) + facts.amount
         self._fail(saga, facts.failures, source)
+
+    def _note_incomplete(self, exploration: Exploration, source: str) -> None:
+        if exploration.incomplete:
+            self.incomplete.append(f"{source}: saga {exploration.saga_name!r}: {exploration.incomplete}")
 
     def merge(self, other: Coverage) -> None:
         """Take up what another process knows."""

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
 from sagaz_core.prove.stacks import Stacks
+from sagaz_core.prove.typed_reads import watched
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
@@ -87,8 +90,7 @@ class Effects:
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
         self._keep = keep
-        self._loop = asyncio.get_running_loop()
-        self._bystanders = asyncio.all_tasks()
+        self._scope = Scope()
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and what is being called now, or `""`."""
@@ -195,7 +197,7 @@ class Effects:
             self.reads_changed = self.relied_on_reads
 
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
-        made_before = self._tasks_made()
+        SCOPE.set(self._scope)
         try:
             result = await call_operation(operation, (made.view, *map(_copied, second)), None, None)
         except asyncio.CancelledError as error:
@@ -205,8 +207,9 @@ class Effects:
         except Exception as error:  # the user's code: anything
             return self._failed(error, made)
         finally:
-            if self._tasks_made() != made_before or made_before is None:
-                self._look_for_tasks(sight)
+            SCOPE.set(None)
+            if left := self._scope.end():
+                await self._note_left(sight, left)
         changed, deleted, mutated = made.changes()
         try:
             if isinstance(result, Mapping):
@@ -215,22 +218,9 @@ class Effects:
         except CannotStoreError as error:
             raise NotForkableError(f"what step {sight.step!r} leaves cannot be kept: {error}") from error
 
-    def _tasks_made(self) -> int | None:
-        return getattr(self._loop, "tasks_made", None)  # which our own loop counts
-
-    def _look_for_tasks(self, sight: Sight) -> None:
-        left = [task for task in asyncio.all_tasks() - self._bystanders if not task.done()]
-        if left:
-            what = "compensation" if sight.kind == "compensation" else "action"
-            names = ", ".join(sorted(task.get_name() for task in left))
-            self.noticed[Verdict.ORPHAN, sight.step] = Finding(
-                Verdict.ORPHAN,
-                sight.step,
-                f"the {what} of {sight.step!r} left a task running ({names}), whose effects may come at any time",
-                "await every task that the step starts, or cancel it, before the step returns",
-            )
-            for task in left:
-                task.cancel()
+    async def _note_left(self, sight: Sight, left: tuple[str, ...]) -> None:
+        self.noticed[Verdict.ORPHAN, sight.step] = left_by(sight.step, sight.kind, left)
+        await asyncio.sleep(0)  # so that what was cancelled ends here, and not within the next call
 
     def _failed(self, error: BaseException, made: _Made) -> Effect:
         info = describe_error(error)
@@ -279,8 +269,8 @@ class _Made:
             self.view.looked = self.looked
             self.view.compensation_results = seen
         else:
-            self.view = typed.view(self._given, seen)
-            self.looked.undone = bool(undone)  # a model is not watched: it may have looked
+            self.view = watched(typed.view(self._given, seen), self.looked.reads)
+            self.looked.undone = bool(undone)  # of that a model does not tell: it may have looked
 
     def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
         """Return the keys set, deleted, and changed in place."""

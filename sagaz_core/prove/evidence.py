@@ -23,7 +23,8 @@ class Evidence:
     """What the witnesses say of one run. `claimed` is what the engine says, `state` the fold of what happened.
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
-    faults; each is `None` when there is no world to look at. `noticed` was found before any judgement.
+    faults; each is `None` when there is no world to look at. `noticed` was found before any judgement. `oldest_first`:
+    what nothing orders was undone in that order.
     """
 
     model: SagaModel
@@ -39,6 +40,7 @@ class Evidence:
     cancelled: bool = False
     left_in_context: Mapping[str, str] = field(default_factory=dict)
     noticed: Sequence[Finding] = ()
+    oldest_first: bool = False
 
     @property
     def turned_back(self) -> bool:

@@ -26,6 +26,8 @@ def explain(outcome: Outcome) -> str:
         lines.append(f"undone in the order  {', '.join(actual)}")
         if any(finding.verdict is Verdict.OUT_OF_ORDER for finding in outcome.findings):
             lines.append(f"a legal order        {', '.join(expected)}")
+    if evidence.oldest_first and outcome.findings:
+        lines.append("and newest first      it is sound: if one of them needs what another did, declare depends_on")
     if state.error is not None:
         lines.append(f"turned back by       {state.failed_step or 'the run'}: {state.error}")
     lines += [f"world                {change}" for change in outcome.world_changes]

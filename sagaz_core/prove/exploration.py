@@ -19,15 +19,21 @@ MODES = {
 }
 
 
+def used_up(executions: int) -> str:
+    """Say that a budget was."""
+    return f"the budget was used up after {executions:,} executions"
+
+
 @dataclass(frozen=True, slots=True)
 class Exploration:
     """What was tried.
 
     `plans` of at most `depth` faults were covered, of the `possible` ones, by `executions` calls of actions and
-    compensations. `failures` are the outcomes that are not sound, the worst first: each thing that is wrong once, with
-    the smallest plan that shows it (in `packed` mode each plan that failed). `checked` are the pairs of a step and a
-    kind of fault that were tried, of the `applicable` ones. `blind` are steps whose effect no fake of the world shows,
-    so that only the call itself is known. `not_run` has the reason for each plan (or part) that was not run.
+    compensations; `orders` of rollback were judged beside. `failures` are the outcomes that are not sound, the worst
+    first: each thing that is wrong once, with the smallest plan that shows it (in `packed` mode each plan that failed).
+    `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
+    whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
+    plan (or part) that was not run; `stopped` says why the search ended before it had tried all.
     """
 
     model: SagaModel
@@ -38,12 +44,14 @@ class Exploration:
     plans: int = 0
     possible: int = 0
     executions: int = 0
+    orders: int = 0
     outcomes: tuple[Outcome, ...] = ()
     failures: tuple[Outcome, ...] = ()
     checked: frozenset[tuple[str, str]] = frozenset()
     applicable: frozenset[tuple[str, str]] = frozenset()
     blind: frozenset[str] = frozenset()
     not_run: Mapping[str, str] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def saga_name(self) -> str:
@@ -60,18 +68,27 @@ class Exploration:
         """Whether all was tried that was asked for."""
         return not self.not_run and self.plans >= self.possible
 
+    @property
+    def incomplete(self) -> str:
+        """Why the search ended before it had tried all, and how far it came; or `""`."""
+        return f"{self.stopped}, {self.plans:,} of {self.possible:,} plans" if self.stopped else ""
+
     def summary(self) -> str:
         """Return what was done, in a few lines."""
         done, there_are = self.coverage
+        end = ", INCOMPLETE" if self.stopped else ""
         faults = "1 fault" if self.depth == 1 else f"{self.depth} faults"
         share = f"{done}/{there_are}" + (f" ({done / there_are:.0%})" if there_are else "")
         lines = [
             (
                 f"saga {self.saga_name!r}: {self.plans:,} of {self.possible:,} plans of at most {faults} by "
-                f"{self.executions:,} executions, {len(self.failures)} not sound"
+                f"{self.executions:,} executions, {len(self.failures)} not sound{end}"
             ),
             f"coverage: {share} of steps and kinds of faults; {self.mode}: {MODES[self.mode]}",
         ]
+        if self.orders:
+            more = "1 more order" if self.orders == 1 else f"{self.orders:,} more orders"
+            lines.append(f"judged beside: {more} of rollback, oldest first")
         if self.reason:
             lines.append(f"why {self.mode}: {self.reason}")
         if self.blind:

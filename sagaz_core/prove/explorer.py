@@ -14,16 +14,19 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
-from sagaz_core.prove.exploration import MODES, Exploration
+from sagaz_core.model import END
+from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
-from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
+from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
 from sagaz_core.prove.worlds import NotForkableError
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
+    from sagaz_core.adapters.base import Adapter
     from sagaz_core.engine.run import Served
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.outcome import Outcome
@@ -36,9 +39,9 @@ DEFAULT_DEPTH = 2
 class Search:
     """How to explore: which kinds, how many faults at once, in which mode, and when to stop.
 
-    `known` plans failed before and are run first. `recorded` steps are taken from a record until a fault strikes, of
-    which none strikes an action before the step `first`.
-    `over` says that the time is up; `on_progress` is told how many plans are done, and how many there are.
+    `known` plans failed before; those that are asked for are run first. `recorded` steps are taken from a record until
+    a fault strikes, of which none strikes an action before the step `first`. `over` says that the time is up;
+    `on_progress` is told how many plans are done, and how many there are.
     """
 
     kinds: tuple[str, ...]
@@ -60,6 +63,30 @@ class Search:
                 break
             served.append(self.recorded[name])
         return tuple(served)
+
+    def known_of(self, model: SagaModel) -> list[FaultPlan]:
+        """Return the known plans that are among those that are asked for."""
+        return [plan for plan in self.known if _fits(plan, model) and self._asks_for(plan, model)]
+
+    def not_asked_for(self, model: SagaModel) -> list[FaultPlan]:
+        """Return the known plans that the saga can have, and that this search leaves out."""
+        return [plan for plan in self.known if _fits(plan, model) and not self._asks_for(plan, model)]
+
+    def _asks_for(self, plan: FaultPlan, model: SagaModel) -> bool:
+        early = spared(model, self.first)
+        return sum(fault.times for fault in plan) <= self.depth and all(
+            fault.kind in self.kinds and (fault.described.undo or fault.step not in early)
+            for fault in plan
+            if fault.step != END
+        )
+
+
+def _fits(plan: FaultPlan, model: SagaModel) -> bool:
+    try:
+        plan.check(model)
+    except PlanError:
+        return False  # of a saga that has changed since
+    return True
 
 
 def explore(
@@ -128,22 +155,24 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
         finally:
             if saved is not None and subject.world is not None:
                 subject.world.restore(saved)
-    return await _Packed(subject, model, search, reason, adapter.name).explore()
+    return await _Packed(subject, model, search, reason, adapter).explore()
 
 
 class _Packed:
     """Runs each plan from the start."""
 
-    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str, engine: str) -> None:
+    def __init__(self, subject: Subject, model: SagaModel, search: Search, reason: str, adapter: Adapter) -> None:
         self.subject = subject
         self.model = model
         self.search = search
         self.reason = reason
-        self.engine = engine
+        self.adapter = adapter
         self.outcomes: dict[FaultPlan, Outcome] = {}
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
         self.executions = 0
+        self.orders = 0
+        self.stopped = ""
         self.clean: Outcome | None = None
         self.reference: Reading | None = None
         world = subject.world
@@ -157,8 +186,7 @@ class _Packed:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
-        known = [plan for plan in search.known if _fits(plan, model)]
-        for plan in known:
+        for plan in search.known_of(model):
             await self._run(plan)
         for plan in packs:
             await self._run_packed(plan)
@@ -183,41 +211,66 @@ class _Packed:
             model=model,
             mode="packed",
             reason=self.reason,
-            engine=self.engine,
+            engine=self.adapter.name,
             depth=min(search.depth, 1),
             plans=len(outcomes),
-            possible=len(outcomes) + len(self.not_run.keys() - {"*"}),
+            possible=len(outcomes) + len(self.not_run.keys() - {"*", OLDEST_FIRST}),
             executions=self.executions,
+            orders=self.orders,
             outcomes=outcomes,
             failures=tuple(bad),
             checked=frozenset(checked & applicable),
             applicable=applicable,
             not_run=self.not_run,
+            stopped=self.stopped,
         )
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
         search = self.search
         if plan in self.outcomes:
             return self.outcomes[plan]
-        if (search.max_executions is not None and self.executions >= search.max_executions) or search.over():
-            self.not_run[str(plan)] = self.not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+        if self._spent():
+            self.not_run[str(plan)] = self.not_run["*"]
             return None
+        subject = self.subject
+        if search.recorded:
+            subject = replace(subject, served=search.served(plan, self.model))
         try:
-            subject = self.subject
-            if search.recorded:
-                subject = replace(subject, served=search.served(plan, self.model))
-            outcome = await run_trial(subject, plan, reference=self.reference)
+            outcome = await self._trial(subject, plan)
         except (NotRunnableError, CannotStoreError) as error:
             self.not_run[str(plan)] = str(error)
             return None
-        self.executions += len(outcome.evidence.ledger.entries)
-        if self.subject.world is not None and self.saved is not None:
-            self.subject.world.restore(self.saved)
+        if not outcome.findings and has_choice(outcome):
+            outcome = await self._other_order(subject, plan) or outcome
         if outcome.evidence.missed and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
             self.not_run[str(plan)] = self.not_run["*"] = why_it_ends(self.clean)
             return None
         self.outcomes[plan] = outcome
         return outcome
+
+    def _spent(self) -> bool:
+        limit = self.search.max_executions
+        if (limit is not None and self.executions >= limit) or self.search.over():
+            self.stopped = self.not_run["*"] = used_up(self.executions)
+            return True
+        return False
+
+    async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
+        outcome = await run_trial(subject, plan, reference=self.reference)
+        self.executions += len(outcome.evidence.ledger.entries)
+        if subject.world is not None and self.saved is not None:
+            subject.world.restore(self.saved)
+        return outcome
+
+    async def _other_order(self, subject: Subject, plan: FaultPlan) -> Outcome | None:
+        """Run a plan once more, undone in the other order, and return the outcome if that is not sound."""
+        if self.adapter.one_order:
+            self.not_run[OLDEST_FIRST] = self.adapter.one_order
+        elif not self._spent():
+            self.orders += 1
+            outcome = await self._trial(replace(subject, oldest_first=True), plan)
+            return outcome if outcome.findings else None
+        return None
 
     async def _run_packed(self, plan: FaultPlan) -> None:
         outcome = await self._run(plan)
@@ -232,14 +285,6 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
-
-
-def _fits(plan: FaultPlan, model: SagaModel) -> bool:
-    try:
-        plan.check(model)
-    except PlanError:
-        return False
-    return True
 
 
 def _maker(saga: Any) -> Callable[[], Any]:

@@ -14,14 +14,14 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import CannotStoreError, PlanError
+from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
-from sagaz_core.prove.exploration import Exploration
+from sagaz_core.prove.exploration import Exploration, used_up
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import Scripts, plan_counts, rank
@@ -119,11 +119,7 @@ class Forked:
 
     async def _run_known(self) -> list[Outcome]:
         failed = []
-        for plan in self.search.known:
-            try:
-                plan.check(self.model)
-            except PlanError:
-                continue  # of a saga that has changed since
+        for plan in self.search.known_of(self.model):
             outcome = await self._trial(plan)
             if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
@@ -223,7 +219,8 @@ class Forked:
             outcome = await self._trial(FaultPlan(faults))
             if [fault.step for fault in outcome.evidence.missed] == [END]:
                 continue  # faults of compensations alone fail the end too, which this saga does not get to
-            got = frozenset((finding.verdict, finding.step) for finding in outcome.findings)
+            judged = set(outcome.findings).difference(outcome.evidence.noticed)  # the search has noticed that too
+            got = frozenset((finding.verdict, finding.step) for finding in judged)
             if got != expected:
                 shown = ", ".join(sorted(f"{verdict.value} at {step}" for verdict, step in got ^ expected))
                 self._do_not_merge(
@@ -285,8 +282,9 @@ class Forked:
         possible = sum(plan_counts(self.scripts, self.search.depth))
         checked = frozenset(tree.checked)
         not_run: dict[str, str] = {}
+        stopped = ""
         if tree.spent:
-            not_run["*"] = f"the budget was used up after {self.executions:,} executions"
+            stopped = not_run["*"] = used_up(self.executions)
         else:
             possible = max(plans, possible)
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
@@ -310,6 +308,7 @@ class Forked:
             applicable=applicable,
             blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
             not_run=not_run,
+            stopped=stopped,
         )
 
     def _why(self, step: str, kind: str) -> str:

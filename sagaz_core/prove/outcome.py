@@ -65,7 +65,8 @@ class Outcome:
     @property
     def under(self) -> str:
         """What the run was put under, with a space before it, or `""`."""
-        return f" under {self.plan}" if self.plan else ""
+        how = " (undone oldest first)" if self.evidence.oldest_first else ""
+        return f" under {self.plan}{how}" if self.plan else how
 
     @property
     def status(self) -> SagaStatus:

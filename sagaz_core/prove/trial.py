@@ -14,7 +14,9 @@ from sagaz_core.errors import PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
+from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Reading, World
     from sagaz_core.saga.config import ReplayConfig
 
@@ -41,6 +44,7 @@ class NotRunnableError(SagazError):
 class Subject:
     """What is tried: a saga class, an instance or a factory (`make`), and the context that it begins with.
 
+    `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it.
     """
@@ -53,6 +57,7 @@ class Subject:
     reproduce: str = ""
     interceptors: Sequence[Interceptor] = ()
     clock: Clock = utc_now
+    oldest_first: bool = False
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -101,6 +106,8 @@ class Trial:
         self.injector = Injector(plan)
         self.ledger = Ledger(step.step for step in subject.served)
         self.events: list[Event] = []
+        self.leftovers = Leftovers()
+        self.fights: Fights | None = None
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
@@ -110,8 +117,12 @@ class Trial:
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
+        if self.fights is not None and call.kind == "action":
+            proceed = partial(self.fights.watch, call, proceed)
         if self.injector.concerns(call):
-            return self.injector.intercept(call, lambda: self.ledger.intercept(call, proceed))
+            watched = partial(self.leftovers.watch, call, proceed)  # the call may come later, when all is over
+            return self.injector.intercept(call, lambda: self.ledger.intercept(call, watched))
+        self.leftovers.enter(call)
         return self.ledger.intercept(call, proceed)
 
     def _on_journal(self, journal: Journal) -> None:
@@ -128,6 +139,8 @@ class Trial:
         saga = adapter.create(made)
         model = await adapter.describe(saga)
         check_runnable(adapter, model, plan)
+        if not model.linear:
+            self.fights = Fights()
         world = subject.world or None
         before = await world.read() if world else None
         initial = encode(dict(subject.context), "context")
@@ -153,8 +166,13 @@ class Trial:
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
+            oldest_first=subject.oldest_first,
+            noticed=(*await self.leftovers.findings(), *self._fights(model)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
+
+    def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
+        return () if self.fights is None else self.fights.findings(self.events, model)
 
     def _options(self) -> RunOptions:
         return RunOptions(
@@ -163,6 +181,7 @@ class Trial:
             on_journal=self._on_journal,
             clock=self.subject.clock,
             replay_config=_no_capture(),
+            oldest_first=self.subject.oldest_first,
         )
 
     async def _run_to_its_end(
@@ -179,6 +198,7 @@ class Trial:
                 result = await self._guarded(run)
             except SimulatedCrash:
                 # Another process takes over: all it has is what was recorded, read back from bytes.
+                self.leftovers.died()
                 saga = adapter.create(subject.make())
                 state = SagaState.from_data(decode(encode(self.state.to_data(), "state"), resolve=importing_class))
                 run = partial(adapter.resume, saga, state, options=options)

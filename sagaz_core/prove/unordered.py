@@ -9,6 +9,7 @@ from sagaz_core.prove.verdict import Finding, Verdict
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.effects import Effects
+    from sagaz_core.prove.fights import Fights
     from sagaz_core.prove.summary import Found
 
 
@@ -35,7 +36,7 @@ def ideals(model: SagaModel, limit: int) -> int:
     return len(seen)
 
 
-def noticed(effects: Effects, model: SagaModel) -> dict[Found, Finding]:
+def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]:
     """Return what was seen of steps that nothing orders: one reads what the other writes."""
     found: dict[Found, Finding] = dict(effects.noticed)
     for reader, keys in effects.reads.items():

@@ -102,7 +102,7 @@ class TypedContext:
 
     def data(self, view: Any) -> dict[str, Any]:
         """Return the model's data as a mapping, values as they are."""
-        found = {key: value for key, value in view.__dict__.items() if key != "_sagaz_results"}
+        found = {key: value for key, value in view.__dict__.items() if not key.startswith("_sagaz_")}
         return {**found, **(view.__pydantic_extra__ or {})}
 
     def put(self, view: Any, values: Mapping[str, Any]) -> None:

@@ -141,19 +141,35 @@ def test_its_command_shows_that_plan_alone(cli: Cli, shop: str) -> None:
     assert not (FILE).exists()
 
 
-def test_a_budget_that_is_used_up_says_how_far_it_came_and_fails(cli: Cli, shop: str) -> None:
+def test_a_budget_that_is_used_up_is_no_failure_and_says_how_far_it_came(cli: Cli, shop: str) -> None:
     ran = cli(*sound(shop), "--max-executions", "10")
-    assert (ran.code, ran.err) == (1, "sagaz: not all was tried: the budget was used up after 10 executions\n")
-    assert " of 139 plans of at most 2 faults by 10 executions, 0 not sound" in ran.out
+    assert (ran.code, ran.err) == (0, "")
+    assert " of 139 plans of at most 2 faults by 10 executions, 0 not sound, INCOMPLETE\n" in ran.out
+    assert "not run: the budget was used up after 10 executions\n" in ran.out
+    assert cli(*sound(shop), "--max-executions", "10").out == ran.out
+    found = json.loads(cli(*sound(shop), "--max-executions", "10", "--format", "json").ok())
+    assert (found["complete"], found["not_run"]["*"]) == (False, "the budget was used up after 10 executions")
+
+
+def test_a_budget_that_is_too_small_for_any_plan_fails(cli: Cli, shop: str) -> None:
     ran = cli(*sound(shop), "--budget", "0.000001ms")
-    assert ran.code == 1
+    assert ran.fails(1).startswith("nothing was tried: the budget was used up after ")
     assert "0 of 139 plans" in ran.out
 
 
+def test_a_report_of_a_search_that_was_stopped_is_incomplete(cli: Cli, shop: str, place: Path) -> None:
+    cli(*sound(shop), "--max-executions", "10", "--report", "out").ok()
+    report = json.loads((place / "out" / "sagaz-report.json").read_text())
+    assert not report["complete"]
+    (line,) = report["incomplete"]
+    assert line.startswith("sagaz explore: saga 'shop': the budget was used up after 10 executions, ")
+    assert line.endswith(" of 139 plans")
+
+
 def test_a_budget_is_used_up_without_a_world_too(cli: Cli, shop: str) -> None:
-    ran = cli("explore", f"{shop}:Shop", *CONTEXT, "--max-executions", "3")
-    assert ran.code == 1
-    assert ran.err.startswith("sagaz: not all was tried: the budget was used up after ")
+    out = cli("explore", f"{shop}:Shop", *CONTEXT, "--max-executions", "3").ok()
+    assert "INCOMPLETE" in out
+    assert "not run: the budget was used up after " in out
 
 
 def test_a_large_budget_changes_nothing(cli: Cli, shop: str) -> None:
@@ -214,6 +230,31 @@ def test_json_of_a_sound_saga_has_no_failures(cli: Cli, shop: str) -> None:
     found = json.loads(cli(*sound(shop), "--format", "json").ok())
     assert (found["plans"], found["possible"], found["failures"]) == (139, 139, [])
     assert found["checked"] == found["applicable"]
+
+
+def test_json_of_a_plan_has_the_shape_of_an_exploration(cli: Cli, shop: str) -> None:
+    ran = cli(*lazy(shop), "--format", "json", "--plan", "tell@before")
+    assert (ran.code, ran.err) == (1, "sagaz: 1 of 1 plans is not sound\n")
+    found = json.loads(ran.out)
+    whole = json.loads(cli(*lazy(shop), "--format", "json", "--depth", "1").out)
+    assert found.keys() == whole.keys()
+    assert (found["saga"], found["plans"], found["possible"], found["depth"], found["checked"]) == ("lazy", 1, 1, 1, 1)
+    assert found["reason"] == "only the plans that --plan names"
+    assert found["failures"] == found["outcomes"]
+    assert found["failures"] == [one for one in whole["failures"] if one["plan"] == "tell@before"]
+
+
+def test_json_of_a_sound_plan_says_how_it_ended(cli: Cli, shop: str) -> None:
+    found = json.loads(cli(*sound(shop), "--format", "json", "--plan", "tell@before").ok())
+    assert found["failures"] == []
+    (outcome,) = found["outcomes"]
+    assert (outcome["status"], outcome["verdict"], outcome["compensated"]) == ("rolled_back", "CLEAN", ["pay"])
+
+
+def test_single_plans_have_a_report_too(cli: Cli, shop: str, place: Path) -> None:
+    cli(*lazy(shop), "--plan", "tell@before", "--report", "out")
+    (saga,) = json.loads((place / "out" / "sagaz-report.json").read_text())["sagas"]
+    assert [failure["plan"] for failure in saga["failures"]] == ["tell@before"]
 
 
 # ---- what failed before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -414,3 +415,41 @@ def test_a_terminal_has_colours_unless_no_color(start):
         os.close(ours)
         assert process.wait() == 0
         assert (b"\x1b[" in seen) is coloured
+
+
+SIGNALLED = """
+import asyncio, signal, threading
+from sagaz_core.cli.running import Signals
+
+signals = Signals()
+
+def deliver():
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+async def waits():
+    threading.Timer(0.1, deliver).start()
+    await asyncio.Event().wait()
+
+with signals.handled():
+    try:
+        asyncio.run(signals.guard(waits()))
+    except asyncio.CancelledError:
+        print("cancelled", signals.received)
+"""
+
+
+def test_a_signal_that_does_not_interrupt_the_waiting_loop_wakes_it_all_the_same():
+    ran = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=30, check=False)
+    assert (ran.stdout, ran.stderr, ran.returncode) == (f"cancelled {int(signal.SIGTERM)}\n", "", 0)
+
+
+def test_a_saga_is_stopped_by_ctrl_c_where_the_shell_has_it_ignored(start, read_until):
+    signal_before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a command that a script puts behind with &
+    try:
+        process = start("record", "cli_shop:SlowSaga", "--id", "a")
+    finally:
+        signal.signal(signal.SIGINT, signal_before)
+    read_until(process, "start   charge")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "sagaz: stopped by SIGINT; the saga is rolled back\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from typing import TYPE_CHECKING
@@ -163,13 +164,47 @@ def test_the_facts_are_in_a_junit_file(careless: Shop) -> None:
 
 def test_a_budget_that_is_used_up_says_how_far_it_came(fakes: Shop) -> None:
     result = fakes.replay("ORDER-1::explore:2", "--sagaz-budget=0.000001ms")
+    result.assert_outcomes(failed=1)  # nothing at all was tried
     result.stdout.fnmatch_lines(
         [
-            "  saga 'order': 0 of 304 plans of at most 2 faults by 0 executions, 0 not sound",
+            "nothing was tried: the budget was used up after 0 executions",
+            "  saga 'order': 0 of 304 plans of at most 2 faults by 0 executions, 0 not sound, INCOMPLETE",
             "  not run: the budget was used up after 0 executions",
         ]
     )
     assert "the world shows nothing" not in result.stdout.str()  # nothing was called that it could show
+
+
+ENDS_SOON = """
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    # A clock that stands for a hundred looks at it, and is then past every budget.
+    looks = iter(range(1000000))
+    monkeypatch.setattr("sagaz_core.prove.budget.monotonic", lambda: 0 if next(looks) < 100 else 10**9)
+"""
+
+
+def test_a_search_that_the_budget_stops_passes_and_is_incomplete_wherever_it_is_told(fakes: Shop) -> None:
+    fakes.write("conftest", CONFTEST + ENDS_SOON)
+    asked = ("ORDER-1::explore:2", "--sagaz-budget=30s", "--sagaz-cov", "--sagaz-report=out", "--junitxml=out.xml")
+    result = fakes.replay(*asked)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "INCOMPLETE: *: saga 'order': the budget was used up after * executions, * of 304 plans",
+            "  saga 'order': * of 304 plans of at most 2 faults by * executions, 0 not sound, INCOMPLETE",
+        ]
+    )
+    (case,) = ElementTree.parse(fakes.path / "out.xml").getroot().iter("testcase")
+    facts = {found.get("name"): found.get("value") or "" for found in case.iter("property")}
+    assert facts["sagaz_incomplete"].startswith("the budget was used up after ")
+    assert facts["sagaz_incomplete"].endswith(" of 304 plans")
+    assert "the budget was used up after" in (fakes.path / "out" / "index.html").read_text()
+    assert not json.loads((fakes.path / "out" / "sagaz-report.json").read_text())["complete"]
+    result = fakes.replay(*asked[:2], "--sagaz-cov-fail-under=1")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["FAIL --sagaz-cov-fail-under=1: the coverage is incomplete"])
 
 
 def test_a_large_budget_changes_nothing(fakes: Shop) -> None:

@@ -416,20 +416,6 @@ def test_a_compensation_that_was_tried_first_is_not_out_of_order_when_it_is_trie
     assert run(run_trial(Subject(lambda: saga, world=world), plan)).findings == ()
 
 
-def test_a_task_that_a_step_leaves_behind_is_found() -> None:
-    async def forever() -> None:
-        await asyncio.get_running_loop().create_future()
-
-    async def act(ctx: Any) -> None:
-        asyncio.get_running_loop().create_task(forever(), name="mailer")
-
-    _, world, _ = shop(lambda desk, ctx: None)
-    saga: Saga[Any] = Saga("leaves")
-    saga.add_step("a", act)
-    found = [f for o in explore(saga, world=world, mode="merged", kinds="before").failures for f in o.findings]
-    assert any("left a task running (mailer)" in finding.sentence for finding in found)
-
-
 def test_a_lost_edge_is_found_without_any_fault() -> None:
     desk: dict[str, Any] = {}
     world = World()
@@ -507,6 +493,28 @@ def test_plans_that_failed_before_are_run_first() -> None:
     )
     exploration = run(explore_subject(Subject(lambda: saga, world=world), search))
     assert [str(outcome.plan) for outcome in exploration.failures] == ["b@before"]
+
+
+@pytest.mark.parametrize(
+    ("search", "first"),
+    [
+        ({"kinds": ("before",), "depth": 1}, ["b@before"]),
+        ({"kinds": ("after", "repeat"), "depth": 2}, ["a@repeat+b@after", "a@after"]),
+        ({"kinds": tuple(KINDS), "depth": 2}, ["b@before", "a@repeat+b@after", "a@flaky:2", "a@after"]),
+        ({"kinds": tuple(KINDS), "depth": 2, "first": "b"}, ["b@before"]),
+        ({"kinds": tuple(KINDS), "depth": 0}, []),
+    ],
+)
+def test_of_the_plans_that_failed_before_only_those_are_run_that_are_asked_for(
+    search: dict[str, Any], first: list[str]
+) -> None:
+    saga, _, _ = shop(lambda desk, ctx: None, lambda desk, ctx: None, retries=2)
+    known = [FaultPlan.parse(plan) for plan in ("b@before", "a@repeat+b@after", "a@flaky:2", "gone@after", "a@after")]
+    asked = Search(**search, known=known)
+    model = saga.definition().model
+    assert [str(plan) for plan in asked.known_of(model)] == [p for p in map(str, known) if p in first]
+    left_out = {str(plan) for plan in asked.not_asked_for(model)}
+    assert left_out == {str(plan) for plan in known} - set(first) - {"gone@after"}
 
 
 def test_packed_plans_are_bisected() -> None:

@@ -1,0 +1,75 @@
+"""What the calls of a run began and did not end: tasks, timers, asynchronous generators."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core.prove.verdict import Finding, Verdict
+
+if TYPE_CHECKING:
+    from sagaz_core.interceptor import Proceed, StepCall
+
+_OPERATIONS = {"action": "action", "compensation": "compensation", "recovery": "forward recovery"}
+
+
+class Leftovers:
+    """Watches the calls of one run.
+
+    On a loop that is not ours only tasks are seen, and not whose they are; where other tasks ran beside the run when it
+    began, none is looked for, because it may be theirs.
+    """
+
+    def __init__(self) -> None:
+        self._scopes: dict[tuple[str, str], Scope] = {}
+        loop = asyncio.get_running_loop()
+        self._whole = None
+        if not getattr(loop, "tells_scopes", False) and asyncio.all_tasks() == {asyncio.current_task()}:
+            self._whole = Scope()
+
+    def enter(self, call: StepCall) -> None:
+        """Take what is begun from now on, in this context, to be the call's, until another one is entered."""
+        if self._whole is None and call.kind in _OPERATIONS:
+            key = call.step, call.kind
+            scope = self._scopes.get(key)
+            if scope is None:
+                scope = self._scopes[key] = Scope()
+            SCOPE.set(scope)
+
+    async def watch(self, call: StepCall, proceed: Proceed) -> Any:
+        """Make the call."""
+        before = SCOPE.get()
+        self.enter(call)
+        try:
+            return await proceed()
+        finally:
+            SCOPE.set(before)
+
+    def died(self) -> None:
+        """End all that was begun: the process died, and that with it."""
+        for scope in self._scopes.values():
+            scope.end()
+
+    async def findings(self) -> tuple[Finding, ...]:
+        """Return what is wrong now that the run has ended, and end what is left."""
+        SCOPE.set(None)
+        found = [left_by(step, kind, left) for (step, kind), scope in self._scopes.items() if (left := scope.end())]
+        if self._whole is not None and (left := self._whole.end()):
+            found.append(left_by(None, "", left))
+        if found:
+            await asyncio.sleep(0)  # so that what was cancelled ends within this run
+        return tuple(found)
+
+
+def left_by(step: str | None, kind: str, left: tuple[str, ...]) -> Finding:
+    """Return the finding for what a step left, in words."""
+    who = "the saga" if step is None else f"the {_OPERATIONS[kind]} of {step!r}"
+    what = " and ".join(left)
+    return Finding(
+        Verdict.ORPHAN,
+        step,
+        f"{who} left {what}, whose effects may come at any time",
+        "end what a step begins before it returns: await or cancel its tasks, cancel its timers, close its generators "
+        "(contextlib.aclosing)",
+    )
