@@ -27,6 +27,11 @@ _UNNAMED = re.compile(r"Task-\d+")
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
+def tells_scopes(loop: Any) -> bool:
+    """Whether it is a loop of ours."""
+    return getattr(loop, "tells_scopes", False)
+
+
 class Scope:
     """What is begun while `SCOPE` is set to it. On a loop that does not tell scopes, tasks that were not there before.
 
@@ -35,10 +40,9 @@ class Scope:
 
     __slots__ = ("_bystanders", "_dropped", "_generators", "_loop", "_tasks", "begun")
 
-    def __init__(self) -> None:
-        self._loop: Any = asyncio.get_running_loop()
-        tells = getattr(self._loop, "tells_scopes", False)
-        self._bystanders = None if tells else asyncio.all_tasks()
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._bystanders = None if tells_scopes(loop) else asyncio.all_tasks()
         self._tasks: WeakSet[asyncio.Task[Any]] | None = None  # made when there is one: most calls begin nothing
         self._generators: WeakSet[AsyncGeneratorType[Any, Any]] | None = None
         self._dropped: list[str] = []

@@ -90,7 +90,7 @@ class Effects:
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
         self._keep = keep
-        self._scope = Scope()
+        self._scope = Scope(asyncio.get_running_loop())
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and what is being called now, or `""`."""

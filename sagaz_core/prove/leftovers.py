@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core._leftovers import SCOPE, Scope, tells_scopes
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ class Leftovers:
 
     def __init__(self) -> None:
         self._scopes: dict[tuple[str, str], Scope] = {}
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._whole = None
-        if not getattr(loop, "tells_scopes", False) and asyncio.all_tasks() == {asyncio.current_task()}:
-            self._whole = Scope()
+        if not tells_scopes(loop) and asyncio.all_tasks() == {asyncio.current_task()}:
+            self._whole = Scope(loop)
 
     def enter(self, call: StepCall) -> None:
         """Take what is begun from now on, in this context, to be the call's, until another one is entered."""
@@ -34,7 +34,7 @@ class Leftovers:
             key = call.step, call.kind
             scope = self._scopes.get(key)
             if scope is None:
-                scope = self._scopes[key] = Scope()
+                scope = self._scopes[key] = Scope(self._loop)
             SCOPE.set(scope)
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
