@@ -51,7 +51,7 @@ _RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
 @lru_cache(maxsize=4096)
 def _nothing_of_it(step: str, attempt: int, *how: str) -> bytes:
-    """Return the fields of the end of an action or a compensation that returned nothing and changed nothing, encoded."""
+    """Return the fields of the end of an action or compensation that returned and changed nothing, encoded."""
     return whole(list_of(_text(step), _number(attempt), _NOTHING, _NOTHING, *map(_text, how)))
 
 

@@ -37,9 +37,7 @@ def test_a_trial_leaves_nothing_to_the_garbage_collector(text: str) -> None:
     check_garbage(text, nothing)
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="a frame keeps its caller there: a kept error keeps the outcome"
-)
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="frames keep their callers there: a kept error, the outcome")
 @pytest.mark.parametrize("text", [*FATAL, *BENIGN])
 @pytest.mark.parametrize("last", [nothing, refuse])
 def test_nor_does_one_whose_outcome_keeps_the_error(text: str, last: Any) -> None:
