@@ -49,6 +49,12 @@ _STARTED_AT, _INITIAL, _AT, _CONTEXT = map(part, ("started_at", "initial", "at",
 _RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
 
+@lru_cache(maxsize=4096)
+def _nothing_of_it(step: str, attempt: int, *how: str) -> bytes:
+    """Return the fields of the end of an action or compensation that returned and changed nothing, encoded."""
+    return whole(list_of(_text(step), _number(attempt), _NOTHING, _NOTHING, *map(_text, how)))
+
+
 class Encoded:
     """What a run's context, results and changes are as bytes.
 
@@ -162,10 +168,9 @@ class Encoded:
             self._identity = b"".join((names, _STARTED_AT, started_at, _INITIAL, self.initial))
         if self._results is None:
             self._results = _pairs(state.results, self.results)
-        pieces = [
-            *(self._identity, progress[1:], _AT, moment_part(state.at), _CONTEXT, self.context),
-            *(_RESULTS, map_head(len(state.results)), self._results),
-        ]
+        results = map_head(len(state.results))
+        pieces = [self._identity, progress[1:], _AT, moment_part(state.at), _CONTEXT, self.context]
+        pieces += (_RESULTS, results, self._results)
         size = 9 + (progress[0] & 0x0F)  # the first byte of a map this small has its size
         if state.layers:
             size += 1
@@ -183,6 +188,8 @@ class Encoded:
     def succeeded(self, event: StepSucceeded) -> bytes:
         """Return the event's fields, encoded."""
         step = event.step
+        if event.result is None and event.delta is NO_DELTA:
+            return _nothing_of_it(step, event.attempt, event.how)
         layer = self.layers.get(step, _NOTHING)
         fields = (_text(step), _number(event.attempt), self.results[step], layer, _text(event.how))
         return whole(list_of(*fields), f"result of {step!r}")
@@ -190,6 +197,8 @@ class Encoded:
     def compensated(self, event: CompensationSucceeded) -> bytes:
         """Return the event's fields, encoded."""
         step = event.step
+        if event.result is None and event.delta is NO_DELTA:
+            return _nothing_of_it(step, event.attempt)
         layer = self.layers.get(f"undo:{step}", _NOTHING)
         fields = (_text(step), _number(event.attempt), self.undone[step], layer)
         return whole(list_of(*fields), f"result of the compensation of {step!r}")

@@ -226,7 +226,7 @@ class Execution:
         """Begin steps that can start together."""
         task = asyncio.create_task(self._beside_each_other(names), name=names[0])
         for name in names:
-            self._tasks[name] = task
+            self._tasks.setdefault(name, task)  # an eager task may have begun others by now
         task.add_done_callback(partial(self._note_over, names))
 
     async def _beside_each_other(self, names: list[str]) -> None:
@@ -247,6 +247,7 @@ class Execution:
                     continue
                 rest = None  # it cancelled its own task, which the others must not feel
             for other in names[place:]:
+                self._tasks.pop(other, None)
                 self._begin([other])
             if rest is not None:
                 await rest

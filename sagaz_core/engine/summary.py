@@ -36,12 +36,13 @@ class Summarizer:
     def now(self) -> SagaSummary | None:
         """Return the summary, `None` when it says what was told already."""
         state = self._state
-        step = (state.failed_step or "") if state.status in _TURNED_BACK else ""
+        status = state.status
+        step = (state.failed_step or "") if status is not SagaStatus.EXECUTING and status in _TURNED_BACK else ""
         tags = tags_of(state.context, self._keys) if self._keys else {}
-        if self._told == (state.status, step, tags):
+        if self._told == (status, step, tags):
             return None
         failed_at = (self.failed_at or state.at) if step else None
-        return SagaSummary(state.saga_id, state.saga_name, state.seq, state.status.value, step, failed_at, tags)
+        return SagaSummary(state.saga_id, state.saga_name, state.seq, status._value_, step, failed_at, tags)
 
     def told(self, summary: SagaSummary) -> None:
         """Take the summary for told: it is in the store."""

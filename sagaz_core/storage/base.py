@@ -60,7 +60,7 @@ class Base(NamedTuple):
 
 
 class SagaSnapshot(NamedTuple):
-    """The state of a saga at a `seq`: `data` is `SagaState.to_data()`, encoded and framed (see `frames.py`).
+    """The state of a saga at a `seq`: `data` is `SagaState.to_data()`, encoded and (not in memory) framed: `frames.py`.
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
     `step_index` is the number of steps that were completed. Times are aware, UTC. `snapshot_id` is unique in a store.

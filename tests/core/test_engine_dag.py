@@ -376,3 +376,21 @@ def test_where_a_step_hangs_beside_others_is_told() -> None:
     line = hang.__code__.co_firstlineno + 1
     with pytest.raises(DeadlockError, match=rf"'b' .* waits at .*test_engine_dag.py:{line} for a future"):
         run(beside(a=quick, b=hang, c=waiting).run())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("actions", [[quick] * 3, [waiting] * 3, [quick, waiting, quick, waiting]])
+def test_eager_tasks_run_the_steps_too(actions: Any) -> None:
+    saga = beside(**{f"s{number}": act for number, act in enumerate(actions)})
+    saga.add_step("last", quick, depends_on=[f"s{number}" for number in range(len(actions))])
+
+    async def main() -> Any:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        result = await saga.run()
+        await no_task_is_left()
+        return result
+
+    result = run(main())
+    assert result.status is SagaStatus.COMPLETED
+    assert sorted(result.completed_steps[:-1]) == [f"s{number}" for number in range(len(actions))]
+    assert result.completed_steps[-1] == "last"
