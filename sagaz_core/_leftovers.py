@@ -27,6 +27,11 @@ _UNNAMED = re.compile(r"Task-\d+")
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
+def tells_scopes(loop: Any) -> bool:
+    """Whether it is a loop of ours."""
+    return getattr(loop, "tells_scopes", False)
+
+
 class Scope:
     """What is begun while `SCOPE` is set to it. On a loop that does not tell scopes, tasks that were not there before.
 
@@ -35,23 +40,26 @@ class Scope:
 
     __slots__ = ("_bystanders", "_dropped", "_generators", "_loop", "_tasks", "begun")
 
-    def __init__(self) -> None:
-        self._loop: Any = asyncio.get_running_loop()
-        tells = getattr(self._loop, "tells_scopes", False)
-        self._bystanders = None if tells else asyncio.all_tasks()
-        self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
-        self._generators: WeakSet[AsyncGeneratorType[Any, Any]] = WeakSet()
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._bystanders = None if tells_scopes(loop) else asyncio.all_tasks()
+        self._tasks: WeakSet[asyncio.Task[Any]] | None = None  # made when there is one: most calls begin nothing
+        self._generators: WeakSet[AsyncGeneratorType[Any, Any]] | None = None
         self._dropped: list[str] = []
         self.begun = 0
 
     def add_task(self, task: asyncio.Task[Any]) -> None:
         """Take note of a new task."""
         self.begun += 1
+        if self._tasks is None:
+            self._tasks = WeakSet()
         self._tasks.add(task)
 
     def add_generator(self, generator: AsyncGeneratorType[Any, Any]) -> None:
         """Take note of an asynchronous generator that is iterated for the first time."""
         self.begun += 1
+        if self._generators is None:
+            self._generators = WeakSet()
         self._generators.add(generator)
 
     def note_dropped(self, generator: AsyncGeneratorType[Any, Any]) -> None:
@@ -67,11 +75,12 @@ class Scope:
         self.begun = 0
         if self._bystanders is None and not (self._tasks or self._generators or self._dropped or self._loop.has_timers):
             return ()
-        waiting = self._tasks if self._bystanders is None else asyncio.all_tasks(self._loop) - self._bystanders
+        own = self._tasks or ()
+        waiting = own if self._bystanders is None else asyncio.all_tasks(self._loop) - self._bystanders
         tasks = [task for task in waiting if not task.done()]
         timers = [] if self._bystanders is not None else self._timers()
         # A generator that a task iterates, and the timer that wakes it, are the task's.
-        generators = [] if tasks else [one for one in self._generators if one.ag_frame is not None]
+        generators = [] if tasks else [one for one in self._generators or () if one.ag_frame is not None]
         dropped = [] if tasks else self._dropped
         parts = [
             *_part("a task running", map(_task_label, tasks)),
@@ -82,8 +91,7 @@ class Scope:
             task.cancel()
         for timer in timers:
             timer.cancel()
-        self._tasks.clear()
-        self._generators.clear()
+        self._tasks = self._generators = None
         self._dropped = []
         return tuple(parts)
 

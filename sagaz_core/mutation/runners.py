@@ -96,7 +96,21 @@ def one_fault(kinds: str | Iterable[str] = "all") -> Plans:
 
 
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
-    """Return the plans of one fault and then, with all kinds, the packed ones."""
+    """Return the plans of one fault and, with all kinds, the packed ones: those first that find most.
+
+    A step that fails after its effect shows most mutants, and the packed plans most of the others.
+    """
     wanted = parse_kinds(kinds)
     everything = set(wanted) == set(KINDS)
-    return lambda model: list(dict.fromkeys([*single_plans(model, wanted), *(few_plans(model) if everything else ())]))
+    known: dict[SagaModel, list[FaultPlan]] = {}
+
+    def plans(model: SagaModel) -> list[FaultPlan]:
+        found = known.get(model)
+        if found is None:
+            single = single_plans(model, wanted)
+            after = [plan for plan in single if plan.faults[-1].kind == "after"]
+            packed = few_plans(model) if everything else ()
+            found = known[model] = list(dict.fromkeys([*after, *packed, *single]))
+        return found
+
+    return plans

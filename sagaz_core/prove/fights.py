@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.events import Event, StepSucceeded
-from sagaz_core.prove.tree import noticed
 from sagaz_core.prove.typed_reads import NOTES, is_model, watched
+from sagaz_core.prove.unordered import noticed
 from sagaz_core.saga.context import SagaContext
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core._leftovers import SCOPE, Scope, tells_scopes
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -23,21 +23,24 @@ class Leftovers:
 
     def __init__(self) -> None:
         self._scopes: dict[tuple[str, str], Scope] = {}
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._whole = None
-        if not getattr(loop, "tells_scopes", False) and asyncio.all_tasks() == {asyncio.current_task()}:
-            self._whole = Scope()
+        if not tells_scopes(loop) and asyncio.all_tasks() == {asyncio.current_task()}:
+            self._whole = Scope(loop)
+
+    def enter(self, call: StepCall) -> None:
+        """Take what is begun from now on, in this context, to be the call's, until another one is entered."""
+        if self._whole is None and call.kind in _OPERATIONS:
+            key = call.step, call.kind
+            scope = self._scopes.get(key)
+            if scope is None:
+                scope = self._scopes[key] = Scope(self._loop)
+            SCOPE.set(scope)
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call."""
-        if self._whole is not None or call.kind not in _OPERATIONS:
-            return await proceed()
-        key = call.step, call.kind
-        scope = self._scopes.get(key)
-        if scope is None:
-            scope = self._scopes[key] = Scope()
         before = SCOPE.get()
-        SCOPE.set(scope)
+        self.enter(call)
         try:
             return await proceed()
         finally:
@@ -50,6 +53,7 @@ class Leftovers:
 
     async def findings(self) -> tuple[Finding, ...]:
         """Return what is wrong now that the run has ended, and end what is left."""
+        SCOPE.set(None)
         found = [left_by(step, kind, left) for (step, kind), scope in self._scopes.items() if (left := scope.end())]
         if self._whole is not None and (left := self._whole.end()):
             found.append(left_by(None, "", left))
