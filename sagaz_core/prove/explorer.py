@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core._leftovers import tells_scopes
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
@@ -137,9 +138,8 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
 
     Raises `NeverYieldsError` for a step that keeps the loop for itself.
     """
-    calls = Calls()
-    if getattr(asyncio.get_running_loop(), "tells_scopes", False):  # else steps may wait really, for long
-        subject = replace(subject, calls=calls)
+    calls = Calls(of_runs=tells_scopes(asyncio.get_running_loop()))  # in another loop steps wait really, for long
+    subject = replace(subject, calls=calls)
     try:
         with watched(calls.current):
             return await _explored(subject, search)

@@ -119,7 +119,7 @@ class Trial:
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
-        if self.subject.calls is not None:
+        if self.subject.calls is not None and self.subject.calls.of_runs:
             proceed = partial(self.subject.calls.watch, call, proceed)
         if self.fights is not None and call.kind == "action":
             proceed = partial(self.fights.watch, call, proceed)

@@ -28,9 +28,10 @@ class NeverYieldsError(SagazError):
 
 
 class Calls:
-    """Which call is being made: of runs from the start, and of a `search` that makes calls of its own."""
+    """Which call is being made: of runs from the start (`of_runs`), and of a `search` that makes calls of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_runs: bool) -> None:
+        self.of_runs = of_runs
         self.made = 0
         self.under_way: list[str] = []
         self.search: Callable[[], tuple[int, str]] | None = None
