@@ -23,7 +23,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.coverage import Coverage, blind_steps, struck
 from sagaz_core.prove.exploration import MODES, Exploration
-from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject
+from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject, with_seen_world
 from sagaz_core.prove.failures import FILE, Failures
 from sagaz_core.prove.schedules import has_choice
 from sagaz_core.prove.scripts import Scripts
@@ -162,6 +162,7 @@ async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
 
     outcomes = []
     with no_network():
+        subject, _ = with_seen_world(subject)
         reference = await reference_reading(subject)
         saved = subject.world.save() if subject.world else None
         adapter, _ = await describe(subject)

@@ -94,7 +94,8 @@ class Exploration:
         if self.blind:
             names = ", ".join(name for name in self.model.order if name in self.blind)
             lines.append(f"the world shows nothing of {names}: of them only the calls were judged")
-        lines += [f"not run: {reason}" for reason in dict.fromkeys(self.not_run.values())]
+        reasons = (reason.rpartition(" was not run: ")[2] for reason in self.not_run.values())
+        lines += [f"not run: {reason}" for reason in dict.fromkeys(reasons)]
         return "\n".join(lines)
 
     def explain(self) -> str:

@@ -6,15 +6,18 @@ plan, many benign faults at once (`packed`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core._leftovers import tells_scopes
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import CannotStoreError, PlanError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
+from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
@@ -22,6 +25,7 @@ from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
+from sagaz_core.prove.watch import Calls, watched
 from sagaz_core.prove.worlds import NotForkableError
 from sagaz_core.state import SagaStatus
 
@@ -130,7 +134,20 @@ async def aexplore(
 
 
 async def explore_subject(subject: Subject, search: Search) -> Exploration:
-    """Explore what is tried of a subject. Its world's fakes end as they were."""
+    """Explore what is tried of a subject. Its world's fakes end as they were.
+
+    Raises `NeverYieldsError` for a step that keeps the loop for itself.
+    """
+    calls = Calls(of_runs=tells_scopes(asyncio.get_running_loop()))  # in another loop steps wait really, for long
+    subject = replace(subject, calls=calls)
+    try:
+        with watched(calls.current):
+            return await _explored(subject, search)
+    except Stopped as stopped:
+        raise stopped.error or stopped from None
+
+
+async def _explored(subject: Subject, search: Search) -> Exploration:
     if search.depth < 0:
         raise UsageError(f"depth={search.depth}: give a number of faults from 0")
     if search.mode != "auto" and search.mode not in MODES:
@@ -144,6 +161,10 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
         raise UsageError(f"mode={search.mode!r}: {reason}")
     if search.mode == "packed":
         reason = "asked for"
+    subject, unseen = with_seen_world(subject)
+    if unseen and search.mode != "auto":
+        raise UsageError(f"mode={search.mode!r}: {unseen}")
+    reason = unseen or reason
     if not reason:
         saved = subject.world.save() if subject.world else None
         try:
@@ -156,6 +177,16 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
             if saved is not None and subject.world is not None:
                 subject.world.restore(saved)
     return await _Packed(subject, model, search, reason, adapter).explore()
+
+
+def with_seen_world(subject: Subject) -> tuple[Subject, str]:
+    """Return the subject and `""`; or, if its world cannot be copied, the subject without it, and why."""
+    try:
+        if subject.world:
+            subject.world.save()
+    except UsageError as error:
+        return replace(subject, world=None), f"{error}; until then only the calls are judged"
+    return subject, ""
 
 
 class _Packed:

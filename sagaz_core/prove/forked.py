@@ -30,7 +30,6 @@ from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.unordered import every_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
-from sagaz_core.prove.watch import watched
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
@@ -175,8 +174,9 @@ class Forked:
             on_progress=None if progress is None else lambda covered: progress(covered, possible),
         )
         before = dict(vars(self.saga))
-        with watched(effects.current):
-            summary = await tree.explore(root, self.search.depth)
+        if self.subject.calls is not None:
+            self.subject.calls.search = effects.current
+        summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
         self.executions += effects.executions
         return tree, root, summary

@@ -187,7 +187,7 @@ class _Mute(Normaliser):
     def text(self, text: str) -> str:
         return ""
 
-    def value(self, value: Any, key: str = "") -> str:
+    def value(self, value: Any, key: str = "", depth: int = 0) -> str:
         return ""
 
 

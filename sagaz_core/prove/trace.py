@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SECRET = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I
 )
+_DEEPEST = 100
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.I)
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b", re.I)
@@ -54,17 +55,20 @@ class Normaliser:
         text = _TIME.sub("<time>", text)
         return _ADDRESS.sub("0x…", text)
 
-    def value(self, value: Any, key: str = "") -> str:
+    def value(self, value: Any, key: str = "", depth: int = 0) -> str:
         """Return the value's text; a value under a key that sounds secret is `***`."""
         if key and SECRET.search(key):
             return "***"
+        deeper = depth + 1
+        if deeper > _DEEPEST:
+            return "…"  # it may hold itself
         if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{k!r}: {self.value(v, str(k))}" for k, v in value.items()) + "}"
+            return "{" + ", ".join(f"{k!r}: {self.value(v, str(k), deeper)}" for k, v in value.items()) + "}"
         if type(value) in (list, tuple):
-            inner = ", ".join(self.value(item) for item in value)
+            inner = ", ".join(self.value(item, "", deeper) for item in value)
             return f"[{inner}]" if type(value) is list else f"({inner})"
         if isinstance(value, (set, frozenset)):
-            return "{" + ", ".join(sorted(self.value(item) for item in value)) + "}"
+            return "{" + ", ".join(sorted(self.value(item, "", deeper) for item in value)) + "}"
         if isinstance(value, UUID):
             return self._name("id", str(value))
         if isinstance(value, (datetime, date)):

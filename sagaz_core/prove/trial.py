@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.verdict import Finding
+    from sagaz_core.prove.watch import Calls
     from sagaz_core.prove.world import Reading, World
     from sagaz_core.saga.config import ReplayConfig
 
@@ -46,7 +47,7 @@ class Subject:
 
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
-    command that runs a plan again, with `{plan}` in it.
+    command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched.
     """
 
     make: Callable[[], Any]
@@ -58,6 +59,7 @@ class Subject:
     interceptors: Sequence[Interceptor] = ()
     clock: Clock = utc_now
     oldest_first: bool = False
+    calls: Calls | None = None
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -117,6 +119,8 @@ class Trial:
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
+        if self.subject.calls is not None and self.subject.calls.of_runs:
+            proceed = partial(self.subject.calls.watch, call, proceed)
         if self.fights is not None and call.kind == "action":
             proceed = partial(self.fights.watch, call, proceed)
         if self.injector.concerns(call):

@@ -308,10 +308,7 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
 
 
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
-    saga, world, desk = shop(lambda desk, ctx: None)
-    desk["lock"] = threading.Lock()
-    with pytest.raises(UsageError, match=r"^the fake 'desk' cannot be copied \(TypeError: .*\): give it snapshot"):
-        explore(saga, world=world)  # the plain runner cannot copy it either
+    saga, _, _ = shop(lambda desk, ctx: None)
 
     class Fake:
         def __init__(self) -> None:
@@ -328,6 +325,29 @@ def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start
     exploration = explore(saga, world=seen)
     assert exploration.mode == "packed"
     assert "the world cannot be copied: fake" in exploration.reason
+
+
+def test_a_fake_that_cannot_be_copied_is_named_and_the_calls_are_judged_without_it() -> None:
+    saga, world, desk = shop(lambda desk, ctx: None, lambda desk, ctx: None)
+    desk["lock"] = threading.Lock()
+    exploration = explore(saga, world=world, kinds="after")
+    assert exploration.mode == "packed"
+    assert exploration.reason == (
+        "the fake 'desk' cannot be copied (TypeError: cannot pickle '_thread.lock' object): "
+        "give it snapshot() and restore(state); until then only the calls are judged"
+    )
+    assert ("ORPHAN", "a") in verdicts(exploration)
+    with pytest.raises(UsageError, match=r"^mode='merged': the fake 'desk' cannot be copied"):
+        explore(saga, world=world, mode="merged")
+
+
+def test_a_result_that_holds_itself_is_named() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    saga, world, _ = shop(lambda desk, ctx: {"circle": circle})
+    exploration = explore(saga, world=world, kinds="before")
+    assert exploration.mode == "packed"
+    assert "a value that contains itself cannot be stored" in exploration.reason
 
 
 def test_a_fake_that_does_not_take_its_own_state_is_named() -> None:

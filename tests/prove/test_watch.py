@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from sagaz_core import Saga, World, explore
 from sagaz_core.errors import UsageError
-from sagaz_core.prove import forked, watch
+from sagaz_core.prove import explorer, watch
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.watch import NeverYieldsError, watched
@@ -69,22 +70,55 @@ def test_time_between_calls_is_nobodys() -> None:
             pass
 
 
-def test_a_step_of_an_explored_saga_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["auto", "packed"])
+@pytest.mark.parametrize("quiet_runs", [0, 2])
+def test_a_step_of_an_explored_saga_is_named(mode: str, quiet_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     desk: dict[str, Any] = {"runs": 0}
     world = World()
     world.fake(desk, "desk")
-    first = iter([False, False])  # the two runs from the start are not watched
+    first = iter(range(quiet_runs))
 
     def act(ctx: Any) -> None:
-        if next(first, True):
+        if next(first, None) is None:
             spin()
 
-    monkeypatch.setattr(forked, "watched", lambda call: watched(call, patience=5 * TICK))
+    monkeypatch.setattr(explorer, "watched", lambda call: watched(call, patience=5 * TICK))
     saga: Saga[Any] = Saga("spins")
     saga.add_step("greedy", act, lambda ctx: None)
     with pytest.raises(NeverYieldsError, match=r"^the action of step 'greedy' did not yield for 0\.005 s"):
-        explore(saga, world=world)
+        explore(saga, world=world, mode=mode)
     assert desk == {"runs": 0}
+
+
+def test_steps_side_by_side_are_watched_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def waits(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        spin()
+
+    monkeypatch.setattr(explorer, "watched", lambda call: watched(call, patience=5 * TICK))
+    saga: Saga[Any] = Saga("spins").add_step("a", waits, depends_on=[]).add_step("b", waits, depends_on=[])
+    with pytest.raises(NeverYieldsError, match="did not yield"):
+        explore(saga)
+
+
+def test_a_thread_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Semaphore(0)
+
+    def call(calls: Any) -> tuple[int, str]:
+        looked.release()
+        found: tuple[int, str] = calls()
+        return found
+
+    def takes_long(ctx: Any) -> None:
+        for _ in range(20):  # until it was looked at so many times
+            looked.acquire(timeout=30)
+
+    async def act(ctx: Any) -> None:
+        await asyncio.to_thread(takes_long, ctx)
+
+    monkeypatch.setattr(explorer, "watched", lambda calls: watched(lambda: call(calls), patience=5 * TICK))
+    saga: Saga[Any] = Saga("patient").add_step("a", act)
+    assert explore(saga, kinds="before").failures == ()
 
 
 def test_the_signal_of_another_is_left_to_it() -> None:

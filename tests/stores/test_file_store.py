@@ -325,6 +325,8 @@ assert now(storage.count_snapshots("s")) == seq
 """
 
 READ_ONLY = """
+import encodings.ascii  # which is needed later, when it may not be read any more
+
 os.seteuid(65534)
 try:
     now(storage.write(Batch("t", a_saga("t"))))
