@@ -8,9 +8,8 @@ from __future__ import annotations
 RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
 SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text"
 EVENT = "seq, at, kind, step, data"
-_SET_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags"
-_LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
-_OWN = """
+SET_OF_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags"
+OWN = """
     snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, data, retention_until,
     base_seq
 """
@@ -31,87 +30,16 @@ SNAPSHOT = f"""
 
 # ---- writing
 
-_EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
-_SNAPSHOT_TYPES = (
+EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
+SNAPSHOT_TYPES = (
     *("text", "text", "text", "text", "integer", "bigint", "text", "text", "timestamptz", "bytea", "timestamptz"),
     "bigint",
 )
-_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb")
-_LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
-_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text")
-_FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
 
 
-def _arrays(first: int, types: tuple[str, ...]) -> str:
+def arrays(first: int, types: tuple[str, ...]) -> str:
+    """Return parameters from that number on, each an array."""
     return ", ".join(f"${first + place}::{name}[]" for place, name in enumerate(types))
-
-
-def _sagas(first: int, types: tuple[str, ...], names: str, many: bool) -> str:
-    """Return a source of one row, of parameters, or of many, of parameters that are arrays."""
-    if many:
-        return f"unnest({_arrays(first, types)}) AS n ({names})"
-    values = ", ".join(f"${first + place}::{name}" for place, name in enumerate(types))
-    return f"(VALUES ({values})) AS n ({names})"
-
-
-_RECORDS = f"""
-    , events AS (
-        INSERT INTO {{s}}saga_events (saga_id, seq, at, floor, kind, step, data)
-        SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data
-        FROM saga JOIN unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT}) USING (saga_id)
-    ), snapshots AS (
-        INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
-        SELECT {_OWN}, created_at FROM saga JOIN unnest({_arrays(7, _SNAPSHOT_TYPES)}) AS n ({_OWN}) USING (saga_id)
-    )
-    SELECT saga_id FROM saga
-"""
-_FIRST_OF_SAGA = 1 + len(_EVENT_TYPES) + len(_SNAPSHOT_TYPES)
-
-
-def begin(*, many: bool) -> str:
-    """Return the statement that adds sagas with their first records. One that is there is left as it is.
-
-    Its parameters: events and snapshots, by column; then by saga its record, its summary, and its last records.
-    """
-    types = (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES)
-    source = _sagas(_FIRST_OF_SAGA, types, f"{RECORD}, {_SET_SUMMARY}, {_LAST}", many)
-    return f"""
-        WITH saga AS (
-            INSERT INTO {{s}}sagas ({RECORD}, {_SET_SUMMARY}, {_LAST})
-            SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags,
-                coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
-                coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
-                coalesce(last_snapshot_at, '-infinity')
-            FROM {source}
-            ON CONFLICT DO NOTHING RETURNING saga_id
-        ) {_RECORDS}
-    """
-
-
-def append(*, many: bool) -> str:
-    """Return the statement that adds records to sagas, behind those that are there. Where they are not, nothing is.
-
-    Its parameters: events and snapshots, by column; then by saga its id, its summary, and its last and first records.
-    """
-    types = ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES)
-    source = _sagas(_FIRST_OF_SAGA, types, f"saga_id, {_SET_SUMMARY}, {_LAST}, {_FIRST}", many)
-    summary = ", ".join(
-        f"{name} = CASE WHEN n.summary_seq IS NULL THEN g.{name} ELSE n.{name} END" for name in _SET_SUMMARY.split(", ")
-    )
-    last = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.split(", "))
-    return f"""
-        WITH saga AS (
-            UPDATE {{s}}sagas g SET {summary}, {last} FROM {source}
-            WHERE g.saga_id = n.saga_id
-                AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
-                AND (n.first_event IS NULL OR (g.last_event < n.first_event AND g.last_event_at <= n.first_event_at))
-                AND (n.first_snapshot IS NULL OR (
-                    (g.last_snapshot, g.last_snapshot_id) < (n.first_snapshot, n.first_snapshot_id)
-                    AND g.last_snapshot_at <= n.first_snapshot_at
-                ))
-            RETURNING g.saga_id
-        ) {_RECORDS}
-    """
 
 
 # What does not come behind: in a transaction, with the saga's row locked.
@@ -119,20 +47,20 @@ ADD_SAGA_ID = "INSERT INTO {s}sagas (saga_id) VALUES ($1) ON CONFLICT DO NOTHING
 LOCK_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 FOR UPDATE"
 SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9) WHERE saga_id = $1"
 SET_SUMMARY = f"""
-    UPDATE {{s}}sagas SET ({_SET_SUMMARY}) = ($2, $3, $4, $5, $6, $7) WHERE saga_id = $1 AND summary_seq < $2
+    UPDATE {{s}}sagas SET ({SET_OF_SUMMARY}) = ($2, $3, $4, $5, $6, $7) WHERE saga_id = $1 AND summary_seq < $2
 """
 ADD_EVENTS = f"""
     INSERT INTO {{s}}saga_events (saga_id, {EVENT}, floor)
-    SELECT e.*, e.at FROM unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT})
+    SELECT e.*, e.at FROM unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})
     ON CONFLICT DO NOTHING RETURNING 1
 """
 ADD_SNAPSHOTS = f"""
-    INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
-    SELECT {_OWN}, created_at FROM unnest({_arrays(1, _SNAPSHOT_TYPES)}) AS n ({_OWN})
+    INSERT INTO {{s}}saga_snapshots ({OWN}, floor)
+    SELECT {OWN}, created_at FROM unnest({arrays(1, SNAPSHOT_TYPES)}) AS n ({OWN})
     ON CONFLICT DO NOTHING RETURNING 1
 """
 KNOWN_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq = ANY ($2::bigint[])"
-KNOWN_SNAPSHOTS = f"SELECT {_OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
+KNOWN_SNAPSHOTS = f"SELECT {OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
 # A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
 # new one, or the first whose floor is above the earliest new time.
 SET_EVENT_FLOORS = """
