@@ -116,7 +116,7 @@ def _table(rows: list[list[str]], alias: str) -> str:
 
 
 def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
-    """Return the parameters: events and snapshots, by column; then what is said of sagas, each of which has one batch."""
+    """Return the parameters: events and snapshots, by column; then what is said of sagas (one batch of each)."""
     events = [row for rows in some for row in rows.events]
     snapshots = [row for rows in some for row in rows.snapshots]
     sagas = [_of_saga(rows) for rows in some]
