@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.errors import UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
+from sagaz_core.storage.together import Checkpoint, EventHead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -154,6 +155,18 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
         _moment_or_none(until),
         base_seq,
         found,
+    )
+
+
+def checkpoint_from(row: Row) -> Checkpoint:
+    """Return the checkpoint of a row: the saga's record, four columns, and a snapshot's with its bases."""
+    saga, (last_seq, seqs, kinds, steps), before = row[:9], row[9:13], row[13:]
+    heads = zip(seqs or (), kinds or (), steps or (), strict=True)
+    return Checkpoint(
+        None if saga[0] is None else saga_from(saga),
+        None if before[0] is None else snapshot_from(before),
+        last_seq,
+        [EventHead(seq, from_text(kind), None if step is None else from_text(step)) for seq, kind, step in heads],
     )
 
 

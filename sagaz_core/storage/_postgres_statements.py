@@ -92,9 +92,13 @@ SET_LAST = f"""
     ) s ON true
     WHERE g.saga_id = $1
 """
+_REPLAY_TYPES = ("text", "text", "text", "text", "text", "text", "timestamptz", "bytea", "text", "timestamptz", "text")
+_ON_REPLAY = f"ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ROW(excluded.*)"
 PUT_REPLAY = f"""
-    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) {_ON_REPLAY}
+"""
+PUT_REPLAYS = f"""
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) SELECT * FROM unnest({arrays(1, _REPLAY_TYPES)}) {_ON_REPLAY}
 """
 
 # ---- reading
@@ -153,6 +157,27 @@ READ_EVENTS_UNTIL = f"""
     SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= (
         SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4 ORDER BY floor DESC, seq DESC LIMIT 1
     ) ORDER BY seq LIMIT $3
+"""
+# For each saga and step: the record, the seq of its last snapshot, the latest one before the step, the events after it.
+READ_CHECKPOINTS = f"""
+    SELECT {", ".join(f"g.{name.strip()}" for name in RECORD.split(","))}, l.seq, e.seqs, e.kinds, e.steps, b.*
+    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS a (saga_id, step, place)
+    LEFT JOIN {{s}}sagas g ON g.saga_id = a.saga_id AND g.saga_name IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
+        WHERE s.saga_id = a.saga_id AND s.step_name = a.step AND s.phase = 'before' AND {_SERVED.format(now="$1")}
+        {_HIGHEST}
+    ) b ON true
+    LEFT JOIN LATERAL (
+        SELECT s.seq FROM {{s}}saga_snapshots s WHERE s.saga_id = a.saga_id AND {_SERVED.format(now="$1")} {_HIGHEST}
+    ) l ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.seq) AS seqs, array_agg(o.kind) AS kinds, array_agg(o.step) AS steps FROM (
+            SELECT seq, kind, step FROM {{s}}saga_events e WHERE e.saga_id = a.saga_id AND e.seq > coalesce(b.seq, -1)
+            ORDER BY e.seq
+        ) o
+    ) e ON true
+    ORDER BY a.place
 """
 LIST_REPLAYS = f"""
     SELECT {_REPLAY} FROM {{s}}saga_replay_log WHERE original_saga_id = $1 ORDER BY created_at, replay_id

@@ -41,6 +41,7 @@ from sagaz_core.storage.base import (
 )
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.together import answers_together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -1090,6 +1091,46 @@ class SnapshotStorageContract:
             self.do(storage.log_replay(a_replay(replay_id, "s", created_at=T0 + timedelta(seconds=second))))
         self.do(storage.log_replay(a_replay("9", "t")))
         assert [replay.replay_id for replay in self.do(storage.list_replays("s"))] == ["2", "3", "0", "1"]
+
+    # ---- for many replays at a time
+
+    def test_what_replays_ask_for_together_is_what_the_other_methods_say(self, storage: SnapshotStorage) -> None:
+        if not answers_together(storage):
+            return  # nothing is gained by it there
+        frames, at = FrameWriter(), T0 + timedelta(seconds=1)
+        for saga_id in ("s", "t"):
+            steps = (("a", "before"), ("a", "after"), ("b", "before"), ("b", "before"), ("b", "undone"), ("", "final"))
+            snapshots = [
+                frames.frame(
+                    a_snapshot(saga_id, 2 * n, at, step_name=step, phase=phase, snapshot_id=f"{saga_id}{n}"), b"%d" % n
+                )
+                for n, (step, phase) in enumerate(steps)
+            ]
+            events = [an_event(saga_id, seq) for seq in range(12)]
+            self.do(storage.write(Batch(saga_id, a_saga(saga_id), events, snapshots)))
+            frames.begin_again()
+        self.do(storage.write(Batch("journal", a_saga("journal"), [an_event("journal", 0)])))
+        self.do(storage.write(Batch("bare", None, (), [a_snapshot("bare", 3, retention_until=T0)])))
+        asked = [(name, step) for name in ("s", "t", "journal", "bare", "nobody", "nul\0") for step in ("a", "b", "\0")]
+        for (saga_id, step), found in zip(asked, self.do(storage.read_checkpoints(asked)), strict=True):
+            before = self.do(storage.latest_snapshot(saga_id, step=step, phase="before"))
+            last = self.do(storage.latest_snapshot(saga_id))
+            events = self.events(storage, saga_id, after_seq=-1 if before is None else before.seq)
+            assert found.saga == self.do(storage.get_saga(saga_id))
+            assert found.before == before
+            assert found.last_seq == (None if last is None else last.seq)
+            assert list(found.events) == [(event.seq, event.kind, event.step) for event in events]
+
+    def test_replays_that_are_logged_together_are_logged_as_each_would_be(self, storage: SnapshotStorage) -> None:
+        if not answers_together(storage):
+            return
+        naive = a_replay("3", "s", created_at=T0.replace(tzinfo=None))
+        last = a_replay("1", "s", status="completed", completed_at=T0 + TICK, error="\0")
+        records = [a_replay("1", "s"), a_replay("2", "t", error="\ud800"), naive, a_replay("4", "t"), last]
+        results = self.do(storage.log_replays(records))
+        assert [type(result) for result in results] == [type(None), UsageError, NaiveTimeError, type(None), type(None)]
+        assert list(self.do(storage.list_replays("s"))) == [last]
+        assert list(self.do(storage.list_replays("t"))) == [a_replay("4", "t")]
 
     # ---- nothing there, nothing left
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -51,6 +52,7 @@ from sagaz_core.storage._postgres_rows import (
     as_seq,
     as_text,
     as_time,
+    checkpoint_from,
     columns,
     event_from,
     from_text,
@@ -73,6 +75,7 @@ from sagaz_core.storage.base import (
     StoreInfo,
     checked_id,
 )
+from sagaz_core.storage.together import Checkpoint
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -151,14 +154,10 @@ class PostgresSnapshotStorage:
             except (UsageError, CodecError) as error:
                 results[place] = error
         if len(waiting) > 1:
-            await self._change(lambda connection: self._append_many(connection, waiting))
+            with suppress(UsageError):  # one has what cannot be stored: it says so when it is written by itself
+                await self._change(lambda connection: self._append_many(connection, waiting))
         for place in list(waiting):
-            try:
-                await self.write(batches[place])
-            except (UsageError, CodecError, StorageError) as error:
-                if unavailable(error):
-                    raise
-                results[place] = error
+            results[place] = await self._refused(self.write(batches[place]))
         return results
 
     async def _append_many(self, connection: Connection, waiting: dict[int, Rows]) -> None:
@@ -344,6 +343,12 @@ class PostgresSnapshotStorage:
         rows = await self._rows(sql.COUNT_SNAPSHOTS, as_text(saga_id), as_time(self.clock()))
         return int(rows[0][0]) if rows else 0
 
+    async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
+        """See `AnswersTogether.read_checkpoints`."""
+        by_column = columns([(as_text(saga_id), as_text(step)) for saga_id, step in asked], 0)
+        rows = await self._rows(sql.READ_CHECKPOINTS, as_time(self.clock()), *by_column)
+        return [checkpoint_from(row) for row in rows] or [Checkpoint(None, None, None, ())] * len(asked)
+
     # ---- deleting
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
@@ -380,6 +385,26 @@ class PostgresSnapshotStorage:
         """See `SnapshotStorage.log_replay`."""
         row = replay_row(record)
         await self._change(lambda connection: connection.execute(self._text(sql.PUT_REPLAY), *row))
+
+    async def log_replays(self, records: Sequence[ReplayRecord]) -> Sequence[Exception | None]:
+        """See `AnswersTogether.log_replays`. It is one statement, unless something of it cannot be stored."""
+        last = {record.replay_id: record for record in records}
+        try:
+            by_column = columns([replay_row(last[name]) for name in sorted(last)], 0)
+            await self._change(lambda connection: connection.execute(self._text(sql.PUT_REPLAYS), *by_column))
+        except UsageError:
+            return [await self._refused(self.log_replay(record)) for record in records]
+        return [None] * len(records)
+
+    async def _refused(self, work: Awaitable[object]) -> Exception | None:
+        """Do the work, and return why it was refused."""
+        try:
+            await work
+        except (UsageError, CodecError, StorageError) as error:
+            if unavailable(error):
+                raise
+            return error
+        return None
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""

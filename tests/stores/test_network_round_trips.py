@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from proxy import Proxy
 
+from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
@@ -72,3 +73,43 @@ def test_a_duplicate_costs_a_look_at_what_is_there(proxy):
         return proxy.trips - before
 
     assert asyncio.run(main()) > 1
+
+
+class Order(Saga):
+    saga_name = "order"
+
+    @action("reserve")
+    async def reserve(self, ctx):
+        return {"reserved": ctx["qty"]}
+
+    @action("charge")
+    async def charge(self, ctx):
+        return {"charged": True}
+
+    @action("ship")
+    async def ship(self, ctx):
+        return {"shipped": True}
+
+
+def test_replays_that_run_at_the_same_time_go_together(proxy):
+    """What they ask for, the log before and after them, and a write a boundary: before two steps, and at the end."""
+    ids = [f"ORDER-{number}" for number in range(50)]
+
+    async def main():
+        storage = open_storage(f"{proxy.url}&pool_size=1")
+        saga = Order(snapshot_storage=storage, replay_config=ReplayConfig(durability="group"))
+        await asyncio.gather(*(saga.run({"qty": 1}, saga_id=saga_id) for saga_id in ids))
+
+        async def replay(saga_id):
+            return await SagaReplay(saga_id, storage, saga_factory=Order).from_checkpoint("charge", {"qty": 2})
+
+        found = []
+        for _ in ("warm", "counted"):
+            before = proxy.trips
+            results = await asyncio.gather(*map(replay, ids))
+            found.append(proxy.trips - before)
+            assert {(result.replay_status.value, result.context["qty"]) for result in results} == {("success", 2)}
+        await storage.close()
+        return found[-1]
+
+    assert asyncio.run(main()) == 6
