@@ -152,14 +152,14 @@ _IN_ORDER = "ORDER BY p.seq, p.snapshot_id"
 # ---- writing
 
 FIND_PLACE = f"""
-    SELECT
-        g.id,
-        (SELECT id FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
-        (SELECT at FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
-        (SELECT seq FROM saga_places WHERE saga = g.id AND {_ALL_PLACES} ORDER BY seq DESC, snapshot_id DESC LIMIT 1),
-        (SELECT created_at FROM saga_places WHERE saga = g.id AND {_ALL_PLACES}
-            ORDER BY seq DESC, snapshot_id DESC LIMIT 1)
-    FROM sagas g WHERE g.saga_id = ?
+    SELECT g.id, e.id, e.at, s.seq, s.snapshot_id, s.created_at FROM sagas g
+    LEFT JOIN saga_events e ON e.id = (
+        SELECT id FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1
+    )
+    LEFT JOIN saga_snapshots s ON s.id = (
+        SELECT snapshot FROM saga_places WHERE saga = g.id AND {_ALL_PLACES} ORDER BY seq DESC, snapshot_id DESC LIMIT 1
+    )
+    WHERE g.saga_id = ?
 """
 ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_SAGA_ID = "INSERT INTO sagas (saga_id) VALUES (?)"

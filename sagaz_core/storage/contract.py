@@ -23,6 +23,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import permutations, product
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -542,6 +543,25 @@ class SnapshotStorageContract:
             found = self.do(storage.latest_snapshot("s", **asked))
             assert found is not None
             assert found.snapshot_id == "c", asked
+
+    def test_snapshots_of_one_seq_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
+        orders = list(permutations(range(3)))
+        for number, (times, written) in enumerate(product(orders, orders)):
+            saga_id = f"s{number}"
+            snapshots = [
+                a_snapshot(saga_id, 1, T0 + timedelta(seconds=second), snapshot_id=f"{saga_id}.{place}")
+                for place, second in enumerate(times)
+            ]
+            self.do(storage.write(Batch(saga_id, snapshots=[a_snapshot(saga_id, 0, T0 - TICK)])))
+            for place in written:
+                self.do(storage.write(Batch(saga_id, snapshots=[snapshots[place]])))
+            for second in range(3):
+                until = T0 + timedelta(seconds=second)
+                right = [snapshot for snapshot in snapshots if snapshot.created_at <= until][-1]
+                questions: Iterable[dict[str, Any]] = ({}, {"step": "reserve"}, {"max_seq": 1})
+                for asked in questions:
+                    found = self.do(storage.latest_snapshot(saga_id, until=until, **asked))
+                    assert found == right, (times, written, second, asked)
 
     def test_snapshots_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
         seconds = (10, 20, 5, 15, 15, 30, 12)

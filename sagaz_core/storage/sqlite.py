@@ -60,6 +60,8 @@ _ABOVE_ALL_IDS = "\U0010ffff" * 256
 _NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
 _MAX_EVENT_SEQ = 2**32 - 1
 _NOT_NEEDED = MAX_SEQ + 1
+_Place = tuple[int] | tuple[int, str]
+_MIN_PLACE: _Place = (-MAX_SEQ - 1,)
 _EVENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 4_000_000
 
@@ -272,7 +274,7 @@ def _refusal(batch: Batch) -> Exception | None:
 def _write(connection: sqlite3.Connection, batch: Batch) -> None:
     place = connection.execute(sql.FIND_PLACE, (batch.saga_id,)).fetchone()
     if place is None:
-        place = (_add_saga(connection, batch), None, None, None, None)
+        place = (_add_saga(connection, batch), None, None, None, None, None)
     elif batch.saga is not None:
         _set_record(connection, batch.saga)
     if batch.events:
@@ -319,7 +321,7 @@ def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
 
 
 def _add_events(
-    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int | None
+    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int
 ) -> None:
     rows = [(saga << 32 | _event_seq(e), _micros(e.at), e.kind, e.step, e.data) for e in events]
     added = connection.executemany(sql.ADD_EVENT, rows).rowcount
@@ -327,7 +329,8 @@ def _add_events(
         for row, event in zip(rows, events, strict=True):
             if connection.execute(sql.GET_EVENT, row[:1]).fetchone() != row[1:]:
                 raise another_event(event)
-    if added and not _go_on(last, last_at, ((row[0], row[1]) for row in rows)):
+    before = (_MIN_PLACE, _MIN) if last is None else ((last,), last_at)
+    if added and not _go_on(before, (((row[0],), row[1]) for row in rows)):
         _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[0] for row in rows))
 
 
@@ -338,7 +341,12 @@ def _event_seq(event: StoredEvent) -> int:
 
 
 def _add_snapshots(
-    connection: sqlite3.Connection, snapshots: Sequence[SagaSnapshot], saga: int, last: int | None, last_at: int | None
+    connection: sqlite3.Connection,
+    snapshots: Sequence[SagaSnapshot],
+    saga: int,
+    last: int | None,
+    last_id: str,
+    last_at: int,
 ) -> None:
     rows = [
         (
@@ -353,17 +361,17 @@ def _add_snapshots(
             known = _snapshot(connection.execute(sql.GET_STORED, (snapshot.snapshot_id,)).fetchone())
             if known != snapshot._replace(bases=()):
                 raise another_snapshot(snapshot)
-    if added and not _go_on(last, last_at, ((row[5], row[8]) for row in rows)):
+    before = (_MIN_PLACE, _MIN) if last is None else ((last, last_id), last_at)
+    if added and not _go_on(before, (((row[5], row[1]), row[8]) for row in rows)):
         _set_floors(connection, sql.SNAPSHOT_FLOORS, sql.SET_SNAPSHOT_FLOOR, saga, min(row[5] for row in rows))
 
 
-def _go_on(last: int | None, last_at: int | None, rows: Iterable[tuple[int, int]]) -> bool:
-    """Whether neither `seq` nor the time goes back: then each row's floor is its own time, and no other one changes."""
-    at = (_MIN if last is None else last, _MIN if last_at is None else last_at)
+def _go_on(before: tuple[_Place, int], rows: Iterable[tuple[_Place, int]]) -> bool:
+    """Whether neither the place nor the time goes back: then each row's floor is its own time, and no other changes."""
     for row in rows:
-        if row[0] < at[0] or row[1] < at[1]:
+        if row[0] < before[0] or row[1] < before[1]:
             return False
-        at = row
+        before = row
     return True
 
 
