@@ -13,6 +13,7 @@ Each statement is served by an index and reads no row that it does not return; a
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 APPLICATION_ID = 0x53414741  # "SAGA": tells our files from those of other applications
@@ -141,12 +142,13 @@ _SNAPSHOT = """
 """
 _SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
 _ALL_PLACES = "step_name = x'' AND phase = x''"
-# The snapshot `t` and, before it, what its bytes may be a difference from.
+# The snapshot `t` and, before it, what its bytes may be a difference from. With one that stands alone no other is read.
 _CHAIN = """
-    CROSS JOIN saga_places p ON p.saga = t.saga AND p.step_name = x'' AND p.phase = x''
-        AND p.seq >= coalesce(t.base_seq, t.seq) AND (p.seq, p.snapshot_id) <= (t.seq, t.snapshot_id)
-    CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    LEFT JOIN saga_places p ON t.base_seq IS NOT NULL AND p.saga = t.saga AND p.step_name = x'' AND p.phase = x''
+        AND p.seq >= t.base_seq AND (p.seq, p.snapshot_id) <= (t.seq, t.snapshot_id)
+    LEFT JOIN saga_snapshots s ON s.id = p.snapshot
 """
+_OF_CHAIN = re.sub(r"s\.(\w+)", r"CASE WHEN s.id IS NULL THEN t.\1 ELSE s.\1 END", _SNAPSHOT)
 _IN_ORDER = "ORDER BY p.seq, p.snapshot_id"
 
 # ---- writing
@@ -219,7 +221,7 @@ LIST_SAGAS = f"""
     WHERE saga_id >= ? AND saga_id < ? AND saga_name IS NOT NULL ORDER BY saga_id LIMIT ?
 """
 GET_SNAPSHOT = f"""
-    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots t CROSS JOIN sagas g ON g.id = t.saga {_CHAIN}
+    SELECT {_OF_CHAIN.replace("?1", "g.saga_id")} FROM saga_snapshots t CROSS JOIN sagas g ON g.id = t.saga {_CHAIN}
     WHERE t.snapshot_id = ?1 {_IN_ORDER}
 """
 LIST_SNAPSHOTS = f"""
@@ -245,24 +247,24 @@ READ_EVENTS = f"""
 _IN_PLACE = f"SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND step_name = ?2 AND phase = ?3 AND seq <= "
 _HIGHEST = "ORDER BY seq DESC, snapshot_id DESC LIMIT 1"
 LATEST_SNAPSHOT = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} ?4 {_HIGHEST}) {_IN_ORDER}
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} ?4 {_HIGHEST}) {_IN_ORDER}
 """
 # By the floor the highest `seq` in question is known. Of the rows below it, those with a later time (there are none
 # unless the clock went back) are passed over.
 LATEST_SNAPSHOT_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} min(?4, (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} min(?4, (
         SELECT seq FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?5 ORDER BY floor DESC, seq DESC LIMIT 1
     )) AND created_at <= ?5 {_HIGHEST}) {_IN_ORDER}
 """
 LATEST_SNAPSHOT_OF_ALL_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
         SELECT id FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?2 AND created_at <= ?2
         ORDER BY floor DESC, seq DESC, snapshot_id DESC LIMIT 1
     ) {_IN_ORDER}
 """
 # Asked when the one that the others find has expired.
 LATEST_SERVED = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
         SELECT f.snapshot FROM saga_places f CROSS JOIN saga_snapshots r ON r.id = f.snapshot
         WHERE f.saga = {_SAGA} AND f.step_name = ?2 AND f.phase = ?3 AND f.seq <= ?4 AND f.created_at <= ?5
             AND (r.retention_until IS NULL OR r.retention_until >= ?6)

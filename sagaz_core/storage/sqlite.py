@@ -151,19 +151,18 @@ class SqliteSnapshotStorage:
         max_seq: int | None = None,
     ) -> SagaSnapshot | None:
         """See `SnapshotStorage.latest_snapshot`."""
-        highest = MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ)
-        place = (saga_id, sql.ANY if step is None else step, sql.ANY if phase is None else phase, highest)
-        if until is None:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT, place)
-        elif step is None and phase is None and max_seq is None:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, _micros(until)))
+        last = None if until is None else _micros(until)
+        if last is not None and step is None and phase is None and max_seq is None:
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, last)))
+        elif last is not None:
+            asked = (*_where(saga_id, step, phase, max_seq), last)
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, asked))
         else:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, (*place, _micros(until)))
-        found = _last(rows)
-        if found is None or not self._expired(found):
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT, _where(saga_id, step, phase, max_seq)))
+        if found is None or found.retention_until is None or not self._expired(found):
             return found
-        last = _MAX if until is None else _micros(until)
-        return _last(self._connections.rows(sql.LATEST_SERVED, (*place, last, _micros(self.clock()))))
+        asked = (*_where(saga_id, step, phase, max_seq), _MAX if last is None else last)
+        return _last(self._connections.rows(sql.LATEST_SERVED, (*asked, _micros(self.clock()))))
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
@@ -420,6 +419,12 @@ def _listed(connection: sqlite3.Connection, asked: tuple[Any, ...], limit: int) 
     return [*with_bases(page, stored), *found[limit:]]
 
 
+def _where(saga_id: str, step: str | None, phase: str | None, max_seq: int | None) -> tuple[str, Any, Any, int]:
+    """Return the saga, and the place in `saga_places` of what is asked for."""
+    highest = MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ)
+    return saga_id, sql.ANY if step is None else step, sql.ANY if phase is None else phase, highest
+
+
 def _last(rows: list[tuple[Any, ...]]) -> SagaSnapshot | None:
     """Return the last snapshot, with those before it as its bases."""
     if not rows:
@@ -499,11 +504,7 @@ def _saga(row: tuple[Any, ...]) -> SagaRecord:
 
 
 def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row
-    at = _moment(created_at)
-    return SagaSnapshot(
-        snapshot_id, saga_id, saga_name, step, index, seq, phase, status, at, data, _moment_or_none(until), base_seq
-    )
+    return SagaSnapshot._make((*row[:8], _moment(row[8]), row[9], _moment_or_none(row[10]), row[11], ()))
 
 
 def _summary(row: tuple[Any, ...]) -> SagaSummary:
