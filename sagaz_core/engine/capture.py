@@ -34,6 +34,7 @@ from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotSto
 from sagaz_core.storage.durability import background_writer, group_writer
 from sagaz_core.storage.frames import FrameWriter
 from sagaz_core.storage.records import pack_event
+from sagaz_core.storage.seals import sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Capture:
         if data is None:
             self._events.append(pack_event(self._saga_id, event))
         else:
-            self._events.append(StoredEvent(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
+            self._events.append(sealed(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.

@@ -22,6 +22,7 @@ from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaSnapshot, StoredEvent
 from sagaz_core.storage.codec import decode, encode, known_class
 from sagaz_core.storage.frames import state_bytes
+from sagaz_core.storage.seals import opened, sealed
 
 Resolve = Callable[[str, str], type]
 
@@ -99,12 +100,12 @@ def pack_event(saga_id: str, event: Event) -> StoredEvent:
         data = encode(plain, kind)
     except CannotStoreError:
         data = encode(plain, f"{kind} of {step!r}" if step else kind)  # raises again, and says of which step
-    return StoredEvent(saga_id, event.seq, event.at, kind, step, data)
+    return sealed(saga_id, event.seq, event.at, kind, step, data)
 
 
 def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     """Do the inverse of `pack_event`."""
-    fields = decode(stored.data, resolve=resolve)
+    fields = decode(opened(stored), resolve=resolve)
     if not isinstance(fields, list):
         raise CorruptDataError(f"event {stored.seq} of saga {stored.saga_id!r} is damaged: its fields are no list")
     return event_from_fields(stored.kind, stored.seq, stored.at, fields)
