@@ -224,6 +224,7 @@ class Capture:
             state.at,
             b"",
             None if retention is None else state.at + retention,
+            completed_steps=tuple(state.results),
         )
         self._snapshots.append(self._frames.frame(snapshot, self._encoded.state()))
 

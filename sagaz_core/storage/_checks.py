@@ -55,6 +55,12 @@ def _check_summary(batch: Batch, summary: SagaSummary) -> None:
             raise UsageError(f"the tag {key!r}={value!r:.80} of saga {summary.saga_id!r} is no text")
 
 
+def contested(batches: Iterable[Batch]) -> bool:
+    """Whether batches of several sagas have a snapshot of the same id: then it matters which comes first."""
+    owners = {(snapshot.snapshot_id, batch.saga_id) for batch in batches for snapshot in batch.snapshots}
+    return len({name for name, _ in owners}) < len(owners)
+
+
 def check_find(
     failed_between: tuple[datetime, datetime] | None, tags: Mapping[str, str] | None, limit: int
 ) -> tuple[tuple[datetime, datetime] | None, dict[str, str]]:

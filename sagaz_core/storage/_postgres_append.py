@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
 _FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
-_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text")
-_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb")
+_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text", "bigint")
+_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb", "bigint")
 _LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
 _MOST_EVENTS, _MOST_SNAPSHOTS = 8, 2
 _ADD_EVENTS = "INSERT INTO {s}saga_events (saga_id, seq, at, floor, kind, step, data)"
@@ -149,7 +149,7 @@ _LATER = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.sp
 MANY_BEGIN = f"""
     WITH saga AS (
         INSERT INTO {{s}}sagas ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
-        SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags,
+        SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags, summary_sum,
             coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
             coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
             coalesce(last_snapshot_at, '-infinity')

@@ -5,17 +5,17 @@ Each query is served by an index and reads no row that it does not return; a tes
 
 from __future__ import annotations
 
-RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
-SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text"
+RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
+SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text, summary_sum"
 EVENT = "seq, at, kind, step, data"
-SET_OF_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags"
+SET_OF_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags, summary_sum"
 OWN = """
     snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, data, retention_until,
-    base_seq
+    base_seq, completed_steps
 """
 _REPLAY = """
     replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-    completed_at, error
+    completed_at, error, row_sum
 """
 _BASES = """
     SELECT array_agg(b.{column} ORDER BY b.seq, b.snapshot_id) FROM {{s}}saga_snapshots b
@@ -23,7 +23,7 @@ _BASES = """
 """
 SNAPSHOT = f"""
     s.snapshot_id, s.saga_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq,
+    s.retention_until, s.base_seq, s.completed_steps,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="snapshot_id")}) END,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="data")}) END
 """
@@ -33,7 +33,7 @@ SNAPSHOT = f"""
 EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
 SNAPSHOT_TYPES = (
     *("text", "text", "text", "text", "integer", "bigint", "text", "text", "timestamptz", "bytea", "timestamptz"),
-    "bigint",
+    *("bigint", "jsonb"),
 )
 
 
@@ -45,9 +45,9 @@ def arrays(first: int, types: tuple[str, ...]) -> str:
 # What does not come behind: in a transaction, with the saga's row locked.
 ADD_SAGA_ID = "INSERT INTO {s}sagas (saga_id) VALUES ($1) ON CONFLICT DO NOTHING"
 LOCK_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 FOR UPDATE"
-SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9) WHERE saga_id = $1"
+SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) WHERE saga_id = $1"
 SET_SUMMARY = f"""
-    UPDATE {{s}}sagas SET ({SET_OF_SUMMARY}) = ($2, $3, $4, $5, $6, $7) WHERE saga_id = $1 AND summary_seq < $2
+    UPDATE {{s}}sagas SET ({SET_OF_SUMMARY}) = ($2, $3, $4, $5, $6, $7, $8) WHERE saga_id = $1 AND summary_seq < $2
 """
 ADD_EVENTS = f"""
     INSERT INTO {{s}}saga_events (saga_id, {EVENT}, floor)
@@ -92,10 +92,23 @@ SET_LAST = f"""
     ) s ON true
     WHERE g.saga_id = $1
 """
-_REPLAY_TYPES = ("text", "text", "text", "text", "text", "text", "timestamptz", "bytea", "text", "timestamptz", "text")
+_REPLAY_TYPES = (
+    "text",
+    "text",
+    "text",
+    "text",
+    "text",
+    "text",
+    "timestamptz",
+    "bytea",
+    "text",
+    "timestamptz",
+    "text",
+    "bigint",
+)
 _ON_REPLAY = f"ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ROW(excluded.*)"
 PUT_REPLAY = f"""
-    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) {_ON_REPLAY}
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) {_ON_REPLAY}
 """
 PUT_REPLAYS = f"""
     INSERT INTO {{s}}saga_replay_log ({_REPLAY}) SELECT * FROM unnest({arrays(1, _REPLAY_TYPES)}) {_ON_REPLAY}

@@ -17,7 +17,7 @@ import re
 from functools import lru_cache
 
 APPLICATION_ID = 0x53414741  # "SAGA": tells our files from those of other applications
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -129,16 +129,22 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ) WITHOUT ROWID
         """,
     ),
+    3: (  # what is in the tables already has no checksums
+        "ALTER TABLE sagas ADD COLUMN record_sum INTEGER",
+        "ALTER TABLE sagas ADD COLUMN found_sum INTEGER",
+        "ALTER TABLE saga_snapshots ADD COLUMN completed_steps TEXT",  # as JSON
+        "ALTER TABLE saga_replay_log ADD COLUMN row_sum INTEGER",
+    ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
 ANY = b""
 """Stands for any step or phase in `saga_places`."""
 
-_RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
+_RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
 _SNAPSHOT = """
     s.snapshot_id, ?1, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq
+    s.retention_until, s.base_seq, s.completed_steps
 """
 _SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
 _ALL_PLACES = "step_name = x'' AND phase = x''"
@@ -163,10 +169,10 @@ FIND_PLACE = f"""
     )
     WHERE g.saga_id = ?
 """
-ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_SAGA_ID = "INSERT INTO sagas (saga_id) VALUES (?)"
 SET_RECORD = f"""
-    UPDATE sagas SET ({_RECORD}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) WHERE saga_id = ?1 AND saga_name IS NULL
+    UPDATE sagas SET ({_RECORD}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) WHERE saga_id = ?1 AND saga_name IS NULL
 """
 ADD_EVENT = """
     INSERT INTO saga_events (id, at, floor, kind, step, data) VALUES (?1, ?2, ?2, ?3, ?4, ?5)
@@ -175,9 +181,9 @@ ADD_EVENT = """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
         saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data,
-        retention_until, base_seq
+        retention_until, base_seq, completed_steps
     )
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12, ?13)
     ON CONFLICT (snapshot_id) DO NOTHING
 """
 GET_STORED = f"""
@@ -186,7 +192,9 @@ GET_STORED = f"""
 """
 GET_SUMMARY = "SELECT found_seq, tags FROM sagas WHERE id = ?"
 SET_SUMMARY = """
-    UPDATE sagas SET found_name = ?, found_seq = ?, status = ?, failed_step = ?, failed_at = ?, tags = ? WHERE id = ?
+    UPDATE sagas SET found_name = ?, found_seq = ?, status = ?, failed_step = ?, failed_at = ?, tags = ?,
+        found_sum = ?
+    WHERE id = ?
 """
 ADD_TAG = "INSERT INTO saga_tags (key, value, saga_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 DELETE_TAG = "DELETE FROM saga_tags WHERE key = ? AND value = ? AND saga_id = ?"
@@ -203,14 +211,14 @@ SET_SNAPSHOT_FLOOR = "UPDATE saga_snapshots SET floor = ? WHERE id = ?"
 PUT_REPLAY = """
     INSERT INTO saga_replay_log (
         replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-        completed_at, error
+        completed_at, error, row_sum
     )
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (replay_id) DO UPDATE SET
         original_saga_id = excluded.original_saga_id, new_saga_id = excluded.new_saga_id,
         checkpoint = excluded.checkpoint, initiated_by = excluded.initiated_by, status = excluded.status,
         created_at = excluded.created_at, override = excluded.override, plan = excluded.plan,
-        completed_at = excluded.completed_at, error = excluded.error
+        completed_at = excluded.completed_at, error = excluded.error, row_sum = excluded.row_sum
 """
 
 # ---- reading
@@ -273,11 +281,11 @@ LATEST_SERVED = f"""
 """
 LIST_REPLAYS = """
     SELECT replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-        completed_at, error
+        completed_at, error, row_sum
     FROM saga_replay_log WHERE original_saga_id = ? ORDER BY created_at, replay_id
 """
 
-_SUMMARY = "g.saga_id, g.found_name, g.found_seq, g.status, g.failed_step, g.failed_at, g.tags"
+_SUMMARY = "g.saga_id, g.found_name, g.found_seq, g.status, g.failed_step, g.failed_at, g.tags, g.found_sum"
 _FOUND_BY = {
     "tag": (
         "saga_tags t CROSS JOIN sagas g ON g.saga_id = t.saga_id WHERE t.key = ?8 AND t.value = ?9 AND t.saga_id > ?1"

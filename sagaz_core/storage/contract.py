@@ -273,6 +273,7 @@ class SnapshotStorageContract:
     def test_a_snapshot_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
         self.at(storage, T0)
         full = a_snapshot("s", 1, step_name="é\0🦄", data=bytes(range(256)), retention_until=T0 + timedelta(days=30))
+        full = full._replace(completed_steps=("reserve", "é\0🦄", ""))
         bare = a_snapshot("s", 2, step_name="", step_index=0, data=b"")
         self.do(storage.write(Batch("s", snapshots=[full, bare])))
         assert self.do(storage.get_snapshot(full.snapshot_id)) == full
@@ -751,6 +752,16 @@ class SnapshotStorageContract:
         for saga_id, count in (("b", 0), ("c", 0), ("d", 0), ("e", 0), ("g", 1)):
             assert len(self.events(storage, saga_id)) == count
         assert list(self.do(storage.write_many([]))) == []
+
+    def test_of_two_batches_with_the_same_snapshot_id_the_first_has_it(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("a", a_saga("a"), (), [a_snapshot("a", 1, snapshot_id="old")])))
+        batches = [
+            Batch("a", None, (), [a_snapshot("a", 0, snapshot_id="x")]),  # does not come behind what is there
+            Batch("b", a_saga("b"), (), [a_snapshot("b", 0, snapshot_id="x")]),
+        ]
+        assert [type(result) for result in self.do(storage.write_many(batches))] == [type(None), DuplicateSagaError]
+        assert self.do(storage.get_saga("b")) is None
+        assert self.listed(storage, "a") == [0, 1]
 
     # ---- writing again
 

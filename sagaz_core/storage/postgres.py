@@ -25,6 +25,7 @@ from sagaz_core.storage._checks import (
     check_find,
     check_limit,
     check_prune,
+    contested,
     read_snapshot_cursor,
     snapshot_cursor,
 )
@@ -153,7 +154,7 @@ class PostgresSnapshotStorage:
                     waiting[place] = Rows(batch)
             except (UsageError, CodecError) as error:
                 results[place] = error
-        if len(waiting) > 1:
+        if len(waiting) > 1 and not contested(batches):
             with suppress(UsageError):  # one has what cannot be stored: it says so when it is written by itself
                 await self._change(lambda connection: self._append_many(connection, waiting))
         for place in list(waiting):

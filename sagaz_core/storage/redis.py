@@ -21,6 +21,7 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_moment,
     check_prune,
+    contested,
     expired,
     read_snapshot_cursor,
     snapshot_cursor,
@@ -146,7 +147,8 @@ class RedisSnapshotStorage:
                     waiting[place] = batch
             except (UsageError, CodecError) as error:
                 results[place] = error
-        await self._append_many(waiting)
+        if not contested(batches):
+            await self._append_many(waiting)
         for place, batch in waiting.items():
             try:
                 await self.write(batch)

@@ -36,6 +36,7 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_moment,
     check_prune,
+    contested,
     read_snapshot_cursor,
     snapshot_cursor,
 )
@@ -201,10 +202,9 @@ class S3SnapshotStorage:
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. Batches of one saga go one after the other, those of several at once."""
         by_saga: dict[str, list[int]] = {}
-        owners = {(snapshot.snapshot_id, batch.saga_id) for batch in batches for snapshot in batch.snapshots}
-        contested = len({name for name, _ in owners}) < len(owners)  # then who comes first matters
+        in_turn = contested(batches)
         for number, batch in enumerate(batches):
-            by_saga.setdefault("" if contested else batch.saga_id, []).append(number)
+            by_saga.setdefault("" if in_turn else batch.saga_id, []).append(number)
         results: list[Exception | None] = [None] * len(batches)
 
         async def write_in_order(numbers: list[int]) -> None:
@@ -537,6 +537,7 @@ def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases
     return SagaSnapshot(
         *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
         tuple(bases),
+        entry.completed_steps,
     )
 
 

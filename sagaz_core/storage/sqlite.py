@@ -34,6 +34,7 @@ from sagaz_core.storage._checks import (
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage.base import (
     Base,
@@ -184,7 +185,7 @@ class SqliteSnapshotStorage:
             rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
                 read = event_id & _MAX_EVENT_SEQ
-                yield StoredEvent(saga_id, read, _moment(at), kind, step, data)
+                yield StoredEvent(saga_id, read, _moment(at, saga_id), kind, step, data)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
@@ -225,7 +226,7 @@ class SqliteSnapshotStorage:
         row = (
             *(record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by),
             *(record.status, _micros(record.created_at), record.override, record.plan),
-            *(_micros_or_none(record.completed_at), record.error),
+            *(_micros_or_none(record.completed_at), record.error, replay_sum(record)),
         )
         self._connections.write(lambda c: c.execute(sql.PUT_REPLAY, row))
 
@@ -291,8 +292,8 @@ def _set_summary(connection: sqlite3.Connection, summary: SagaSummary, saga: int
     tags = dict(summary.tags)
     text = json.dumps(tags) if tags else "{}"
     failed_at = _micros_or_none(summary.failed_at)
-    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text, saga)
-    connection.execute(sql.SET_SUMMARY, row)
+    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text)
+    connection.execute(sql.SET_SUMMARY, (*row, summary_sum(summary), saga))
     if text != before:
         _delete_tags(connection, summary.saga_id, before)
         connection.executemany(sql.ADD_TAG, [(key, value, summary.saga_id) for key, value in tags.items()])
@@ -315,7 +316,7 @@ def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
     known = connection.execute(sql.GET_SAGA, (record.saga_id,)).fetchone()
     if known is None:
         connection.execute(sql.SET_RECORD, row)
-    elif known != row:
+    elif known[:9] != row[:9]:
         raise another_saga(record)
 
 
@@ -351,6 +352,7 @@ def _add_snapshots(
         (
             *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
             *(_micros(s.created_at), s.data, _micros_or_none(s.retention_until), s.base_seq),
+            json.dumps(s.completed_steps) if s.completed_steps else None,
         )
         for s in snapshots
     ]
@@ -482,34 +484,53 @@ def _micros_or_none(moment: datetime | None) -> int | None:
     return None if moment is None else _micros(moment)
 
 
-def _moment(micros: int) -> datetime:
-    return _EPOCH + timedelta(0, 0, micros)
+def _moment(micros: int, of: str) -> datetime:
+    """Return the time of what has this id. Raises `CorruptDataError`."""
+    try:
+        return _EPOCH + timedelta(0, 0, micros)
+    except (OverflowError, TypeError) as error:
+        raise CorruptDataError(f"a stored time of {of!r} is damaged: {error}") from error
 
 
-def _moment_or_none(micros: int | None) -> datetime | None:
-    return None if micros is None else _moment(micros)
+def _moment_or_none(micros: int | None, of: str) -> datetime | None:
+    return None if micros is None else _moment(micros, of)
 
 
 def _saga_row(record: SagaRecord) -> tuple[Any, ...]:
     return (
         *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
         *(_micros(record.started_at), record.source, record.adapter, record.plan),
+        saga_sum(record),
     )
 
 
 def _saga(row: tuple[Any, ...]) -> SagaRecord:
-    saga_id, name, version, fingerprint, model, started_at, source, adapter, plan = row
+    saga_id, name, version, fingerprint, model, started_at, source, adapter, plan, record_sum = row
     model = model_from_json(saga_id, model)
-    return SagaRecord(saga_id, name, version, fingerprint, model, _moment(started_at), source, adapter, plan)
+    record = SagaRecord(saga_id, name, version, fingerprint, model, _moment(started_at, saga_id), source, adapter, plan)
+    check_sum(record_sum, saga_sum(record), f"the record of saga {saga_id!r}")
+    return record
 
 
 def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
-    return SagaSnapshot._make((*row[:8], _moment(row[8]), row[9], _moment_or_none(row[10]), row[11], ()))
+    times = _moment(row[8], row[0]), _moment_or_none(row[10], row[0])
+    return SagaSnapshot._make((*row[:8], times[0], row[9], times[1], row[11], (), _steps(row)))
+
+
+def _steps(row: tuple[Any, ...]) -> tuple[str, ...]:
+    if not row[12]:
+        return ()
+    try:
+        return tuple(json.loads(row[12]))
+    except ValueError as error:
+        raise CorruptDataError(f"the completed steps of snapshot {row[0]!r} are damaged: {error}") from error
 
 
 def _summary(row: tuple[Any, ...]) -> SagaSummary:
-    saga_id, name, seq, status, step, failed_at, tags = row
-    return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), _tags(saga_id, tags))
+    saga_id, name, seq, status, step, failed_at, tags, found_sum = row
+    summary = SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at, saga_id), _tags(saga_id, tags))
+    check_sum(found_sum, summary_sum(summary), f"the summary of saga {saga_id!r}")
+    return summary
 
 
 def _tags(saga_id: str, text: str) -> dict[str, str]:
@@ -521,9 +542,11 @@ def _tags(saga_id: str, text: str) -> dict[str, str]:
 
 
 def _replay(row: tuple[Any, ...]) -> ReplayRecord:
-    created_at, override, plan, completed_at, error = row[6:]
-    moments = _moment(created_at), _moment_or_none(completed_at)
-    return ReplayRecord(*row[:6], moments[0], override, plan, moments[1], error)  # type: ignore[call-arg] # a row
+    created_at, override, plan, completed_at, error, row_sum = row[6:]
+    moments = _moment(created_at, row[0]), _moment_or_none(completed_at, row[0])
+    record = ReplayRecord(*row[:6], moments[0], override, plan, moments[1], error)  # type: ignore[call-arg] # a row
+    check_sum(row_sum, replay_sum(record), f"the record of replay {record.replay_id!r}")
+    return record
 
 
 def _above_prefix(prefix: str) -> str:
