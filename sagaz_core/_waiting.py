@@ -38,7 +38,7 @@ def waiting_task(task: asyncio.Task[Any]) -> WaitingTask:
             where, waits_for = f"{_short_path(frame.f_code.co_filename)}:{frame.f_lineno}", ""
         elif not waits_for:
             waits_for = awaitable.__qualname__
-        awaitable = inner
+        awaitable = getattr(inner, "coroutine", inner)  # of what is left of one that was begun by hand
     return WaitingTask(task.get_name(), coroutine, where, waits_for or _what_it_is(getattr(task, "_fut_waiter", None)))
 
 

@@ -40,7 +40,7 @@ class Interceptor(Protocol):
 def run_intercepted(interceptors: Sequence[Interceptor], call: StepCall, function: Proceed) -> Awaitable[Any]:
     """Return the awaitable that makes the call through the interceptors, the first one outermost."""
     proceed = function
-    for interceptor in reversed(interceptors[1:]):
+    for interceptor in interceptors[:0:-1]:
         proceed = _bind(interceptor, call, proceed)
     return interceptors[0].intercept(call, proceed) if interceptors else proceed()
 

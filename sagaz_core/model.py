@@ -108,7 +108,7 @@ class SagaModel:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """The steps' names, each after those that it depends on; among equals in declaration order (Kahn)."""
-        waiting = {step.name: len(set(step.depends_on)) for step in self.steps}
+        waiting = self.waits_for.copy()
         order: list[str] = []
         ready = [index for index, step in enumerate(self.steps) if not waiting[step.name]]
         places = {name: index for index, name in enumerate(waiting)}
@@ -124,6 +124,16 @@ class SagaModel:
                 f"the steps of saga {self.name!r} depend on each other in a circle: {' -> '.join(self._cycle(order))}"
             )
         return tuple(order)
+
+    @cached_property
+    def waits_for(self) -> dict[str, int]:
+        """For each step, how many others must be done before it; a run counts down in a copy."""
+        return {step.name: len(set(step.depends_on)) for step in self.steps}
+
+    @cached_property
+    def first(self) -> tuple[str, ...]:
+        """The steps that wait for none."""
+        return tuple(name for name in self.order if not self.waits_for[name])
 
     def _cycle(self, done: Iterable[str]) -> list[str]:
         left = set(self.names) - set(done)
@@ -156,6 +166,11 @@ class SagaModel:
     def descendants(self) -> Mapping[str, frozenset[str]]:
         """For each step, all that can only be done after it."""
         return {name: frozenset(other for other in self.names if name in self.ancestors[other]) for name in self.names}
+
+    @cached_property
+    def compensable(self) -> frozenset[str]:
+        """The names of the steps that have a compensation."""
+        return frozenset(step.name for step in self.steps if step.has_compensation)
 
     @cached_property
     def linear(self) -> bool:

@@ -140,7 +140,7 @@ class SagaState:
             raise ValueError(f"event {event.seq} ({type(event).__name__}) cannot follow event {self.seq}")
         self.seq = event.seq
         self.at = event.at
-        _FOLD[type(event)](self, event)
+        FOLD[type(event)](self, event)
 
     def fork(self) -> SagaState:
         """Return an independent state. The values in it are shared: they are never changed in place by a fold."""
@@ -281,8 +281,7 @@ def _saga_started(state: SagaState, event: SagaStarted) -> None:
     state.version = event.version
     state.fingerprint = event.fingerprint
     state.started_at = event.at
-    state.initial = dict(event.context)
-    state.context = dict(event.context)
+    state.initial = state.context = dict(event.context)
     state.status = SagaStatus.EXECUTING
 
 
@@ -372,7 +371,7 @@ def _saga_resumed(state: SagaState, event: SagaResumed) -> None:
     state.undoing = None
 
 
-_FOLD = cast(
+FOLD = cast(
     dict[type[Event], Callable[[SagaState, Event], None]],
     {
         SagaStarted: _saga_started,

@@ -89,7 +89,7 @@ class SagazAdapter:
         for step in served:
             journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
         prepared.wrap(watch)
-        with nullcontext() if journal.capture is None else journal.capture.current():
+        with journal.capture or nullcontext():
             # In a task of its own, so that cancelling the saga can be told from an engine's own timeouts.
             work = asyncio.create_task(prepared.run(dict(initial), identity), name=f"{model.name}:sagaz")
             try:

@@ -67,7 +67,9 @@ class Attempts:
                 if self._capture is not None:
                     await self._stored(name)
                 return
-            if execution.dead or not await self._again(step, attempt, attempt - first, failure):
+            again = not execution.dead and await self._again(step, attempt, attempt - first, failure)
+            del failure  # its traceback has this frame
+            if not again:
                 return
             attempt += 1
 
@@ -94,7 +96,7 @@ class Attempts:
             error = raised
         if self._capture is not None:
             delta = self._capture.prepare(name, delta, result)
-        if error is None and not self._linear:
+        if error is None and delta is not NO_DELTA and not self._linear:
             error = self._execution.conflict(name, delta)
         self._emit(StepSucceeded, name, attempt, result, delta, how)
         if error is not None:

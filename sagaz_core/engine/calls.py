@@ -9,11 +9,12 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.errors import StepTimeoutError
 from sagaz_core.interceptor import Interceptor, StepCall, run_intercepted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sagaz_core.saga.step import Operation
 
@@ -32,7 +33,10 @@ def call_operation(
         if operation.timeout is None:
             return _plain(operation, arguments)
         return _within(operation, _threaded_or_plain(operation, arguments))
-    function = partial(_threaded_or_plain, operation, arguments)
+    if operation.is_async:
+        function: Callable[[], Awaitable[Any]] = partial(operation.function, *arguments)
+    else:
+        function = partial(_threaded_or_plain, operation, arguments)
     intercepted = run_intercepted(interceptors, call, function)
     return intercepted if operation.timeout is None else _within(operation, intercepted)
 
@@ -77,9 +81,16 @@ async def _wait_for_stray(thread: asyncio.Future[Any], patience: float) -> None:
 
 
 async def _within(operation: Operation, attempt: Awaitable[Any]) -> Any:
+    assert operation.timeout is not None
+    ends = asyncio.get_running_loop().time() + operation.timeout
+    begun = coroutine_of(attempt)
     try:
-        async with asyncio.timeout(operation.timeout) as scope:
-            return await attempt
+        rest = Rest(begun, begun.send(None))
+    except StopIteration as stop:
+        return stop.value
+    try:
+        async with asyncio.timeout_at(ends) as scope:
+            return await rest
     except TimeoutError as error:
         if scope.expired():
             raise StepTimeoutError(f"not done within {operation.timeout:g} s") from error

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import types
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
@@ -38,7 +37,7 @@ from sagaz_core.storage.seals import sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
     from datetime import datetime
 
     from sagaz_core.saga.config import ReplayConfig
@@ -75,9 +74,10 @@ class Capture:
         self._snapshot_ids = new_id()  # one for all of them: they differ in the number that follows it
         self._snapshot_number = count()
         self._announced = resumed
-        self._strategy = config.snapshot_strategy.value
-        # In this process's memory time is worth more than space.
-        self._frames = FrameWriter(compress=config.compression is not None and not getattr(storage, "in_memory", False))
+        self._strategy: str = config.snapshot_strategy._value_
+        self._frames: FrameWriter | None = None  # in this process's memory states are kept as they are
+        if not getattr(storage, "in_memory", False):
+            self._frames = FrameWriter(compress=config.compression is not None)
         self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
         self._events: list[StoredEvent] = []
         self._snapshots: list[SagaSnapshot] = []
@@ -89,6 +89,7 @@ class Capture:
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._token: Token[Capture | None]
         if resumed:
             self._encoded.go_on()
 
@@ -130,9 +131,11 @@ class Capture:
         if not self._config.journal:
             return
         if data is None:
-            self._events.append(pack_event(self._saga_id, event))
+            self._events.append(pack_event(self._saga_id, event, seal=self._frames is not None))
         else:
-            self._events.append(sealed(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
+            kind = type(event).__name__
+            make = StoredEvent if self._frames is None else sealed
+            self._events.append(make(self._saga_id, event.seq, event.at, kind, step, data))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.
@@ -181,15 +184,13 @@ class Capture:
         if self._config.durability == "background":
             await self._until_written()
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Be the capture that `take_snapshot` finds."""
+    def __enter__(self) -> None:
+        """Be the capture that `take_snapshot` finds, until the exit."""
         self._loop = asyncio.get_running_loop()
-        token = current_capture.set(self)
-        try:
-            yield
-        finally:
-            current_capture.reset(token)
+        self._token = current_capture.set(self)
+
+    def __exit__(self, *error: object) -> None:
+        current_capture.reset(self._token)
 
     def take(self, label: str) -> Awaitable[None]:
         """Take the snapshot that the user asked for; what is returned waits until it is stored."""
@@ -210,8 +211,9 @@ class Capture:
         await self.flush()
 
     def _snapshot(self, step: str, phase: str) -> None:
-        state, retention = self._state, self._retention
+        state, retention, frames = self._state, self._retention, self._frames
         assert state.at is not None
+        encoded = self._encoded.state()
         snapshot = SagaSnapshot(
             f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
             self._saga_id,
@@ -222,11 +224,11 @@ class Capture:
             phase,
             state.status._value_,
             state.at,
-            b"",
+            encoded,
             None if retention is None else state.at + retention,
             completed_steps=tuple(state.results),
         )
-        self._snapshots.append(self._frames.frame(snapshot, self._encoded.state()))
+        self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
 
     # ---- writing
 
@@ -238,16 +240,15 @@ class Capture:
         """
         while self._writing is not None:
             await asyncio.shield(self._writing)
-        if (self._events or self._snapshots or not self._announced) and (last or not self._resting()):
+        if (self._events or self._snapshots or not self._announced) and (
+            last or not self._not_before or asyncio.get_running_loop().time() >= self._not_before
+        ):
             await self._write_all()
-        problem, self._encoded.problem = self._encoded.problem, None
-        if problem is not None:
+        if self._encoded.problem is not None:
+            problem, self._encoded.problem = self._encoded.problem, None
             if self._config.on_capture_error == "raise":
                 raise problem
             logger.warning("saga %s is captured without a value: %s", self._saga_id, problem)
-
-    def _resting(self) -> bool:
-        return bool(self._not_before) and asyncio.get_running_loop().time() < self._not_before
 
     async def _write_all(self) -> None:
         record = None if self._announced else self._record
@@ -275,27 +276,35 @@ class Capture:
                 self._events[:0] = batch.events
                 self._snapshots[:0] = batch.snapshots
 
-    async def _written(self, batch: Batch) -> None:
+    def _written(self, batch: Batch) -> Coroutine[Any, Any, None]:
+        if self._lost_failure and batch.summary is not None:
+            return self._dated_and_written(batch)
+        writer = group_writer(self.storage) if self._config.durability == "group" else self.storage
+        return coroutine_of(writer.write(batch))
+
+    async def _dated_and_written(self, batch: Batch) -> None:
         batch = await self._dated(batch)
-        if self._config.durability == "group":
-            await group_writer(self.storage).write(batch)
-        else:
-            await self.storage.write(batch)
+        await self._written(batch)
 
     async def _leave(self, batch: Batch) -> None:
         """Give the batch to the background writer. What was lost before is told now, as the config says."""
-        frames, writer = self._frames, background_writer(self.storage)
+        writer = background_writer(self.storage)
         try:
-            batch = await self._dated(batch)
+            if self._lost_failure:
+                batch = await self._dated(batch)
             if writer.put(batch, self._too_old(batch.snapshots)):
                 self._announced = True
                 if batch.summary is not None:
                     self._summary.told(batch.summary)
             else:
-                frames.begin_again()
+                self._begin_again()
         except Exception as error:  # the store's, which may be anyone's
-            frames.begin_again()
+            self._begin_again()
             self._told_of(error)
+
+    def _begin_again(self) -> None:
+        if self._frames is not None:
+            self._frames.begin_again()
 
     async def _until_written(self) -> None:
         try:
@@ -312,7 +321,7 @@ class Capture:
 
     async def _dated(self, batch: Batch) -> Batch:
         """Return the batch with the time at which a resumed run had failed."""
-        if batch.summary is None or not self._lost_failure:
+        if batch.summary is None:
             return batch
         failed_at = await self._when_it_failed(batch.summary.step_name)
         self._summary.failed_at, self._lost_failure = failed_at, False
@@ -332,7 +341,7 @@ class Capture:
         An embedded store never waits: then nothing is left, and no timer, task or future was needed.
         """
         try:
-            return self._limited(work, work.send(None))
+            return self._limited(Rest(work, work.send(None)))
         except StopIteration:
             return None
         except asyncio.CancelledError as error:
@@ -340,13 +349,13 @@ class Capture:
                 raise
             raise self._cancelled_itself() from error
 
-    async def _limited(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    async def _limited(self, rest: Rest) -> None:
         loop = asyncio.get_running_loop()
         self._writing = loop.create_future()
         limit = self._config.capture_timeout
         try:
             async with asyncio.timeout(limit) as scope:
-                await _run_on(work, waits_for)
+                await rest
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
@@ -415,24 +424,6 @@ class _Stored:
     def __await__(self) -> Generator[Any, None, None]:
         if self._capture is not None:
             yield from self._capture.flush().__await__()
-
-
-@types.coroutine
-def _run_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    """Await a coroutine that was started already and has yielded `waits_for`, within the same task."""
-    try:
-        while True:
-            try:
-                sent = yield waits_for
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                waits_for = coroutine.throw(error)
-            else:
-                waits_for = coroutine.send(sent)
-    except StopIteration as stop:
-        return stop.value
 
 
 def take_snapshot(label: str) -> Awaitable[None]:

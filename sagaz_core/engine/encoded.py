@@ -44,7 +44,7 @@ def begun(step: str, attempt: int) -> bytes:
     return whole(list_of(_text(step), _number(attempt)))
 
 
-_NOTHING = part(None)
+_NOTHING, _EMPTY = part(None), part({})
 _STARTED_AT, _INITIAL, _AT, _CONTEXT = map(part, ("started_at", "initial", "at", "context"))
 _RESULTS, _LAYERS, _UNDONE = map(part, ("results", "layers", "undone"))
 
@@ -73,7 +73,7 @@ class Encoded:
 
     def __init__(self, state: SagaState) -> None:
         self.problem: CodecError | None = None
-        self.context = self.initial = part({})
+        self.context = self.initial = _EMPTY
         self.results: dict[str, bytes] = {}
         self.layers: dict[str, bytes] = {}
         self.undone: dict[str, bytes] = {}

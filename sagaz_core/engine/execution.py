@@ -7,15 +7,17 @@ from there. That is how a crashed saga is resumed, how a replay starts at a chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.calls import call_operation
+from sagaz_core.engine.rest import Rest
 from sagaz_core.engine.rollback import Rollback
 from sagaz_core.errors import ContextConflictError, DefinitionError
 from sagaz_core.events import (
-    NO_DELTA,
     Delta,
     SagaCompleted,
     SagaFailed,
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
 
 
 class Execution:
-    """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone."""
+    """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone.
+
+    Sagas are run by the thousand: when a run is over, nothing of it is in a circle that only the garbage collector
+    could free. What refers back to the execution is let go of at the end, and so are errors, whose tracebacks do.
+    """
+
+    _attempts: Attempts
 
     def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
         self.definition = definition
@@ -50,9 +58,9 @@ class Execution:
         self.dead = False
         self.task: asyncio.Task[Any] | None = None
         self._cancelling = 0
-        self._attempts = Attempts(self)
-        self._tasks: dict[asyncio.Task[None], str] = {}
-        self._ended: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # of each step that runs beside others
+        self._ended: dict[str, None] = {}
+        self._deaths: list[BaseException] = []
         self._waiter: asyncio.Future[None] | None = None
         self._siblings_stopped = False
 
@@ -62,31 +70,42 @@ class Execution:
         A run that can no more be undone (a pivot is done) and was cancelled or aborted stays where it is; `resume`
         takes it up again.
         """
-        if self.state.status.ended:
+        status = self.state.status
+        if status is not SagaStatus.EXECUTING and status.ended:
             return
         self.task = asyncio.current_task()
         self._cancelling = self.task.cancelling() if self.task is not None else 0
-        if self.state.status is SagaStatus.EXECUTING and await self._forward():
-            self.exception = None  # what a recovery after a pivot has overcome
-            self.journal.emit(SagaCompleted)
-        elif not self.past_pivot:
-            self._turn_back()
-            await Rollback(self).run()
-        elif self.cancelled is None and self.abort is None:
+        self._attempts = Attempts(self)
+        try:
+            if status is SagaStatus.EXECUTING and await self._forward():
+                self.exception = None  # what a recovery after a pivot has overcome
+                self.journal.emit(SagaCompleted)
+            elif not self.past_pivot:
+                self._turn_back()
+                await Rollback(self).run()
+            elif self.cancelled is None and self.abort is None:
+                if self.journal.capture is not None:
+                    self.journal.capture.failed()
+                self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
             if self.journal.capture is not None:
-                self.journal.capture.failed()
-            self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
-        if self.journal.capture is not None:
-            await self._capture_end()
-        if self.cancelled is not None:
-            raise self.cancelled
-        if self.abort is not None:
-            raise self.abort
+                await self._capture_end()
+            if self.cancelled is not None:
+                raise self.cancelled
+            if self.abort is not None:
+                raise self.abort
+        finally:
+            self.task = None
+            del self._attempts
 
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed)
         await self.run()
+
+    def let_go(self) -> None:
+        """Forget the errors of a run that is over."""
+        self.failed.clear()
+        self.exception = self.abort = self.cancelled = None
 
     def cancel(self) -> None:
         """Cancel the task that runs the saga."""
@@ -154,8 +173,6 @@ class Execution:
 
     def conflict(self, step: str, delta: Delta) -> ContextConflictError | None:
         """Return the error of a step that wrote a key which a step not ordered with it wrote too."""
-        if delta is NO_DELTA:
-            return None
         mine, ancestors = {*delta.set, *delta.deleted}, self.model.ancestors
         for other, layer in self.state.layers.items():
             if other == step or other in ancestors[step] or step in ancestors.get(other, (step,)):
@@ -170,10 +187,11 @@ class Execution:
     async def _forward(self) -> bool:
         waits, ready = self._frontier()
         dependents, tasks = self.model.dependents, self._tasks
+        finished: Iterable[str]
         while ready or tasks:
             if tasks or len(ready) > 1:
-                for name in ready:
-                    self._begin(name)
+                if ready:
+                    self._begin(ready)
                 finished = await self._next_ended()
             else:
                 finished = ready
@@ -193,25 +211,58 @@ class Execution:
 
     def _frontier(self) -> tuple[dict[str, int], list[str]]:
         """Return how many dependencies each step still waits for, and the steps that can start."""
-        waits, done = self.definition.waits_for.copy(), self.state.results
+        waits, done = self.model.waits_for.copy(), self.state.results
         if not done:
-            return waits, self.definition.first.copy()
+            return waits, list(self.model.first)
         for name in done:
             for dependent in self.model.dependents[name]:
                 waits[dependent] -= 1
         return waits, [name for name in self.model.order if not waits[name] and name not in done]
 
-    def _begin(self, name: str) -> None:
-        task = asyncio.create_task(self._attempts.run(name), name=name)
-        self._tasks[task] = name
-        task.add_done_callback(self._note_ended)
+    def _begin(self, names: list[str]) -> None:
+        """Begin steps that can start together."""
+        task = asyncio.create_task(self._beside_each_other(names), name=names[0])
+        for name in names:
+            self._tasks[name] = task
+        task.add_done_callback(partial(self._note_over, names))
 
-    def _note_ended(self, task: asyncio.Task[None]) -> None:
-        self._ended.append(task)
+    async def _beside_each_other(self, names: list[str]) -> None:
+        """Run the steps one after the other in this task while none of them waits.
+
+        When one does, those after it get a task each. As then, none sees the context variables that another one sets.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        for place, name in enumerate(names, 1):
+            task.set_name(name)
+            run, context = self._attempts.run(name), copy_context()
+            try:
+                rest = Rest(run, context.run(run.send, None), context)
+            except StopIteration:
+                self._note_ended(name)
+                if not task.cancelling():
+                    continue
+                rest = None  # it cancelled its own task, which the others must not feel
+            for other in names[place:]:
+                self._begin([other])
+            if rest is not None:
+                await rest
+            return
+
+    def _note_over(self, names: list[str], task: asyncio.Task[None]) -> None:
+        """Take in that the task of these steps is over, and with it what of them is still its own."""
+        if not task.cancelled() and (death := task.exception()) is not None:
+            self._deaths.append(death)
+        for name in names:
+            if self._tasks.get(name) is task and name not in self._ended:
+                self._note_ended(name)
+
+    def _note_ended(self, name: str) -> None:
+        self._ended[name] = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _next_ended(self) -> list[str]:
+    async def _next_ended(self) -> Iterable[str]:
         """Wait until a step has ended, and return those that have."""
         if self.turning_back:
             self._stop_siblings()
@@ -226,33 +277,30 @@ class Execution:
                 return []
             finally:
                 self._waiter = None
-        ended, self._ended = self._ended, []
-        names = [self._tasks.pop(task) for task in ended]
-        deaths = [task.exception() for task in ended if not task.cancelled()]  # all are looked at, or asyncio complains
-        for death in deaths:
-            if death is not None:
-                await self._die()
-                raise death
-        return names
+        if self._deaths:
+            death = self._deaths[0]
+            await self._die()
+            raise death
+        ended, self._ended = self._ended, {}
+        for name in ended:
+            del self._tasks[name]
+        return ended
 
     def _stop_siblings(self) -> None:
         if self._siblings_stopped:
             return  # told once: a step that cleans up is not told again and again
         if self.definition.on_sibling_failure == "cancel" or self.cancelled is not None or self.abort is not None:
             self._siblings_stopped = True
-            for task in self._tasks:
+            for task in dict.fromkeys(self._tasks.values()):
                 task.cancel()
 
     async def _die(self) -> None:
         # What is not an Exception (a simulated crash) ends the process: nothing more happens, nothing is recorded.
         self.dead = True
-        for task in self._tasks:
+        tasks = dict.fromkeys(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for task in self._tasks:
-            if not task.cancelled():
-                task.exception()
+        await asyncio.wait(tasks)
 
     async def _end(self, interceptors: Sequence[Interceptor]) -> bool:
         call = StepCall(self.state.saga_id, END, "end", 1, self.state.context, None, self.cancel)
@@ -269,6 +317,7 @@ class Execution:
             return True
         self.note_failed(END, failure)
         self.journal.emit(StepFailed, END, 1, describe_error(failure))
+        del failure  # its traceback has this frame
         return False
 
     # ---- back

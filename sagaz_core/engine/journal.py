@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.events import Event
+from sagaz_core.events import EVENT_TYPES, Event
+from sagaz_core.state import FOLD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from sagaz_core.state import SagaState
 
 Observer = Callable[[Event], object]
+_FIELDS: dict[type[Event], int] = {kind: len(kind._fields) - 2 for kind in EVENT_TYPES.values()}
+_new: Callable[..., Any] = tuple.__new__
 logger = logging.getLogger(__name__)
 
 
@@ -42,14 +45,18 @@ class Journal:
         self.observers = observers
         self.events: list[Event] = []
 
-    def emit(self, kind: Callable[..., Event], *fields: Any) -> None:
+    def emit(self, kind: type[Event], *fields: Any) -> None:
         """Make the next event from its fields after `seq` and `at`, and let it happen."""
         state = self.state
         at = self.clock()
         if state.at is not None and at < state.at:
             at = state.at
-        event = kind(state.seq + 1, at, *fields)
-        state.apply(event)
+        seq = state.seq + 1
+        # What `kind(...)` and `state.apply(event)` do, but for defaults, and for asking whether it is the next one.
+        event = _new(kind, (seq, at, *fields)) if len(fields) == _FIELDS[kind] else kind(seq, at, *fields)
+        state.seq = seq
+        state.at = at
+        FOLD[kind](state, event)
         self.events.append(event)
         if self.capture is not None:
             self.capture.record(event)

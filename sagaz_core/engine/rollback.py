@@ -44,8 +44,10 @@ class Undoing(NamedTuple):
         failed, policy = self.failed, model.on_compensation_failure
         if not undone:
             failed = (*failed, step)
-            left = model.ancestors[step] if policy == "skip_dependents" else todo if policy == "fail_fast" else ()
-            if left:
+            if policy == "fail_fast":
+                failed, todo = failed + todo, ()
+            elif policy == "skip_dependents":
+                left = model.ancestors[step]
                 failed = (*failed, *(name for name in todo if name in left))
                 todo = tuple(name for name in todo if name not in left)
         if failed and not todo and policy == "retry_then_continue" and not self.again:
@@ -113,6 +115,7 @@ class Rollback:
                 capture.forget_changes_in_place()
             final = attempt - first >= operation.retries
             self._emit(CompensationFailed, name, attempt, describe_error(failure), final)
+            del failure  # its traceback has this frame
             if final:
                 return False
             attempt += 1
@@ -155,10 +158,13 @@ class Rollback:
 def steps_to_undo(execution: Execution) -> list[str]:
     """Return what must be undone, in order: steps in doubt first, then the completed ones, the last one first."""
     state, model = execution.state, execution.model
-    doubtful = [
-        name
-        for name in state.attempts
-        if name in state.ambiguous and name not in state.results and model.step(name).undone_in_doubt
-    ]
-    done = [name for name in state.results if model.step(name).has_compensation]
+    ambiguous, results, compensable = state.ambiguous, state.results, model.compensable
+    doubtful = []
+    if ambiguous:
+        doubtful = [
+            name
+            for name in state.attempts
+            if name in ambiguous and name not in results and model.step(name).undone_in_doubt
+        ]
+    done = [name for name in results if name in compensable]
     return [*reversed(doubtful), *reversed(done)]

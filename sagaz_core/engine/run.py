@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from sagaz_core.saga.config import ReplayConfig
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """What a run is given beside its saga: where it is captured, who watches, and its clock and ids."""
 
     storage: SnapshotStorage | None = None
@@ -37,7 +35,7 @@ class RunOptions:
     new_id: IdSource = new_id
     source: str = ""
     plan: str = ""
-    on_journal: Callable[[Journal], object] | None = field(default=None)
+    on_journal: Callable[[Journal], object] | None = None
 
 
 _DEFAULT = RunOptions()
@@ -114,12 +112,15 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
 
 async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
     capture = execution.journal.capture
-    if capture is None:
-        await start()
-    else:
-        with capture.current():
+    try:
+        if capture is None:
             await start()
-    return result_of(execution.state, execution.journal.events, execution.exception)
+        else:
+            with capture:
+                await start()
+        return result_of(execution.state, execution.journal.events, execution.exception)
+    finally:
+        execution.let_go()
 
 
 def open_journal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.kinds import KINDS, parse_kinds
@@ -49,7 +50,7 @@ def planned(plans: Plans) -> Runner:
         reference = None
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
-        for runs, plan in enumerate((NO_FAULTS, *plans(model)), 1):
+        for runs, plan in enumerate(chain([NO_FAULTS], plans(model)), 1):
             outcome = await run_trial(Subject(make, context, world=world), plan, reference=reference)
             if world is not None and saved is not None:
                 world.restore(saved)
@@ -89,7 +90,21 @@ def one_fault(kinds: str | Iterable[str] = "all") -> Plans:
 
 
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
-    """Return the plans of one fault and then, with all kinds, the packed ones."""
+    """Return the plans of one fault and, with all kinds, the packed ones: those first that find most.
+
+    A step that fails after its effect shows most mutants, and the packed plans most of the others.
+    """
     wanted = parse_kinds(kinds)
     everything = set(wanted) == set(KINDS)
-    return lambda model: list(dict.fromkeys([*single_plans(model, wanted), *(few_plans(model) if everything else ())]))
+    known: dict[SagaModel, list[FaultPlan]] = {}
+
+    def plans(model: SagaModel) -> list[FaultPlan]:
+        found = known.get(model)
+        if found is None:
+            single = single_plans(model, wanted)
+            after = [plan for plan in single if plan.faults[-1].kind == "after"]
+            packed = few_plans(model) if everything else ()
+            found = known[model] = list(dict.fromkeys([*after, *packed, *single]))
+        return found
+
+    return plans

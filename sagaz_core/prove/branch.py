@@ -33,12 +33,15 @@ from sagaz_core.events import (
     describe_error,
 )
 from sagaz_core.faults.inject import PERSISTENT, SimulatedCrash, exception_of
+from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
+from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
+from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.saga.context import SagaContext
-from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.state import FOLD, SagaState, SagaStatus
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
 
 _CANCELLED = describe_error(asyncio.CancelledError())
+_HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 
 
 class _Quick(Journal):
@@ -68,55 +72,57 @@ class _Quick(Journal):
         """Let the next event happen."""
         if kind is not StepRetryScheduled:
             state = self.state
-            state.apply(kind(state.seq + 1, state.at, *fields))
+            state.seq = seq = state.seq + 1
+            event = kind(seq, state.at, *fields)
+            FOLD[type(event)](state, event)
 
 
 class Branch(Execution):
-    """A saga between two operations. All that tells two branches apart is in `forward_key` and `backward_key`.
+    """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
     `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
     """
 
+    # What most branches never change is of the class: branches are made by the thousand.
+    interceptors = ()  # not None: every call comes to `call`
+    exception = abort = cancelled = None
+    dead = _siblings_stopped = False
+    served: tuple[str, ...] = ()
+    undone: tuple[tuple[str, int], ...] = ()
+    late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
+    fatal: tuple[Fault, ...] = ()
+    undoing: Undoing | None = None
+    live = True
+    void = False
+    entries: list[Entry] | None = None
+    _script: Sequence[Fault] = ()
+    _place = _hits = 0
+    _cancelled_here = False
+    _last: Effect | None = None
+
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
-        # Not through `Execution.__init__`: branches are made by the thousand, and run no steps side by side.
+        # Not through `Execution.__init__`: a branch runs no steps side by side.
         self.definition = definition
         self.model = definition.model
         self.journal = journal
         self.state = state
-        self.interceptors = ()  # not None: every call comes to `call`
-        self.exception = self.abort = self.cancelled = None
-        self.failed = {}
-        self.dead = False
-        self._siblings_stopped = False
         self.effects = effects
-        self.world = effects.worlds.current
-        self.served: tuple[str, ...] = ()
-        self.alive: frozenset[str] = frozenset()
-        self.numbers: dict[str, int] = {}
-        self.layers: dict[str, int] = {}
-        self.mutations: tuple[tuple[str, int], ...] = ()
-        self.undone: tuple[tuple[str, int], ...] = ()
-        self.late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
-        self.struck: dict[str, str] = {}
-        self.fatal: tuple[Fault, ...] = ()
-        self.undoing: Undoing | None = None
-        self.live = True
-        self.void = False
-        self.entries: list[Entry] | None = None
-        self._script: Sequence[Fault] = ()
-        self._place = 0
-        self._hits = 0
-        self._cancelled_here = False
-        self._last: Effect | None = None
+        self.failed = {}
         self._raised: list[BaseException] = []
-        self._context_key: tuple[Any, ...] | None = None
+
+    def _start(self) -> None:
+        self.world = self.effects.worlds.current
+        self.alive: frozenset[str] = frozenset()
+        self.results = self.layers = EMPTY
+        self.struck: dict[str, str] = {}
 
     @classmethod
     def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
         """Return the branch of a saga that has just started."""
         state = SagaState()
         made = cls(definition, state, effects, Journal(state, lambda: at))
+        made._start()
         made.journal.emit(SagaStarted, *started[2:])
         made.task = asyncio.current_task()
         return made
@@ -129,75 +135,24 @@ class Branch(Execution):
         """Return an independent branch in the same state."""
         state = self.state.fork()
         other = Branch(self.definition, state, self.effects, _Quick(state, self.journal.clock))
-        other.world = self.world
-        other.served = self.served
-        other.alive = self.alive
-        other.numbers = self.numbers.copy()
-        other.layers = self.layers.copy()
-        other.mutations = self.mutations
-        other.undone = self.undone
-        other.late = self.late
-        other.struck = self.struck
-        other.fatal = self.fatal
-        other.undoing = self.undoing
-        other.live = self.live
         other.task = self.task
-        other.cancelled = self.cancelled
-        other._context_key = self._context_key
+        other.world, other.alive, other.struck = self.world, self.alive, self.struck
+        other.results, other.layers = self.results, self.layers
+        if self.late:
+            other.late = self.late
+        if self.fatal:
+            other.fatal = self.fatal
+        if self.undoing is not None:
+            other.undoing, other.undone = self.undoing, self.undone
+        if self.cancelled is not None:
+            other.cancelled = self.cancelled
+        if not self.live or self.served:
+            other.live, other.served = self.live, self.served
         if self.entries is not None:
             other.entries = self.entries.copy()
             other.journal = Journal(state, self.journal.clock)
             other.journal.events = self.journal.events.copy()
         return other
-
-    # ---- what it is
-
-    def context_key(self) -> tuple[Any, ...]:
-        """Return what decides the context."""
-        key = self._context_key
-        if key is None:
-            layers = self.layers.items() if self.model.linear else sorted(self.layers.items())
-            key = self._context_key = (*layers, *self.mutations)
-        return key
-
-    def forward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
-        """Return what decides all that can follow with this many faults left, before the saga turns back."""
-        numbers: Any = tuple(self.numbers.items())
-        return (
-            left,
-            numbers if ordered else frozenset(numbers),
-            self.context_key() if ordered else frozenset(self.context_key()),
-            frozenset(self.state.ambiguous),
-            self.alive,
-            self.effects.worlds.key(self.world),
-            tuple([sight for sight, _ in self.late]),
-            self.fatal,
-            self.live,
-        )
-
-    def backward_key(self, left: int, ordered: bool) -> tuple[Any, ...]:
-        """Return what decides all that can follow while undoing: "undone" and "never ran" are the same.
-
-        What struck a compensation for good only matters for later when it may be called again.
-        """
-        assert self.undoing is not None
-        numbers: Any = tuple(self.numbers.items())
-        again = left > 0 or self.model.on_compensation_failure == "retry_then_continue"
-        todo, failed, again_now = self.undoing
-        return (
-            left,
-            todo if ordered else frozenset(todo),
-            failed if ordered else frozenset(failed),
-            again_now,
-            numbers if ordered else frozenset(numbers),
-            self.context_key() if ordered else frozenset(self.context_key()),
-            frozenset(self.state.ambiguous),
-            self.alive,
-            self.effects.worlds.key(self.world),
-            tuple([sight for sight, _ in self.late]),
-            tuple(self.struck.items()) if again else tuple(self.struck),
-            self.undone if self.effects.undone_read else None,
-        )
 
     def ready(self) -> list[str]:
         """Return the steps that can start, in the model's order."""
@@ -265,7 +220,8 @@ class Branch(Execution):
         if undone:
             assert self._last is not None
             self._forget(name, self._last)
-            await self.deliver(name)
+            if self.late:
+                await self.deliver(name)
         elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
             self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
         self.undoing = self.undoing.after(name, undone, self.model)
@@ -278,7 +234,7 @@ class Branch(Execution):
         recovered = await self._recover()
         state = self.state
         for name, result in state.results.items():
-            if name not in self.numbers:
+            if not self.effects.stacks.number(self.results, name):
                 self._keep_number(name, self.effects.number_of(result, state.layers.get(name, NO_DELTA)))
         return recovered
 
@@ -302,7 +258,11 @@ class Branch(Execution):
         for sight, context in waiting:
             operation = self.definition.steps[sight.step].action
             now = sight._replace(world=self.world)
-            effect, self.world = self.effects.known(now) or await self.effects.call(now, operation, context, (), {})
+            found = self.effects.known(now)
+            if found is None:
+                found = await self.effects.call(now, operation, context, (), {})
+                self.effects.keep(now, found)
+            effect, self.world = found
             if effect.error is None:
                 self.alive |= {sight.step}
             self._enter(sight.step, False, 0, effect.error is None)
@@ -336,7 +296,7 @@ class Branch(Execution):
         fault = self._next_fault(kind, step)
         if fault is None:
             return await self._effect(operation, arguments, kind, step, attempt)
-        how = fault.kind.removeprefix("undo-")
+        how = _HOW[fault.kind]
         if how == "late":
             # What the world will be then is not known yet.
             self.late += ((self._sight(kind, step, arguments)._replace(world=-1), self.state.context),)
@@ -370,15 +330,16 @@ class Branch(Execution):
         undo = kind == "compensation"
         if self._place < len(self._script):
             fault = self._script[self._place]
-            if not fault.kind.endswith("crash-recorded"):
+            how = _HOW[fault.kind]
+            if how != "crash-recorded":
                 self._hits = self._place + 1
-                if fault.kind.removeprefix("undo-") not in PERSISTENT:
+                if how not in PERSISTENT:
                     self._place += 1
                 elif undo and step not in self.struck:
                     self.struck = {**self.struck, step: fault.kind}
                 return fault
-        if undo and self.struck.get(step, "").removeprefix("undo-") in PERSISTENT:
-            return Fault(step, self.struck[step])
+        if undo and self.struck and _HOW[kept := self.struck.get(step, "")] in PERSISTENT:
+            return Fault(step, kept)
         return None
 
     def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
@@ -389,9 +350,14 @@ class Branch(Execution):
 
     def _sight(self, kind: CallKind, step: str, arguments: tuple[Any, ...]) -> Sight:
         undo = kind != "action"
-        second = self.numbers.get(step, 0) if undo and len(arguments) > 1 else 0
-        undone = self.undone if undo and self.effects.undone_read else ()
-        return Sight(step, kind, self.context_key(), second, undone, self.world)
+        effects, context = self.effects, self.layers
+        second = effects.stacks.number(self.results, step) if undo and len(arguments) > 1 else 0
+        undone = self.undone if undo and effects.undone_read else ()
+        if kind == "compensation" and self.undoing is not None and self.undoing.failed:
+            context = visible(self, (step,))
+        if not self.model.linear:
+            context = effects.stacks.unordered(context)
+        return Sight(step, kind, context, second, undone, self.world)
 
     async def _effect(
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
@@ -404,7 +370,11 @@ class Branch(Execution):
         found = effects.known(known_as)
         if found is None:
             undone = state.undone if kind != "action" else {}
-            found = await effects.call(sight, operation, state.context, arguments[1:], undone, known_as)
+            found = await effects.call(sight, operation, state.context, arguments[1:], undone)
+            if kind == "compensation":
+                await self._check_unread(sight, operation, arguments[1:], found)
+                known_as = known_as._replace(context=self._sight(kind, step, arguments).context)  # it may read more now
+            effects.keep(known_as, found)
         effect, self.world = found
         self._last = effect
         if effect.mutated:
@@ -430,6 +400,16 @@ class Branch(Execution):
                 typed.put(view, effect.set)
         return effect.result
 
+    async def _check_unread(
+        self, sight: Sight, operation: Operation, second: tuple[Any, ...], found: tuple[Effect, int]
+    ) -> None:
+        state, effects = self.state, self.effects
+        hidden = unread(self, effects.read_by((sight.step,)))
+        if hidden and effects.may_read_more(sight.step):
+            left_out = {key for step in hidden for key in state.layers[step].set}
+            context = {key: value for key, value in state.context.items() if key not in left_out}
+            await effects.check_unread(sight, operation, context, second, state.undone, found)
+
     def _enter(self, step: str, undo: bool, attempt: int, happened: bool) -> None:
         if self.entries is not None:
             moment = 2 * len(self.entries) + 1
@@ -446,24 +426,22 @@ class Branch(Execution):
                     break
             else:
                 state.initial = {**state.initial, key: value}
-            self.mutations += ((key, effect.number),)
-        self._context_key = None
+            self.layers = self.effects.stacks.push(self.layers, f"={key}", effect.number)
 
     def _keep_number(self, step: str, number: int) -> None:
-        self._context_key = None
-        self.numbers[step] = number
+        stacks = self.effects.stacks
+        self.results = stacks.push(stacks.without(self.results, step), step, number)
         if step in self.state.layers:
-            self.layers.pop(step, None)
-            self.layers[step] = number
+            self.layers = stacks.push(stacks.without(self.layers, step), step, number)
 
     def _forget(self, step: str, effect: Effect) -> None:
-        self._context_key = None
-        self.numbers.pop(step, None)
-        self.layers.pop(step, None)
+        stacks = self.effects.stacks
+        self.results = stacks.without(self.results, step)
+        self.layers = stacks.without(self.layers, step)
         self.undone += ((step, effect.number),)
         layer = f"undo:{step}"
         if layer in self.state.layers:
-            self.layers[layer] = effect.number
+            self.layers = stacks.push(stacks.without(self.layers, layer), layer, effect.number)
 
     def _noted(self, error: BaseException) -> BaseException:
         self._raised.append(error)

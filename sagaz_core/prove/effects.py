@@ -7,27 +7,24 @@ Where all of these are the same, so is what it does: that is measured before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.prove.looks import Looked, Undone, WatchedContext
+from sagaz_core.prove.stacks import Stacks
 from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
-from sagaz_core.saga.context import SagaContext, TypedContext
+from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
     from sagaz_core.saga.step import Operation
 
-_ATOMS = frozenset(
-    {str, int, float, bool, bytes, type(None), Decimal, UUID, datetime, date, time, timedelta, complex, frozenset}
-)
 _MISSING = object()
 
 
@@ -44,7 +41,7 @@ class Sight(NamedTuple):
 
     step: str
     kind: str
-    context: tuple[Any, ...]
+    context: int
     result: int
     undone: tuple[Any, ...]
     world: int
@@ -73,12 +70,17 @@ class Effects:
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
         self.worlds = worlds
+        self.stacks = Stacks()
         self.executions = 0
         self.limit = limit
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
         self.seen_by_world: set[str] = set()
         self.undone_read = False
+        self.relied_on_reads = self.reads_changed = False
+        self._undo_reads: dict[str, frozenset[str] | None] = {}
+        self._checked: set[str] = set()
+        self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
         self._typed = typed
@@ -108,9 +110,8 @@ class Effects:
         context: Mapping[str, Any],
         second: tuple[Any, ...],
         undone: Mapping[str, Any],
-        known_as: Sight | None = None,
     ) -> tuple[Effect, int]:
-        """Call the operation in the world that it sees, and keep what it did, for all that is `known_as` the same.
+        """Call the operation in the world that it sees, and return what it did and the world's state after it.
 
         Raises `Stopped`.
         """
@@ -128,16 +129,70 @@ class Effects:
             raise Stopped(error) from error
         if world != sight.world:
             self.seen_by_world.add(sight.step)
-        if made.undone_read:
+        looked = made.looked
+        if looked.undone:
             self.undone_read = True
         if sight.kind == "action":
-            self.reads.setdefault(sight.step, set()).update(made.reads)
+            self.reads.setdefault(sight.step, set()).update(looked.reads)
             written = effect.result if isinstance(effect.result, Mapping) else {}
             self.writes.setdefault(sight.step, set()).update(effect.set, effect.deleted, written)
-        found = effect, world
+        elif sight.kind == "compensation":
+            self._note_reads(sight.step, looked)
+        return effect, world
+
+    def keep(self, sight: Sight, found: tuple[Effect, int]) -> None:
+        """Let what a call did be known for all that see the same."""
         if self._keep:
-            self._known[known_as or sight] = found
+            self._known[sight] = found
+
+    # ---- what compensations read of the context
+
+    def read_by(self, steps: Sequence[str]) -> frozenset[str] | None:
+        """Return the context keys that the compensations of these steps were seen to read; `None` is all of them.
+
+        What the caller leaves out for it is no longer sound when one is seen to read more: then `reads_changed`.
+        """
+        found = self._read_by.get(steps)
+        if found is None and steps not in self._read_by:
+            reads = [self._undo_reads.get(step, frozenset()) for step in steps]
+            known = [keys for keys in reads if keys is not None]
+            everything = self._typed is not None or len(known) < len(reads)
+            found = self._read_by[steps] = None if everything else frozenset().union(*known)
         return found
+
+    def may_read_more(self, step: str) -> bool:
+        """Whether it was not checked yet that the step's compensation reads only what it is seen to read."""
+        return step not in self._checked
+
+    async def check_unread(
+        self,
+        sight: Sight,
+        operation: Operation,
+        context: Mapping[str, Any],
+        second: tuple[Any, ...],
+        undone: Mapping[str, Any],
+        found: tuple[Effect, int],
+    ) -> None:
+        """Call a compensation once more, without keys that it was not seen to read: it must do what was `found`.
+
+        If it does not, it reads them in a way that cannot be seen, and from now on everything counts as read by it.
+        """
+        self._checked.add(sight.step)
+        effect, world = await self.call(sight, operation, context, second, undone)
+        if (effect.number, world) != (found[0].number, found[1]):
+            self._undo_reads[sight.step] = None
+            self._read_by.clear()
+            self.reads_changed = True
+
+    def _note_reads(self, step: str, looked: Looked) -> None:
+        before = self._undo_reads.get(step, frozenset())
+        if before is None:
+            return
+        now = None if looked.everything else before | looked.reads | looked.touched
+        if now != before:
+            self._undo_reads[step] = now
+            self._read_by.clear()
+            self.reads_changed = self.relied_on_reads
 
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
         made_before = self._tasks_made()
@@ -216,17 +271,16 @@ class _Made:
         self._typed = typed
         self._given = {key: _copied(value) for key, value in context.items()}
         self._context = context
-        self.reads: set[str] = set()
-        self.undone_read = False
+        self.looked = Looked()
         self.view: Any
-        seen = _Undone(self, undone)
+        seen = Undone(self.looked, undone)
         if typed is None:
-            self.view = _WatchedContext(self._given)
-            self.view._reads = self.reads
+            self.view = WatchedContext(self._given)
+            self.view.looked = self.looked
             self.view.compensation_results = seen
         else:
             self.view = typed.view(self._given, seen)
-            self.undone_read = bool(undone)  # a model is not watched: it may have looked
+            self.looked.undone = bool(undone)  # a model is not watched: it may have looked
 
     def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
         """Return the keys set, deleted, and changed in place."""
@@ -241,52 +295,13 @@ class _Made:
         mutated = {
             key: value
             for key, value in self._given.items()
-            if type(value) not in _ATOMS and _differ(self._context[key], value)
+            if type(value) not in ATOMS and _differ(self._context[key], value)
         }
         return changed, deleted, {key: value for key, value in mutated.items() if key not in changed}
 
 
-class _Undone(Mapping[str, Any]):
-    """What the compensations returned; it notices that somebody looks."""
-
-    def __init__(self, made: _Made, results: Mapping[str, Any]) -> None:
-        self._made = made
-        self._results = results
-
-    def __getitem__(self, key: str) -> Any:
-        self._made.undone_read = True
-        return self._results[key]
-
-    def __iter__(self) -> Iterator[str]:
-        self._made.undone_read = True
-        return iter(self._results)
-
-    def __len__(self) -> int:
-        self._made.undone_read = True
-        return len(self._results)
-
-
-class _WatchedContext(SagaContext):
-    """A context that notes which keys are read. What looks at all of it reads all of it."""
-
-    _reads: set[str]
-
-    def __getitem__(self, key: str) -> Any:
-        self._reads.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self._reads.add(key)
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        if isinstance(key, str):
-            self._reads.add(key)
-        return super().__contains__(key)
-
-
 def _copied(value: Any) -> Any:
-    return value if type(value) in _ATOMS else decode(encode(value), resolve=importing_class)
+    return value if type(value) in ATOMS else decode(encode(value), resolve=importing_class)
 
 
 def _differ(one: Any, other: Any) -> bool:

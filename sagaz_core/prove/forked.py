@@ -20,13 +20,15 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects
+from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import Scripts, plan_counts, rank
 from sagaz_core.prove.summary import Found, Path, Summary
-from sagaz_core.prove.tree import Tree, noticed
+from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
+from sagaz_core.prove.unordered import every_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.watch import watched
 from sagaz_core.prove.worlds import NotForkableError, Worlds
@@ -156,13 +158,21 @@ class Forked:
         began = encode(initial)
         possible = sum(plan_counts(self.scripts, self.search.depth))
         progress = self.search.on_progress
-        tree = Tree(
-            self.scripts,
-            effects,
+        orders = every_order(self.model)
+        ends = Ends(
+            self.model,
+            self.worlds,
             self.initial,
             lambda state: left_in_context(state, began),
             reference=self.reference,
             witness=bool(self.subject.world) and not self.search.recorded,
+            ordered=not orders,
+        )
+        tree = Tree(
+            self.scripts,
+            effects,
+            ends,
+            orders=orders,
             merge=self.merge,
             recorded=dict(self.search.recorded),
             over=self.search.over,
@@ -265,7 +275,7 @@ class Forked:
         """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
         end = await tree.walk(root, path)
         plan = FaultPlan(path.faults)
-        evidence = tree.evidence(end, plan)
+        evidence = tree.ends.evidence(end, plan)
         changes = self.worlds.changes(self.initial, end.world)
         return Outcome(evidence, changes, self.subject.reproduce, None, self.worlds.reading(end.world), plan)
 

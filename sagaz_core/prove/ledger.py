@@ -34,7 +34,8 @@ class Ledger:
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call and write it down."""
-        if call.kind != "action" and call.kind != "compensation":
+        kind = call.kind
+        if kind != "action" and kind != "compensation":
             return await proceed()
         began = self._moment = self._moment + 1
         happened = False
@@ -44,9 +45,7 @@ class Ledger:
             return result
         finally:
             self._moment += 1
-            self.entries.append(
-                Entry(call.step, call.kind == "compensation", call.attempt, began, self._moment, happened)
-            )
+            self.entries.append(Entry(call.step, kind == "compensation", call.attempt, began, self._moment, happened))
 
     def effects(self, step: str) -> tuple[list[int], list[int]]:
         """Return the moments at which the step's effect happened, and those at which it was undone."""

@@ -7,6 +7,7 @@ then it is bisected. After them come the single faults, those first that find mo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sagaz_core.faults.kinds import KINDS, why_not
@@ -40,10 +41,11 @@ def packed_plans(model: SagaModel, kinds: Iterable[str], first: str | None = Non
     return plans
 
 
-def few_plans(model: SagaModel) -> list[FaultPlan]:
+@lru_cache(maxsize=64)
+def few_plans(model: SagaModel) -> tuple[FaultPlan, ...]:
     """Return at most 2N + 10 plans: the packed ones, and each step failed after and before."""
     last, *fatal = [FaultPlan((Fault(step, kind),)) for kind in ("after", "before") for step in reversed(model.order)]
-    return [last, *packed_plans(model, KINDS), *fatal]  # what undoes everything finds most
+    return (last, *packed_plans(model, KINDS), *fatal)  # what undoes everything finds most
 
 
 def _in_a_chain(steps: Iterable[str], model: SagaModel) -> list[str]:

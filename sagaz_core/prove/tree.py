@@ -2,11 +2,11 @@
 
 A node is a saga between two operations with a number of faults left. From it go one branch without a fault and one for
 each script of faults that the next operation can have. What follows from a node depends on its key alone (see
-`Branch.forward_key`), so it is worked out once: `counts` adds up the plans that end below it, `found` has what is wrong
+`keys`), so it is worked out once: `counts` adds up the plans that end below it, `found` has what is wrong
 with them.
 
 In a DAG the nodes are the sets of steps that can be complete together (the ideals of the order), not interleavings; so
-are the states of a rollback. With more than `MAX_IDEALS` of them two orders are tried: newest first, oldest first.
+are the states of a rollback. With too many of them two orders are tried: newest first, oldest first.
 """
 
 from __future__ import annotations
@@ -15,37 +15,35 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.faults.plan import Fault
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects, Stopped
-from sagaz_core.prove.evidence import Evidence
-from sagaz_core.prove.ledger import Entry, Ledger
-from sagaz_core.prove.oracle import judge
+from sagaz_core.prove.ends import Ends
+from sagaz_core.prove.keys import backward_key, forward_key
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
-from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
-    from sagaz_core.state import SagaState
 
-MAX_IDEALS = 4096
+_STRAIGHT = Move(0, ())
 MAX_SIBLINGS = 4
 SAMPLE = 100
 
 
 class Tree:
-    """Explores one saga. `merged` counts the nodes that were met again; `covered` the plans known to be done."""
+    """Explores one saga, in every order of its steps with `orders`.
+
+    `merged` counts the nodes that were met again; `covered` the plans known to be done.
+    """
 
     def __init__(
         self,
         scripts: Scripts,
         effects: Effects,
-        initial: int,
-        left_in_context: Callable[[SagaState], dict[str, str]],
+        ends: Ends,
         *,
-        reference: int | None = None,
-        witness: bool = True,
+        orders: bool = False,
         merge: bool = True,
         recorded: dict[str, Served] | None = None,
         over: Callable[[], bool] = lambda: False,
@@ -59,11 +57,8 @@ class Tree:
         self.spent = False
         self.checked: set[tuple[str, str]] = set()
         self.samples: list[tuple[tuple[Fault, ...], frozenset[Found]]] = []
-        self.orders = self.model.linear is False and ideals(self.model, MAX_IDEALS) <= MAX_IDEALS
-        self._initial = initial
-        self._reference = reference
-        self._left_in_context = left_in_context
-        self._witness = witness
+        self.ends = ends
+        self._orders = orders
         self._merge = merge
         self._recorded = recorded or {}
         self._over = over
@@ -71,8 +66,7 @@ class Tree:
         self._memo: dict[tuple[Any, ...], Summary] = {}
         self._hits = [0, 0]
         self._prefix: list[tuple[Fault, ...]] = []
-        self._ordered = not self.orders
-        self._ends: dict[tuple[Any, ...], tuple[Found, ...]] = {}
+        self._ordered = not orders
         self.places = {name: place for place, name in enumerate(self.model.order)}
 
     async def explore(self, root: Branch, depth: int) -> Summary:
@@ -82,10 +76,12 @@ class Tree:
         self._one = (1,) + (0,) * depth
         while True:
             watched = self.effects.undone_read
+            self.effects.relied_on_reads = self.effects.reads_changed = False
             summary = await self._forward(root, depth)
-            if self.effects.undone_read is watched:
+            if self.effects.undone_read is watched and not self.effects.reads_changed:
+                self._memo.clear()  # or the garbage collector goes through it
                 return summary
-            # A compensation looks at what others returned, so states that were the same are not.
+            # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
             self.samples.clear()
             self.covered = self.merged = 0
@@ -97,7 +93,7 @@ class Tree:
         ready = at.ready()
         if not ready:
             return await self._at_end(at, left)
-        key = at.forward_key(left, self._ordered)
+        key = forward_key(at, left, self._ordered)
         known = self._known(key, at)
         if known is not None:
             return known
@@ -111,7 +107,7 @@ class Tree:
         return self._kept(key, total)
 
     def _forward_choices(self, ready: list[str]) -> Sequence[str]:
-        if self.orders:
+        if self._orders:
             return ready
         return ready[:1] if len(ready) == 1 or self.model.linear else (ready[0], ready[-1])
 
@@ -224,7 +220,9 @@ class Tree:
         todo = at.undoing.todo
         if not todo:
             return await self._ended(at)
-        key = at.backward_key(left, self._ordered)
+        if not left and self.model.linear:
+            return await self._straight_back(at.fork())
+        key = backward_key(at, left, self._ordered)
         known = self._known(key, at)
         if known is not None:
             return known
@@ -244,12 +242,35 @@ class Tree:
                     total.add(Move(place, script), below)
         return self._kept(key, total)
 
+    async def _straight_back(self, branch: Branch) -> Summary:
+        """Go on where nothing is left to choose, on one branch, to the end or to what is known."""
+        passed = []
+        while True:
+            assert branch.undoing is not None
+            todo = branch.undoing.todo
+            if not todo:
+                below = await self._ended(branch)
+                break
+            key = backward_key(branch, 0, self._ordered)
+            known = self._known(key, branch)
+            if known is not None:
+                below = known
+                break
+            passed.append(key)
+            if not await self._run(branch, todo[0], (), undo=True):
+                return Summary(self._zero, {})
+        for key in reversed(passed):
+            if below.found:
+                below = Summary(below.counts, {what: path.after(_STRAIGHT) for what, path in below.found.items()})
+            self._keep(key, below)
+        return below
+
     def _back_choices(self, todo: tuple[str, ...], late: Sequence[Any]) -> Sequence[str]:
         if self.model.linear or len(todo) == 1 or late:
             return todo[:1]  # what is late comes after its own compensation, which is the first: one order shows it
         below, left = self.model.descendants, set(todo)
         enabled = [step for step in todo if not below[step] & left]
-        if self.orders:
+        if self._orders:
             return enabled
         return enabled[:1] if len(enabled) == 1 else (enabled[0], enabled[-1])
 
@@ -259,56 +280,13 @@ class Tree:
             return None
         return await self._back(branch, left)
 
-    # ---- the ends
-
     async def _ended(self, at: Branch) -> Summary:
-        branch = at if at.undoing is None and at.turning_back else at.fork()
         try:
-            await branch.end()
+            found = await self.ends.found(at)
         except Stopped as stopped:
             self._stop(stopped)
             return Summary(self._zero, {})
-        key = (*branch.backward_key(0, self._ordered), branch.state.status) if branch.undoing is not None else None
-        found = None if key is None else self._ends.get(key)
-        if found is None:
-            found = tuple({(finding.verdict, finding.step): None for finding in judge(self.evidence(branch))})
-            if key is not None:
-                self._ends[key] = found
         return Summary(self._one, dict.fromkeys(found, Path(())))
-
-    def evidence(self, branch: Branch, plan: FaultPlan | None = None) -> Evidence:
-        """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
-        state, worlds = branch.state, self.effects.worlds
-        context_is_back = not branch.layers and not branch.mutations
-        if branch.entries is not None:
-            ledger = Ledger(branch.served)
-            ledger.entries = branch.entries
-        else:
-            ledger = Ledger()
-            alive = sorted(branch.alive, key=self.places.__getitem__)
-            ledger.entries = [Entry(step, False, 1, 1, 1, True) for step in alive]
-        return Evidence(
-            model=self.model,
-            plan=plan if plan is not None else self._plan(branch),
-            missed=(),
-            claimed=state.status,
-            state=state,
-            events=branch.journal.events if branch.entries is not None else (),
-            ledger=ledger,
-            world_changes=worlds.changes(self._initial, branch.world) if self._witness else None,
-            reference_changes=None
-            if not self._witness or self._reference is None
-            else worlds.changes(self._reference, branch.world),
-            cancelled=branch.cancelled is not None,
-            left_in_context={} if context_is_back else self._left_in_context(state),
-        )
-
-    def _plan(self, branch: Branch) -> FaultPlan:
-        kept = []
-        for step, kind in branch.struck.items():
-            times = self.model.step(step).compensation_retries + 1 if "flaky" in kind else 1
-            kept.append(Fault(step, kind, times=times))
-        return FaultPlan((*branch.fatal, *kept))
 
     # ---- one path again, with all that happens on it
 
@@ -371,46 +349,14 @@ class Tree:
 
     def _kept(self, key: tuple[Any, ...], total: Total) -> Summary:
         summary = total.summary()
+        self._keep(key, summary)
+        return summary
+
+    def _keep(self, key: tuple[Any, ...], summary: Summary) -> None:
         if self._merge and not self.spent:
             self._memo[key] = summary
-        return summary
 
     def _progress(self, below: Summary) -> None:
         self.covered += sum(below.counts)
         if self._on_progress is not None:
             self._on_progress(self.covered)
-
-
-def ideals(model: Any, limit: int) -> int:
-    """Return how many sets of steps can be complete together, or a number above `limit`."""
-    seen: set[frozenset[str]] = {frozenset()}
-    new = list(seen)
-    while new and len(seen) <= limit:
-        done = new.pop()
-        for step in model.steps:
-            if step.name not in done and done.issuperset(step.depends_on):
-                more = done | {step.name}
-                if more not in seen:
-                    seen.add(more)
-                    new.append(more)
-    return len(seen)
-
-
-def noticed(effects: Effects, model: Any) -> dict[Found, Finding]:
-    """Return what was seen of steps that nothing orders: one reads what the other writes."""
-    found: dict[Found, Finding] = dict(effects.noticed)
-    for reader, keys in effects.reads.items():
-        for writer, written in effects.writes.items():
-            if reader == writer or reader in model.ancestors[writer] or writer in model.ancestors[reader]:
-                continue
-            for key in sorted(keys & written):
-                found.setdefault(
-                    (Verdict.OUT_OF_ORDER, reader),
-                    Finding(
-                        Verdict.OUT_OF_ORDER,
-                        reader,
-                        f"{reader!r} reads {key!r}, which {writer!r} writes, and nothing says which comes first",
-                        f"declare depends_on={writer!r} at step {reader!r}",
-                    ),
-                )
-    return found

@@ -89,7 +89,11 @@ def _no_capture() -> ReplayConfig:
 
 
 class Trial:
-    """The parts of one run under a plan."""
+    """The parts of one run under a plan.
+
+    It keeps neither the run's options, which refer to it, nor its errors, whose tracebacks do: so nothing of it is left
+    to the garbage collector, however many runs there are.
+    """
 
     def __init__(self, subject: Subject, plan: FaultPlan) -> None:
         self.subject = subject
@@ -100,14 +104,6 @@ class Trial:
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
-        self.exception: BaseException | None = None
-        self.options = RunOptions(
-            interceptors=(*subject.interceptors, self),
-            observers=(self.injector.observe,) if self.injector.observes else (),
-            on_journal=self._on_journal,
-            clock=subject.clock,
-            replay_config=_no_capture(),
-        )
 
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
@@ -135,7 +131,7 @@ class Trial:
         world = subject.world or None
         before = await world.read() if world else None
         initial = encode(dict(subject.context), "context")
-        claimed = await self._run_to_its_end(adapter, saga, decode(initial, resolve=importing_class))
+        claimed, exception = await self._run_to_its_end(adapter, saga, decode(initial, resolve=importing_class))
         await self.injector.deliver_late()
         changes = reference_changes = after = None
         if world and before is not None:
@@ -158,12 +154,24 @@ class Trial:
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
         )
-        return Outcome(evidence, changes or (), subject.reproduce, self.exception, after, self.plan)
+        return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
-    async def _run_to_its_end(self, adapter: Adapter, saga: Any, context: dict[str, Any]) -> SagaStatus:
-        subject = self.subject
+    def _options(self) -> RunOptions:
+        return RunOptions(
+            interceptors=(*self.subject.interceptors, self),
+            observers=(self.injector.observe,) if self.injector.observes else (),
+            on_journal=self._on_journal,
+            clock=self.subject.clock,
+            replay_config=_no_capture(),
+        )
+
+    async def _run_to_its_end(
+        self, adapter: Adapter, saga: Any, context: dict[str, Any]
+    ) -> tuple[SagaStatus, BaseException | None]:
+        """Run it, and on after each simulated crash; return what the engine says, and what turned the saga back."""
+        subject, options = self.subject, self._options()
         run: Callable[[], Any] = partial(
-            adapter.run, saga, context, saga_id=subject.saga_id, served=subject.served, options=self.options
+            adapter.run, saga, context, saga_id=subject.saga_id, served=subject.served, options=options
         )
         limit = MAX_RESUMES + len(self.injector.plan.faults)
         for _ in range(limit):
@@ -173,17 +181,14 @@ class Trial:
                 # Another process takes over: all it has is what was recorded, read back from bytes.
                 saga = adapter.create(subject.make())
                 state = SagaState.from_data(decode(encode(self.state.to_data(), "state"), resolve=importing_class))
-                run = partial(adapter.resume, saga, state, options=self.options)
+                run = partial(adapter.resume, saga, state, options=options)
             except asyncio.CancelledError as error:
                 if not any(fault.kind == "cancel" for fault in self.injector.fired):
                     raise
                 self.cancelled = True
-                self.exception = error
-                return self.state.status
+                return self.state.status, error
             else:
-                self.exception = result.exception
-                status: SagaStatus = result.status
-                return status
+                return result.status, result.exception
         raise PlanError(f"{self.injector.plan}: the saga did not end after {limit} resumed runs")
 
     async def _guarded(self, run: Callable[[], Any]) -> Any:
@@ -194,9 +199,12 @@ class Trial:
 
 
 def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
-    """Return the keys of a rolled-back saga's context that are not as they were, and how. `began` is encoded."""
+    """Return the keys of a rolled-back saga's context that are not as they were, and how.
+
+    `began` is what it was, encoded; empty when no operation was called, so that nothing can have changed it.
+    """
     context = state.context
-    if state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
+    if not began or state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
         return {}
     before: dict[str, Any] = decode(began, resolve=importing_class)
     found = {}

@@ -34,6 +34,8 @@ class Worlds:
         self._numbers: dict[tuple[bytes, ...], int] = {}
         self._keys: list[int] = []
         self._key_numbers: dict[tuple[bytes, ...], int] = {}
+        self._whole_keys: dict[int, int] = {}
+        self._whole_numbers: dict[tuple[bytes, ...], int] = {}
         self._proved: set[str] = set()
         self._changes: dict[tuple[int, int], tuple[Change, ...]] = {}
         self.current = -1
@@ -64,6 +66,14 @@ class Worlds:
     def key(self, number: int) -> int:
         """Return the number that all states share which are the same but for order and append-only data."""
         return self._keys[number]
+
+    def whole_key(self, number: int) -> int:
+        """Return the number that all states share which are the same but for order, with append-only data."""
+        found = self._whole_keys.get(number)
+        if found is None:
+            parts = tuple([encode(_ordered(_decoded(blob))) for blob in self._blobs[number]])
+            found = self._whole_keys[number] = self._whole_numbers.setdefault(parts, len(self._whole_numbers))
+        return found
 
     def put(self, number: int) -> None:
         """Put the fakes into this state. Raises `NotForkableError` for a fake that does not take its own state."""

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recording:
-    """One saga as it was recorded: who it is, its events in order, and its snapshots (encoded states)."""
+    """One saga as it was recorded: who it is, its events in order, and its snapshots (encoded states).
+
+    The snapshots are as they were stored; one that is damaged is found when its state is read, and no replay needs it.
+    """
 
     record: SagaRecord
     events: tuple[Event, ...]
@@ -57,7 +60,7 @@ class Recording:
         cursor: str | None = None
         while True:
             page = await storage.list_snapshots(identity, cursor=cursor)
-            snapshots += [standalone(snapshot, state_bytes(snapshot)) for snapshot in page.items]
+            snapshots += page.items
             cursor = page.cursor
             if cursor is None:
                 return cls(record, tuple(events), tuple(snapshots))
@@ -70,7 +73,8 @@ class Recording:
                 f"nothing was written; use another store"
             )
         events = [pack_event(self.saga_id, event) for event in self.events]
-        await storage.write(Batch(self.saga_id, self.record, events, self.snapshots, self._summary()))
+        snapshots = [standalone(snapshot, state_bytes(snapshot)) for snapshot in self.snapshots]
+        await storage.write(Batch(self.saga_id, self.record, events, snapshots, self._summary()))
 
     def _summary(self) -> SagaSummary:
         state = self._end

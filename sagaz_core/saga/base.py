@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_args
 
@@ -132,16 +131,24 @@ class Saga(Generic[ContextT]):
         """
         if self._definition is None:
             steps = {**self._declared.bound_to(self), **self._added}
+            config = self.config
+            policy = "continue_on_error" if config is None else config.on_compensation_failure
             # The description of a class is the same for all of its instances.
-            key = None if self._added else (self.name, self.version)
-            model = None if key is None else self._declared.models.get(key)
-            made = Definition(self.name, steps, version=self.version, typed=self._typed(), model=model)
-            if key is not None:
+            key = (self.name, self.version, policy)
+            model = None if self._added else self._declared.models.get(key)
+            made = Definition(
+                self.name,
+                steps,
+                version=self.version,
+                typed=self._typed(),
+                on_compensation_failure=policy,
+                model=model,
+            )
+            if config is not None:
+                made.on_sibling_failure = config.on_sibling_failure
+                made.forward_retries = config.forward_retries
+            if not self._added:
                 self._declared.models[key] = made.model
-            if self.config is not None:
-                made.model = replace(made.model, on_compensation_failure=self.config.on_compensation_failure)
-                made.on_sibling_failure = self.config.on_sibling_failure
-                made.forward_retries = self.config.forward_retries
             self._definition = made
         definition = self._definition
         for change in self._changes:
@@ -175,9 +182,7 @@ class Saga(Generic[ContextT]):
         `context` is a mapping, or a model for a typed saga. Raises `DefinitionError` when the saga cannot run,
         `CancelledError` when its task was cancelled (after compensating), and what capture raised.
         """
-        from sagaz_core.engine.run import run_saga  # the engine is above this layer; declaring must not load it
-
-        return await run_saga(self, context, saga_id=saga_id)
+        return await _runner()(self, context, saga_id=saga_id)
 
     async def execute(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
         """Do what `run` does."""
@@ -190,7 +195,7 @@ class Saga(Generic[ContextT]):
         still. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and `UsageError`
         without a `snapshot_storage`; else as `run`.
         """
-        from sagaz_core.engine.run import resume_stored  # as in run()
+        from sagaz_core.engine.run import resume_stored  # as in _runner()
 
         return await resume_stored(self, saga_id, allow_drift=allow_drift)
 
@@ -201,9 +206,16 @@ class Saga(Generic[ContextT]):
         `await` it to have it stored at once; without (in a sync step) it is stored with the next events. In a thread it
         is stored when the call returns. Raises `UsageError` outside of a captured run.
         """
-        from sagaz_core.engine.capture import take_snapshot  # as in run()
+        from sagaz_core.engine.capture import take_snapshot  # as in _runner()
 
         return take_snapshot(label)
+
+
+@cache
+def _runner() -> Callable[..., Awaitable[SagaResult]]:
+    from sagaz_core.engine.run import run_saga  # the engine is above this layer; declaring must not load it
+
+    return run_saga
 
 
 def _context_model(cls: Any) -> type[Any] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import is_
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,21 @@ class SagaContext(dict[str, Any]):
     """
 
     compensation_results: Mapping[str, Any] = _NO_RESULTS  # of the class: making a context costs no more than a dict
+    _touched = False
+
+
+def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def noting(self: SagaContext, *args: Any, **named: Any) -> Any:
+        self._touched = True
+        return method(self, *args, **named)
+
+    return noting
+
+
+# Most calls change nothing, and to compare the whole context after each takes longer than all else that is done for it.
+for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(SagaContext, _name, _noting(getattr(dict, _name)))
 
 
 def context_for_undo(data: Mapping[str, Any], results: Mapping[str, Any]) -> SagaContext:
@@ -38,7 +53,7 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
     """
     changed: dict[str, Any] = {}
     deleted: tuple[str, ...] = ()
-    if not _untouched(before, after):
+    if type(after) is not SagaContext or after._touched:
         changed = {key: value for key, value in after.items() if before.get(key, _MISSING) is not value}
         if len(after) - len(changed) < len(before):
             deleted = tuple(key for key in before if key not in after)
@@ -53,13 +68,6 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
         if deleted:
             deleted = tuple(key for key in deleted if key not in changed)
     return Delta(changed, deleted) if changed or deleted else NO_DELTA
-
-
-def _untouched(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether the copy has the same objects in the same order; a false one is only not known to."""
-    if len(before) != len(after):
-        return False
-    return all(map(is_, after, before)) and all(map(is_, after.values(), before.values()))
 
 
 class TypedContext:

@@ -119,39 +119,36 @@ def dependency_names(names: Iterable[str], step: str) -> tuple[str, ...]:
 class Declarations:
     """The steps of a class, with the attribute that holds each function, so that a subclass may override the method.
 
-    `models` keeps the descriptions of its sagas by name, and `inspected` what is known of its methods: instances are
-    made by the thousand.
+    `models` keeps the descriptions of its sagas by name, version and failure policy, and `inspected` what is known of
+    its methods: instances are made by the thousand.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
     attributes: dict[int, str] = field(default_factory=dict)
-    models: dict[tuple[str, str], SagaModel] = field(default_factory=dict)
+    models: dict[tuple[str, str, str], SagaModel] = field(default_factory=dict)
     inspected: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
     def bound_to(self, saga: object) -> dict[str, Step]:
         """Return the steps with the functions as methods of this saga."""
+
+        own, inspected = vars(saga), self.inspected
 
         def bind(operation: Operation | None) -> Operation | None:
             if operation is None:
                 return None
             attribute = self.attributes[id(operation)]
             function = getattr(saga, attribute)
-            if attribute in vars(saga):
+            if attribute in own:
                 return replace(operation, function=function)
-            found = self.inspected.get(attribute)
+            found = inspected.get(attribute)
             if found is None:
                 bound = replace(operation, function=function)
-                self.inspected[attribute] = bound.is_async, bound.takes_second
+                inspected[attribute] = bound.is_async, bound.takes_second
                 return bound
             return operation.bound(function, *found)
 
         return {
-            name: replace(
-                step,
-                action=bind(step.action) or step.action,
-                compensation=bind(step.compensation),
-                recovery=bind(step.recovery),
-            )
+            name: step.bound(bind(step.action) or step.action, bind(step.compensation), bind(step.recovery))
             for name, step in self.steps.items()
         }
 

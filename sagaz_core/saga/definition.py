@@ -25,7 +25,7 @@ class Recovery(Enum):
 class Definition:
     """What the engine runs. It holds nothing of a run, so that any number of runs can share it."""
 
-    __slots__ = ("first", "forward_retries", "model", "on_sibling_failure", "pivots", "steps", "typed", "waits_for")
+    __slots__ = ("forward_retries", "model", "on_sibling_failure", "pivots", "steps", "typed")
 
     def __init__(
         self,
@@ -45,8 +45,6 @@ class Definition:
         self.on_sibling_failure = on_sibling_failure
         self.forward_retries = forward_retries
         self.pivots = tuple(step.name for step in steps.values() if step.pivot)
-        self.waits_for = {step.name: len(set(step.depends_on)) for step in self.model.steps}
-        self.first = [name for name in self.model.order if not self.waits_for[name]]
 
 
 def _model(name: str, steps: Mapping[str, Step], version: str, on_compensation_failure: str) -> SagaModel:
@@ -69,10 +67,13 @@ def mapping_or_empty(context: Any) -> dict[str, Any]:
     """Return a run's initial context as a dict: `None` is empty, a pydantic model gives its fields."""
     if context is None:
         return {}
-    if isinstance(context, Mapping):
-        for key in context:
-            if not isinstance(key, str):
-                raise DefinitionError(f"the context key {key!r} is not a string: name the top-level keys with strings")
+    if type(context) is dict or isinstance(context, Mapping):
+        if not set(map(type, context)) <= {str}:
+            for key in context:
+                if not isinstance(key, str):
+                    raise DefinitionError(
+                        f"the context key {key!r} is not a string: name the top-level keys with strings"
+                    )
         return dict(context)
     if getattr(type(context), "model_fields", None) is None:
         raise DefinitionError(f"a context of type {type(context).__name__!r}: give a mapping or a pydantic model")

@@ -31,7 +31,7 @@ class Backoff:
             return self.cap
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
     """A function of the user's and how to call it. Times are in seconds; `None` is no limit."""
 
@@ -54,18 +54,13 @@ class Operation:
 
     def bound(self, function: Function, is_async: bool, takes_second: bool) -> Operation:
         """Return it with another function, of which it is known what it takes."""
+        # Not through `__init__`: each instance of a saga class binds all of its operations, which were checked before.
         made = object.__new__(Operation)
-        for name, value in zip(_FIELDS, (function, self.timeout, self.retries, self.backoff), strict=True):
-            object.__setattr__(made, name, value)
-        object.__setattr__(made, "is_async", is_async)
-        object.__setattr__(made, "takes_second", takes_second)
+        made.__dict__.update(self.__dict__, function=function, is_async=is_async, takes_second=takes_second)
         return made
 
 
-_FIELDS = ("function", "timeout", "retries", "backoff")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One declared step. `depends_on=None` means: after the step that was declared before it."""
 
@@ -83,6 +78,12 @@ class Step:
             raise DefinitionError(f"in_doubt={self.in_doubt!r} of step {self.name!r}: give 'ignore' or 'compensate'")
         if self.in_doubt == "compensate" and self.compensation is None:
             raise DefinitionError(f"step {self.name!r} has in_doubt='compensate' but no compensation: add @compensate")
+
+    def bound(self, action: Operation, compensation: Operation | None, recovery: Operation | None) -> Step:
+        """Return it with other operations."""
+        made = object.__new__(Step)
+        made.__dict__.update(self.__dict__, action=action, compensation=compensation, recovery=recovery)
+        return made
 
     def described(self, previous: str | None) -> StepModel:
         """Return its description; `previous` is the step declared before it."""

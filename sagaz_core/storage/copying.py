@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sagaz_core.errors import CopyError, CorruptDataError
 from sagaz_core.storage.base import Batch
 from sagaz_core.storage.frames import FrameWriter, state_bytes
-from sagaz_core.storage.seals import opened
+from sagaz_core.storage.seals import opened, sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def _copy_saga(stores: _Pair, record: SagaRecord, summary: SagaSummary | N
         done.there += 1
     else:
         await stores.target.write(Batch(saga_id, record))
-        await _copy_events(stores, saga_id, right, done)
+        await _copy_events(stores, saga_id, right, there, done)
         await _copy_snapshots(stores, saga_id, right, there, done)
     if summary is not None:
         await stores.target.write(Batch(saga_id, summary=summary))
@@ -114,14 +114,16 @@ async def _copy_replays(stores: _Pair, saga_id: str, done: Copied) -> None:
         done.replays += 1
 
 
-async def _copy_events(stores: _Pair, saga_id: str, right: _Found, done: Copied) -> None:
+async def _copy_events(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
+    """Write the events that are not there, each with its checksum, which a store in memory does without."""
     batch: list[StoredEvent] = []
     size = 0
     with suppress(CorruptDataError):  # as was told already
         async for event in stores.source.read_events(saga_id):
-            if _event_name(event) not in right.checksums:
+            name = _event_name(event)
+            if name in there.checksums or name not in right.checksums:
                 continue
-            batch.append(event)
+            batch.append(sealed(event.saga_id, event.seq, event.at, event.kind, event.step, opened(event)))
             size += len(event.data)
             if len(batch) == _EVENTS_AT_ONCE or size > _BYTES_AT_ONCE:
                 await stores.target.write(Batch(saga_id, events=batch))
@@ -165,12 +167,12 @@ async def _read(storage: SnapshotStorage, saga_id: str) -> _Found:
     try:
         async for event in storage.read_events(saga_id):
             try:
-                opened(event)
+                data = opened(event)
             except CorruptDataError as error:
                 found.damaged.append(str(error))
             else:
                 said: tuple[Any, ...] = (event.at - _EPOCH, event.kind, event.step)
-                found.checksums[_event_name(event)] = _checksum(said, event.data)
+                found.checksums[_event_name(event)] = _checksum(said, data)
     except CorruptDataError as error:
         found.damaged.append(f"the events of saga {saga_id!r} from there on are not copied: {error}")
     try:

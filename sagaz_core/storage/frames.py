@@ -17,6 +17,9 @@ Differences from the frame before, and not from the keyframe: over a saga of ten
 together in every store and are small, so that they come with the one that is asked for, in the same round trip.
 
 As a base is known by its digest, which covers the digest of its own base, each frame is sure of all that it is made of.
+
+In this process's memory nothing is damaged: there `data` is the state itself, which is known by how the codec's data
+begins and by its length.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from sagaz_core.errors import DamagedSnapshotError
-from sagaz_core.storage.codec import MAX_BYTES
+from sagaz_core.storage.codec import MAX_BYTES, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,10 +98,12 @@ def _will_last(before: SagaSnapshot, snapshot: SagaSnapshot) -> bool:
 
 
 def state_bytes(snapshot: SagaSnapshot) -> bytes:
-    """Return the encoded state that the snapshot holds, read with its bases.
+    """Return the encoded state that the snapshot holds, read with its bases, or that it is.
 
     Raises `DamagedSnapshotError`, also when the damage is in a snapshot that this one is based on, or that is missing.
     """
+    if is_whole(snapshot.data):
+        return snapshot.data
     chain = [_opened(snapshot)]
     while chain[-1].base:
         chain.append(_base_of(chain[-1], snapshot))

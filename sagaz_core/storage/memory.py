@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
@@ -104,7 +105,7 @@ class InMemorySnapshotStorage:
             if snapshots and not saga.snapshots.add(snapshots):
                 saga.forget_filters()
             if summary is not None and (saga.summary is None or summary.seq > saga.summary.seq):
-                saga.summary = replace(summary, tags=dict(summary.tags))
+                saga.summary = _own(summary)
             if record or events or snapshots or summary:
                 self._sagas[batch.saga_id] = saga
 
@@ -178,7 +179,7 @@ class InMemorySnapshotStorage:
             ),
             key=attrgetter("saga_id"),
         )
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
+        page = [_own(summary) for summary in found[:limit]]
         return Page(page, page[-1].saga_id if len(found) > limit else None)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
@@ -351,6 +352,11 @@ class InMemorySnapshotStorage:
         """See `SnapshotStorage.close`."""
 
 
+def _own(of: SagaSummary) -> SagaSummary:
+    """Return a copy whose tags nobody else can reach."""
+    return SagaSummary(of.saga_id, of.saga_name, of.seq, of.status, of.step_name, of.failed_at, dict(of.tags))
+
+
 def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:
     return snapshot._replace(bases=()) if snapshot.bases else snapshot
 
@@ -370,7 +376,10 @@ def _not_prunable(items: list[SagaSnapshot], now: datetime) -> list[SagaSnapshot
 
 
 class _Record:
-    """A saga record whose model, which is a dict that others can reach, is kept as text."""
+    """A saga record whose model, which is a dict that others can reach, is kept as text.
+
+    The text is read once for all sagas of a definition; each reader gets a copy.
+    """
 
     __slots__ = ("model", "saga")
 
@@ -383,7 +392,21 @@ class _Record:
         return self.model == other.model and replace(self.saga, model={}) == replace(other.saga, model={})
 
     def copy(self) -> SagaRecord:
-        return replace(self.saga, model=model_from_json(self.saga.saga_id, self.model))
+        return replace(self.saga, model=_copied(_model(self.model)))
+
+
+@lru_cache(maxsize=256)
+def _model(text: str) -> dict[str, Any]:
+    return model_from_json("", text)
+
+
+def _copied(node: Any) -> Any:
+    """Return a copy of a dict or list of plain data."""
+    made = node.copy()
+    for key, value in made.items() if type(made) is dict else enumerate(made):
+        if type(value) is dict or type(value) is list:
+            made[key] = _copied(value)
+    return made
 
 
 class _Saga:

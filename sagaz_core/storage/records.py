@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError
@@ -10,12 +11,14 @@ from sagaz_core.events import (
     EVENT_TYPES,
     NO_DELTA,
     CompensationFailed,
+    CompensationStarted,
     CompensationSucceeded,
     Delta,
     ErrorInfo,
     Event,
     SagaFailed,
     StepFailed,
+    StepStarted,
     StepSucceeded,
 )
 from sagaz_core.state import SagaState
@@ -41,21 +44,21 @@ def event_fields(event: Event) -> list[Any]:
     return fields
 
 
-def event_from_fields(kind: str, seq: int, at: Any, fields: list[Any]) -> Event:
+def event_from_fields(kind: str, seq: int, at: Any, fields: Sequence[Any]) -> Event:
     """Do the inverse of `event_fields`. Raises `CorruptDataError` for any other shape."""
     try:
         type_ = EVENT_TYPES[kind]
-        if len(fields) > _DELTA and (type_ is StepSucceeded or type_ is CompensationSucceeded):
+        if type_ in _WITH_DELTA and len(fields) > _DELTA:
             fields = [*fields[:_DELTA], _delta(fields[_DELTA]), *fields[_DELTA + 1 :]]
         made = type_(seq, at, *fields)
         if not all(map(isinstance, made[2:], _EXPECTED[type_])):
             raise TypeError(_unfit(made))
-        if isinstance(made, (StepFailed, CompensationFailed)):
-            return made._replace(error=ErrorInfo(*cast(Any, made.error)))
+        if type_ not in _WITH_ERROR:
+            return made
         if isinstance(made, SagaFailed):
             error = None if made.error is None else ErrorInfo(*cast(Any, made.error))
             return made._replace(stuck=tuple(made.stuck), error=error)
-        return made
+        return cast(Any, made)._replace(error=ErrorInfo(*cast(Any, made).error))  # type: ignore[no-any-return]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptDataError(f"event {seq} ({kind}) has fields that no such event has: {error}") from error
 
@@ -82,6 +85,9 @@ _EXPECTED = {
     for kind in EVENT_TYPES.values()
 }
 _DELTA = StepSucceeded._fields.index("delta") - 2
+_WITH_DELTA = frozenset({StepSucceeded, CompensationSucceeded})
+_WITH_ERROR = frozenset({StepFailed, CompensationFailed, SagaFailed})
+_STARTS = frozenset({StepStarted.__name__, CompensationStarted.__name__})
 
 
 def _delta(data: Any) -> Delta:
@@ -91,24 +97,34 @@ def _delta(data: Any) -> Delta:
     return Delta(dict(changed), tuple(deleted))
 
 
-def pack_event(saga_id: str, event: Event) -> StoredEvent:
-    """Return the event for a store. Raises `CannotStoreError`."""
+_NO_FIELDS = encode([])
+
+
+def pack_event(saga_id: str, event: Event, *, seal: bool = True) -> StoredEvent:
+    """Return the event for a store, with a checksum unless `seal` says no. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
     plain = event_fields(event)
     try:
-        data = encode(plain, kind)
+        data = encode(plain, kind) if plain else _NO_FIELDS
     except CannotStoreError:
         data = encode(plain, f"{kind} of {step!r}" if step else kind)  # raises again, and says of which step
-    return sealed(saga_id, event.seq, event.at, kind, step, data)
+    return (sealed if seal else StoredEvent)(saga_id, event.seq, event.at, kind, step, data)
 
 
 def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     """Do the inverse of `pack_event`."""
-    fields = decode(opened(stored), resolve=resolve)
+    data = opened(stored)
+    fields = _start(data) if stored.kind in _STARTS else decode(data, resolve=resolve)
     if not isinstance(fields, list):
         raise CorruptDataError(f"event {stored.seq} of saga {stored.saga_id!r} is damaged: its fields are no list")
     return event_from_fields(stored.kind, stored.seq, stored.at, fields)
+
+
+@lru_cache(maxsize=4096)
+def _start(data: bytes) -> Any:
+    """Decode the fields of a start, a step and an attempt, which many sagas have in common."""
+    return decode(data)
 
 
 def unpack_state(snapshot: SagaSnapshot, resolve: Resolve = known_class) -> SagaState:

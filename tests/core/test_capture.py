@@ -14,10 +14,12 @@ import pytest
 from freezegun import freeze_time
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus
+from sagaz_core.engine import encoded
 from sagaz_core.engine.run import RunOptions, Served, run_saga
 from sagaz_core.errors import CannotStoreError, DuplicateSagaError, StoreUnavailableError, UsageError
 from sagaz_core.events import Delta
-from sagaz_core.storage.codec import encode
+from sagaz_core.storage import frames
+from sagaz_core.storage.codec import encode, part
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.storage.records import unpack_event, unpack_state
 from sagaz_core.virtual_time import run
@@ -601,9 +603,30 @@ def test_states_are_compressed_unless_that_is_turned_off(compression: Any, monke
     assert [unpack_state(snapshot).initial for snapshot in snapshots] == [big] * len(snapshots)
 
 
-def test_in_memory_states_are_kept_as_they_are() -> None:
+def test_in_memory_states_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "blake2b", None)  # no checksum of what cannot be damaged
     big = {"text": "the same again and again " * 4000}
     _, _, snapshots = captured(context=big)
     assert min(len(snapshot.data) for snapshot in snapshots) > len(big["text"])
     assert [snapshot.base_seq for snapshot in snapshots] == [None] * len(snapshots)
     assert [unpack_state(snapshot).initial for snapshot in snapshots] == [big] * len(snapshots)
+
+
+def test_a_context_is_packed_once_however_often_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[str] = []
+
+    def counted(value: Any, at: str = "") -> bytes:
+        packed.append(at)
+        return part(value, at)
+
+    monkeypatch.setattr(encoded, "part", counted)
+    store = InMemorySnapshotStorage()
+    made: Saga[Any] = Saga("s", snapshot_storage=store)
+    for number in range(10):
+        made.add_step(f"s{number}", lambda ctx: None)
+    run(made.run({"text": "x" * 1000}, saga_id="S"))
+    states = run(store.count_snapshots("S"))
+    assert states == 11
+    assert packed.count("context") == 1
+    assert packed.count("state") == states + 1  # of each how far it is, and once who it is
+    assert len(packed) < 3 * states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from typing import Any
 
 import pytest
@@ -26,6 +27,40 @@ def test_a_delta_has_what_was_set_deleted_and_returned() -> None:
     assert delta_of({"a": 1, "b": 2}, {"a": 1, "b": 2}, None) is NO_DELTA
     assert delta_of({"a": 1, "b": 2}, {"a": 5, "c": 3}, {"d": 4}) == Delta({"a": 5, "c": 3, "d": 4}, ("b",))
     assert delta_of({"a": 1}, {}, {"a": 2}) == Delta({"a": 2}, ())
+
+
+WAYS_TO_CHANGE: dict[str, Any] = {
+    "[]": lambda ctx: ctx.__setitem__("a", 5),
+    "del": lambda ctx: ctx.__delitem__("a"),
+    "|=": lambda ctx: operator.ior(ctx, {"a": 5}),
+    "setdefault": lambda ctx: ctx.setdefault("c", 5),
+    "update": lambda ctx: ctx.update({"a": 5}, b=6),
+    "pop": lambda ctx: ctx.pop("a"),
+    "popitem": lambda ctx: ctx.popitem(),
+    "clear": lambda ctx: ctx.clear(),
+    "code": lambda ctx: exec("a = 5", {}, ctx),
+    "rename": lambda ctx: ctx.update(c=ctx.pop("b")),
+}
+LOOKS = {"__contains__", "__len__", "__iter__", "__reversed__", "__or__", "__ror__", "__class_getitem__"}
+LOOKS |= {"__getitem__", "get", "items", "keys", "values", "copy", "fromkeys"}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_CHANGE)
+def test_every_way_to_change_a_context_is_noticed(way: str) -> None:
+    before = {"a": 1, "b": 2}
+    ctx, plain = SagaContext(before), dict(before)
+    assert delta_of(before, ctx, None) is NO_DELTA
+    WAYS_TO_CHANGE[way](ctx)
+    WAYS_TO_CHANGE[way](plain)
+    assert ctx == plain
+    assert delta_of(before, ctx, None) == delta_of(before, plain, None) != NO_DELTA
+
+
+def test_a_dict_has_no_way_to_change_it_that_a_context_does_not_notice() -> None:
+    own = {name for name, method in vars(dict).items() if callable(method) and name not in dir(object)}
+    noticed = {name for name in own if name in vars(SagaContext)}
+    assert noticed == {"__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"}
+    assert own - noticed == LOOKS
 
 
 def test_a_result_with_keys_that_are_no_strings_is_refused() -> None:

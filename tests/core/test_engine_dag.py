@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from dags import StepShape, Watched, World, build, shapes
 from hypothesis import given, settings
 
 from sagaz_core import Backoff, Saga, SagaConfig, SagaStatus
+from sagaz_core.errors import DeadlockError
 from sagaz_core.events import StepFailed
-from sagaz_core.virtual_time import run
+from sagaz_core.virtual_time import VirtualRunner, run
 
 
 async def no_task_is_left() -> None:
@@ -280,3 +282,90 @@ def test_a_wide_saga_is_as_slow_as_its_slowest_step() -> None:
         return asyncio.get_running_loop().time() - began
 
     assert run(main()) == 9.0
+
+
+WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
+
+
+def beside(**actions: Any) -> Saga[Any]:
+    saga: Saga[Any] = Saga("beside")
+    for name, act in actions.items():
+        saga.add_step(name, act, depends_on=[])
+    return saga
+
+
+def tasks_made(saga: Saga[Any]) -> tuple[int, Any]:
+    with VirtualRunner() as runner:
+        result = runner.run(saga.run())
+        return runner.loop.tasks_made - 1, result
+
+
+async def quick(ctx: Any) -> None:
+    return None
+
+
+async def waiting(ctx: Any) -> None:
+    await asyncio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("actions", "tasks"),
+    [
+        ([quick] * 8, 1),
+        ([waiting] * 8, 8),
+        ([quick, quick, waiting, quick, waiting, quick], 4),
+        ([*[quick] * 7, waiting], 1),
+    ],
+)
+def test_steps_beside_each_other_share_a_task_while_none_waits(actions: Any, tasks: int) -> None:
+    made, result = tasks_made(beside(**{f"s{number}": act for number, act in enumerate(actions)}))
+    assert (made, result.status) == (tasks, SagaStatus.COMPLETED)
+
+
+@pytest.mark.parametrize("wait", [None, 0, 1])
+def test_each_has_context_variables_a_name_and_a_timeout_of_its_own(wait: Any) -> None:
+    seen = []
+
+    async def act(ctx: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        seen.append((WHO.get(), task.get_name()))
+        WHO.set(task.get_name())
+        try:
+            async with asyncio.timeout(0.5):
+                if wait is not None:
+                    await asyncio.sleep(wait)
+        except TimeoutError:
+            assert wait == 1
+        assert (WHO.get(), asyncio.current_task()) == (task.get_name(), task)
+
+    made, result = tasks_made(beside(a=act, b=act, c=act))
+    assert result.status is SagaStatus.COMPLETED
+    assert seen == [("nobody", "a"), ("nobody", "b"), ("nobody", "c")]
+    assert made == (1 if wait is None else 3)
+    assert WHO.get() == "nobody"
+
+
+def test_a_step_that_cancels_its_own_task_cancels_no_other() -> None:
+    async def suicidal(ctx: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    done = []
+
+    async def other(ctx: Any) -> None:
+        await asyncio.sleep(0)
+        done.append("other")
+
+    _, result = tasks_made(beside(first=suicidal, second=other))
+    assert (result.status, done) == (SagaStatus.COMPLETED, ["other"])
+
+
+def test_where_a_step_hangs_beside_others_is_told() -> None:
+    async def hang(ctx: Any) -> None:
+        await asyncio.get_running_loop().create_future()  # here
+
+    line = hang.__code__.co_firstlineno + 1
+    with pytest.raises(DeadlockError, match=rf"'b' .* waits at .*test_engine_dag.py:{line} for a future"):
+        run(beside(a=quick, b=hang, c=waiting).run())

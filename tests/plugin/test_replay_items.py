@@ -316,3 +316,36 @@ def test_what_the_engine_cannot_have_is_skipped_with_the_reason(shop: Shop) -> N
         ["SKIPPED *not run: reserve@crash was not run: the engine of the sagaz package cannot*"]
     )
     result.stdout.fnmatch_lines(["ORDER-1: faithful, 3 plans, 2 sound, 1 not run"])
+
+
+# -- what was recorded to fail
+
+
+FIRST = """
+    from sagaz_core import Saga, action, compensate
+
+    class First(Saga):
+        saga_name = "first"
+
+        @action("look_up", in_doubt="compensate")
+        async def look_up(self, ctx):
+            return {"price": ctx["prices"]["W1"]}
+
+        @compensate("look_up")
+        async def forget(self, ctx):
+            pass
+"""
+
+
+def test_a_step_that_fails_as_it_was_recorded_to_is_not_forced_to(shop: Shop) -> None:
+    shop.write("first", FIRST)
+    shop.record("first:First", context={"prices": {}})
+    result = shop.replay("-rs")
+    result.assert_outcomes(passed=2, skipped=1)  # the faithful replay, and look_up@before
+    result.stdout.fnmatch_lines(
+        ["SKIPPED *not run: 'look_up' fails by itself, as it was recorded to (KeyError: 'W1'); see --sagaz-override"]
+    )
+    result = shop.replay("--sagaz-plan=look_up@after")  # who asks for it by name is told that it tried nothing
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*VACUOUS under look_up@after*"])
+    shop.replay('--sagaz-override=prices={"W1": 5}', "-k", "after").assert_outcomes(passed=1, deselected=2)

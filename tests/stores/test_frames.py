@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sagaz_core.errors import DamagedSnapshotError
 from sagaz_core.storage import Base, Batch, open_storage
+from sagaz_core.storage.codec import encode
 from sagaz_core.storage.contract import T0, a_snapshot
 from sagaz_core.storage.frames import KEYFRAME_EVERY, FrameWriter, standalone, state_bytes
 
@@ -234,6 +235,14 @@ def test_when_it_expires_is_no_part_of_it():
 def test_what_is_no_frame_is_an_error(data):
     with pytest.raises(DamagedSnapshotError):
         state_bytes(a_snapshot("s", 1, data=data))
+
+
+def test_a_state_as_it_is_needs_no_frame_if_it_is_whole():
+    state = encode({"a": 1})
+    assert state_bytes(a_snapshot("s", 1, data=state)) == state
+    for damaged in (state[:-1], state + b"x", b"\xc1\x02" + state[2:]):
+        with pytest.raises(DamagedSnapshotError):
+            state_bytes(a_snapshot("s", 1, data=damaged))
 
 
 def a_bomb(size, **how):

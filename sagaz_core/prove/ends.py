@@ -1,0 +1,93 @@
+"""What is wrong with the branches that have ended: what the witnesses say of them, and the judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.faults.plan import Fault, FaultPlan
+from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.keys import backward_key
+from sagaz_core.prove.ledger import Entry, Ledger
+from sagaz_core.prove.oracle import judge
+from sagaz_core.prove.stacks import EMPTY
+
+if TYPE_CHECKING:
+    from sagaz_core.model import SagaModel
+    from sagaz_core.prove.branch import Branch
+    from sagaz_core.prove.summary import Found
+    from sagaz_core.prove.worlds import Worlds
+    from sagaz_core.state import SagaState
+
+
+class Ends:
+    """Judges branches that have ended, those of one key once.
+
+    `initial` and `reference` are the numbers of the world as it was, and as it is after a run without faults.
+    Without a `witness` nobody can say what the world should be. `ordered`: a key is of one order of the steps.
+    """
+
+    def __init__(
+        self,
+        model: SagaModel,
+        worlds: Worlds,
+        initial: int,
+        left_in_context: Callable[[SagaState], dict[str, str]],
+        *,
+        reference: int | None = None,
+        witness: bool = True,
+        ordered: bool = True,
+    ) -> None:
+        self._model = model
+        self._worlds = worlds
+        self._initial = initial
+        self._left_in_context = left_in_context
+        self._reference = reference
+        self._witness = witness
+        self._ordered = ordered
+        self._known: dict[tuple[Any, ...], tuple[Found, ...]] = {}
+
+    async def found(self, at: Branch) -> tuple[Found, ...]:
+        """End a branch that has nothing more to do, and return what is wrong with it. Raises `Stopped`."""
+        key = None if at.undoing is None else backward_key(at, 0, self._ordered)
+        found = None if key is None else self._known.get(key)
+        if found is None:
+            branch = at if at.undoing is None and at.turning_back else at.fork()
+            await branch.end()
+            found = tuple({(finding.verdict, finding.step): None for finding in judge(self.evidence(branch))})
+            if key is not None:
+                self._known[key] = found
+        return found
+
+    def evidence(self, branch: Branch, plan: FaultPlan | None = None) -> Evidence:
+        """Return what the witnesses say of a branch that has ended. Without a plan, what the judgement needs of it."""
+        state, worlds = branch.state, self._worlds
+        if branch.entries is not None:
+            ledger = Ledger(branch.served)
+            ledger.entries = branch.entries
+        else:
+            ledger = Ledger()
+            alive = [step for step in self._model.order if step in branch.alive]
+            ledger.entries = [Entry(step, False, 1, 1, 1, True) for step in alive]
+        return Evidence(
+            model=self._model,
+            plan=plan if plan is not None else self._plan(branch),
+            missed=(),
+            claimed=state.status,
+            state=state,
+            events=branch.journal.events if branch.entries is not None else (),
+            ledger=ledger,
+            world_changes=worlds.changes(self._initial, branch.world) if self._witness else None,
+            reference_changes=None
+            if not self._witness or self._reference is None
+            else worlds.changes(self._reference, branch.world),
+            cancelled=branch.cancelled is not None,
+            left_in_context={} if branch.layers == EMPTY else self._left_in_context(state),
+        )
+
+    def _plan(self, branch: Branch) -> FaultPlan:
+        kept = []
+        for step, kind in branch.struck.items():
+            times = self._model.step(step).compensation_retries + 1 if "flaky" in kind else 1
+            kept.append(Fault(step, kind, times=times))
+        return FaultPlan((*branch.fatal, *kept))
