@@ -12,6 +12,7 @@ batch says is there as a whole or not at all.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
@@ -136,7 +137,7 @@ class S3SnapshotStorage:
         before, claimed = head.version, list[str]()
         try:
             pairs = zip(news.snapshots, news.snapshot_data, strict=True)
-            fits = await all_of([self._claim(head.saga_id, entry, data, batch, claimed) for entry, data in pairs])
+            fits = await all_of([self._claim(head, entry, data, batch, claimed) for entry, data in pairs])
             if not all(fits) or head.version != before:
                 return False
             change = changed(head, news, new_id())
@@ -168,15 +169,17 @@ class S3SnapshotStorage:
         if len(self._known) > _KNOWN_AT_ONCE:
             self._known.popitem(last=False)
 
-    async def _claim(self, saga_id: str, entry: SnapshotEntry, data: bytes, batch: Batch, claimed: list[str]) -> bool:
-        """Have the snapshot's id for this saga, with its data when they are large. Says no when the saga has it.
+    async def _claim(self, head: Head, entry: SnapshotEntry, data: bytes, batch: Batch, claimed: list[str]) -> bool:
+        """Have the snapshot's id for this saga, with its data when they are large, and the ids of those of its bases
+        whose data are in objects of their own. Says no when the saga has it.
 
         Raises `DuplicateSagaError` when another saga has it, or its writer may be about to. After an hour what was
         claimed and not written is taken for that of a writer that died.
         """
-        key = snapshot_key(entry.snapshot_id)
+        key, saga_id = snapshot_key(entry.snapshot_id), head.saga_id
         own = data if entry.size > SMALL else None
-        body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own])
+        large = [base.snapshot_id for base in head.index.bases(entry) if base.place == OWN]
+        body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own, large])
         known = None
         for _ in range(_TRIES):
             try:
@@ -186,7 +189,7 @@ class S3SnapshotStorage:
                 if found is None:
                     known = None
                     continue
-                (name, other_id, other_digest, _), known = ormsgpack.unpackb(found[0]), found[1]
+                (name, other_id, other_digest, *_), known = ormsgpack.unpackb(found[0]), found[1]
                 if (name, other_id, other_digest) == (entry.snapshot_id, saga_id, entry.digest):
                     return True
                 stored = name in (await self._head(other_id)).index.by_id
@@ -326,12 +329,16 @@ class S3SnapshotStorage:
             raise _damaged(snapshot_id, error) from error
         if found is None:
             return None
-        name, saga_id, _, own = ormsgpack.unpackb(found[0])
-        head = await self._head(saga_id)
+        name, saga_id, _, own, *large = ormsgpack.unpackb(found[0])
+        bases = large[0] if large else []  # an earlier release did not name them
+        head, objects = await asyncio.gather(self._head(saga_id), all_of([self._large(base) for base in bases]))
         entry = head.index.by_id.get(snapshot_id)
         if name != snapshot_id or entry is None or expired(entry, self.clock()):
             return None
-        return (await self._snapshots(head, [entry], {} if own is None else {snapshot_id: own}))[0]
+        read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
+        return (await self._snapshots(head, [entry], {name: data for name, data in read.items() if data is not None}))[
+            0
+        ]
 
     async def latest_snapshot(
         self,
@@ -377,17 +384,22 @@ class S3SnapshotStorage:
             for name, entry in ((entry.snapshot_id, entry) for entry in entries)
         ]
 
-    async def _own(self, head: Head, snapshot_id: str) -> bytes:
+    async def _large(self, snapshot_id: str) -> bytes | None:
+        """Return the data that are in the snapshot's own object."""
         try:
             found = await self._objects.get(snapshot_key(snapshot_id))
         except CorruptDataError as error:
             raise _damaged(snapshot_id, error) from error
         data = ormsgpack.unpackb(found[0])[3] if found else None
+        return None if data is None else bytes(data)
+
+    async def _own(self, head: Head, snapshot_id: str) -> bytes:
+        data = await self._large(snapshot_id)
         if data is None:
             raise CorruptDataError(
                 f"the data of snapshot {snapshot_id!r} of saga {head.saga_id!r} are gone: restore them"
             )
-        return bytes(data)
+        return data
 
     async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, bytes]:
         """Return the objects of the saga that hold the entries' data, by name."""
