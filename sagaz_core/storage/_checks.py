@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
 from sagaz_core.model import Description, json_text
-from sagaz_core.storage.base import Base
+from sagaz_core.storage.base import MAX_ID_LENGTH, Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +73,27 @@ def check_find(
     return failed_between, dict(tags or {})
 
 
+def fits(
+    summary: SagaSummary,
+    status: str | None,
+    saga_name: str | None,
+    step_name: str | None,
+    failed_between: tuple[datetime, datetime] | None,
+    tags: Mapping[str, str],
+) -> bool:
+    """Whether all that is asked for is true of the saga."""
+    if failed_between is not None:
+        failed_at = summary.failed_at
+        if failed_at is None or not failed_between[0] <= failed_at <= failed_between[1]:
+            return False
+    return (
+        status in (None, summary.status)
+        and saga_name in (None, summary.saga_name)
+        and step_name in (None, summary.step_name)
+        and tags.items() <= summary.tags.items()
+    )
+
+
 def expired(snapshot: SagaSnapshot, now: datetime) -> bool:
     """Whether the snapshot is no longer served at that time."""
     return snapshot.retention_until is not None and snapshot.retention_until < now
@@ -108,6 +129,15 @@ def check_limit(limit: int) -> None:
     """Raise `UsageError` when a page of that many would hold nothing."""
     if limit < 1:
         raise UsageError(f"a page of {limit} records is none: give a limit of 1 or more")
+
+
+def above_prefix(prefix: str) -> str:
+    """Return the least text that is above every id with this prefix."""
+    for end in range(len(prefix), 0, -1):
+        code = ord(prefix[end - 1])
+        if code < 0x10FFFF:
+            return prefix[: end - 1] + chr(0xE000 if code == 0xD7FF else code + 1)  # no surrogate can be stored
+    return "\U0010ffff" * (MAX_ID_LENGTH + 1)
 
 
 def snapshot_cursor(last: SagaSnapshot) -> str:

@@ -18,6 +18,7 @@ from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import (
+    above_prefix,
     another_event,
     another_saga,
     another_snapshot,
@@ -31,7 +32,6 @@ from sagaz_core.storage._checks import (
 )
 from sagaz_core.storage._network import (
     LostConnectionError,
-    above_prefix,
     count,
     says_nothing,
     seconds,

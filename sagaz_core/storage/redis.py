@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage._checks import (
+    above_prefix,
     check_batch,
     check_find,
     check_limit,
@@ -23,11 +24,12 @@ from sagaz_core.storage._checks import (
     check_prune,
     contested,
     expired,
+    fits,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
-from sagaz_core.storage._network import above_prefix, count, says_nothing, seconds, split_url, unavailable, url_options
+from sagaz_core.storage._network import count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
 from sagaz_core.storage._redis_records import (
     as_key,
@@ -273,13 +275,7 @@ class RedisSnapshotStorage:
         start = as_key("" if cursor is None else cursor + "\0")
         async for _, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
             summary = unpack_summary(data)
-            if (
-                status in (None, summary.status)
-                and saga_name in (None, summary.saga_name)
-                and step_name in (None, summary.step_name)
-                and (between is None or (summary.failed_at and between[0] <= summary.failed_at <= between[1]))
-                and wanted.items() <= summary.tags.items()
-            ):
+            if fits(summary, status, saga_name, step_name, between, wanted):
                 found.append(summary)
                 if len(found) > limit:
                     break

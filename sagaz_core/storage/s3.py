@@ -12,7 +12,6 @@ batch says is there as a whole or not at all.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
@@ -38,6 +37,7 @@ from sagaz_core.storage._checks import (
     check_moment,
     check_prune,
     contested,
+    fits,
     read_snapshot_cursor,
     snapshot_cursor,
 )
@@ -79,7 +79,7 @@ from sagaz_core.storage.base import (
 from sagaz_core.storage.url import is_secret, safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
 FORMAT = 1
@@ -264,14 +264,7 @@ class S3SnapshotStorage:
         found = []
         async for head in self._heads("", cursor, _HEADS_AT_ONCE):
             summary = head.index.summary
-            if (
-                summary is not None
-                and status in (None, summary.status)
-                and saga_name in (None, summary.saga_name)
-                and step_name in (None, summary.step_name)
-                and (between is None or (summary.failed_at and between[0] <= summary.failed_at <= between[1]))
-                and wanted.items() <= summary.tags.items()
-            ):
+            if summary is not None and fits(summary, status, saga_name, step_name, between, wanted):
                 found.append(summary)
                 if len(found) > limit:
                     break
@@ -331,14 +324,14 @@ class S3SnapshotStorage:
             return None
         name, saga_id, _, own, *large = ormsgpack.unpackb(found[0])
         bases = large[0] if large else []  # an earlier release did not name them
-        head, objects = await asyncio.gather(self._head(saga_id), all_of([self._large(base) for base in bases]))
+        reads: list[Awaitable[Any]] = [self._head(saga_id), *map(self._large, bases)]
+        head, *objects = await all_of(reads)
         entry = head.index.by_id.get(snapshot_id)
         if name != snapshot_id or entry is None or expired(entry, self.clock()):
             return None
         read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
-        return (await self._snapshots(head, [entry], {name: data for name, data in read.items() if data is not None}))[
-            0
-        ]
+        known = {name: data for name, data in read.items() if data is not None}
+        return (await self._snapshots(head, [entry], known))[0]
 
     async def latest_snapshot(
         self,

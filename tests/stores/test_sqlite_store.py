@@ -17,7 +17,8 @@ import pytest
 
 from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
-from sagaz_core.storage import sqlite as sqlite_rows
+from sagaz_core.storage._rows import micros
+from sagaz_core.storage._sqlite_rows import saga_row
 from sagaz_core.storage._sqlite_statements import MIGRATIONS, SCHEMA_VERSION
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, a_summary, an_event
 from sagaz_core.storage.frames import FrameWriter, state_bytes
@@ -391,14 +392,14 @@ def test_an_interrupted_write_is_rolled_back(storage, monkeypatch):
 def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, storage):
     """What is in it is read as it was, and gone on with."""
     old, snapshot = a_saga("s"), FrameWriter().frame(a_snapshot("s", 1, T0), b"state")
-    at = sqlite_rows._micros(T0)
+    at = micros(T0)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for version in range(1, SCHEMA_VERSION):
             for statement in MIGRATIONS[version]:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION - 1}")
         connection.execute(f"PRAGMA application_id={int.from_bytes(b'SAGA', 'big')}")
-        saga = (1, *sqlite_rows._saga_row(old)[:9], "order", 1, "executing", "", None, '{"x": "y"}')
+        saga = (1, *saga_row(old)[:9], "order", 1, "executing", "", None, '{"x": "y"}')
         row = (None, snapshot.snapshot_id, 1, *snapshot[2:8], at, at, None, snapshot.data, None)
         replay = ("r", "s", "new", "charge", "an operator", "started", at, b"", "", None, "")
         written = (
