@@ -88,7 +88,10 @@ def seal(data: bytes) -> bytes:
 def unseal(data: bytes, what: str) -> Any:
     """Return what was packed and sealed, or packed by an earlier release. Raises `CorruptDataError`."""
     if data[:1] != _SEALED:
-        return unpack(data, what)
+        found = unpack(data, what)
+        if isinstance(found, list):
+            return found
+        raise CorruptDataError(f"{what} is damaged: it does not begin as one does")
     if crc32(data[5:]) != int.from_bytes(data[1:5], "big"):
         raise CorruptDataError(f"{what} is damaged: its checksum is wrong")
     return unpack(data[5:], what)

@@ -413,12 +413,14 @@ def _some_events(
 
 def _listed(connection: sqlite3.Connection, asked: tuple[Any, ...], limit: int) -> list[SagaSnapshot]:
     """Return the page and one more, which has no bases."""
-    found = [snapshot_from(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked)]
+    # All at once: a statement that is not at its end when one of its rows is damaged keeps the connection in the past.
+    found = [snapshot_from(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked).fetchall()]
     page = found[:limit]
     first = min((s.base_seq for s in page if s.base_seq is not None), default=None)
     if first is None:
         return found
-    stored = [snapshot_from(row) for row in connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq))]
+    rows = connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq)).fetchall()
+    stored = [snapshot_from(row) for row in rows]
     return [*with_bases(page, stored), *found[limit:]]
 
 

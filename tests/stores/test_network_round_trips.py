@@ -93,7 +93,8 @@ class Order(Saga):
 
 def test_replays_that_run_at_the_same_time_go_together(proxy):
     """What they ask for, the log before and after them, and a write a boundary: before two steps, and at the end."""
-    ids = [f"ORDER-{number}" for number in range(50)]
+    # Redis begins to answer while what is longer than its buffer is still being sent: then turns say nothing of trips.
+    ids = [f"ORDER-{number}" for number in range(10 if proxy.url.startswith("redis") else 50)]
 
     async def main():
         storage = open_storage(f"{proxy.url}&pool_size=1")

@@ -15,7 +15,7 @@ from pathlib import Path
 import drive
 import pytest
 
-from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
+from sagaz_core.errors import CorruptDataError, SchemaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage._rows import micros
 from sagaz_core.storage._sqlite_rows import saga_row
@@ -420,3 +420,19 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, storage):
     assert state_bytes(found[0]) == b"state"
     assert drive.now(storage.list_replays("s")) == [a_replay("r", "s")]
     assert drive.now(storage.find_sagas(tags={"x": "y"})).items == [a_summary("s", 1, tags={"x": "y"})]
+
+
+def test_a_damaged_row_does_not_keep_the_store_from_seeing_what_is_written_then(path, storage):
+    snapshots = [a_snapshot("s", seq, base_seq=0) for seq in range(3)]
+    drive.now(storage.write(Batch("s", a_saga("s"), (), snapshots)))
+    errors = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for seq in range(3):
+            update = "UPDATE saga_snapshots SET created_at = ? WHERE seq = ?"
+            connection.execute(update, (2**62, seq))
+            with pytest.raises(CorruptDataError, match=f"a stored time of 's/{seq}' is damaged") as caught:
+                drive.now(storage.list_snapshots("s"))
+            errors.append(caught.value)  # with all that its frames hold
+            connection.execute(update, (micros(snapshots[seq].created_at), seq))
+            assert [one.seq for one in drive.now(storage.list_snapshots("s")).items] == [0, 1, 2]
+    assert len(errors) == 3
