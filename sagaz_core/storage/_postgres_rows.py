@@ -227,7 +227,7 @@ class Rows:
     those that are stored.
     """
 
-    __slots__ = ("events", "first", "last", "record", "saga_id", "simple", "snapshots", "summary")
+    __slots__ = ("events", "record", "saga_id", "simple", "snapshots", "summary")
 
     def __init__(self, batch: Batch) -> None:
         self.saga_id = as_text(batch.saga_id)
@@ -235,11 +235,26 @@ class Rows:
         self.events = [event_row(event) for event in batch.events]
         self.snapshots = [snapshot_row(snapshot) for snapshot in batch.snapshots]
         self.summary = summary_row(batch.summary)
+        self.simple = (len(self.events) < 2 and len(self.snapshots) < 2) or self._in_order()
+
+    def _in_order(self) -> bool:
         events = [(row[1], row[2]) for row in self.events]
         snapshots = [(row[5], row[0], row[8]) for row in self.snapshots]
-        self.simple = all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(events)) and all(
+        return all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(events)) and all(
             b[:2] > a[:2] and b[2] >= a[2] for a, b in pairwise(snapshots)
         )
-        none: tuple[None, None, None, None, None] = (None,) * 5
-        self.last = (*(events[-1] if events else none[:2]), *(snapshots[-1] if snapshots else none[:3]))
-        self.first = (*(events[0] if events else none[:2]), *(snapshots[0] if snapshots else none[:3]))
+
+    @property
+    def first(self) -> tuple[Any, ...]:
+        """Number and time of the first event, and number, id and time of the first snapshot."""
+        return self._ends(0)
+
+    @property
+    def last(self) -> tuple[Any, ...]:
+        """The same of the last ones."""
+        return self._ends(-1)
+
+    def _ends(self, place: int) -> tuple[Any, ...]:
+        event = self.events[place] if self.events else (None,) * 3
+        snapshot = self.snapshots[place] if self.snapshots else (None,) * 9
+        return event[1], event[2], snapshot[5], snapshot[0], snapshot[8]

@@ -7,6 +7,7 @@ import pytest
 from proxy import Proxy
 
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
+from sagaz_core.errors import UsageError
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
@@ -114,3 +115,16 @@ def test_replays_that_run_at_the_same_time_go_together(proxy):
         return found[-1]
 
     assert asyncio.run(main()) == 6
+
+
+def test_a_text_that_cannot_be_stored_does_not_concern_the_other_batches(proxy):
+    async def main():
+        storage = open_storage(proxy.url)
+        batches = [Batch(name, a_saga(name), [an_event(name, 0)]) for name in "abc"]
+        batches[1] = batches[1]._replace(events=[an_event("b", 0)._replace(step="\ud800")])
+        results = await storage.write_many(batches)
+        found = [record.saga_id for record in (await storage.list_sagas()).items]
+        await storage.close()
+        return [type(result) for result in results], found
+
+    assert asyncio.run(main()) == ([type(None), UsageError, type(None)], ["a", "c"])
