@@ -1,7 +1,7 @@
 """What a store behind a network costs, next to its bare driver doing the same: `python benchmarks/network_stores.py`.
 
-On a Valkey and a PostgreSQL of its own, as the tests have them. Every figure is the best of several rounds in this one
-run, so only the ratios mean something elsewhere.
+On a Valkey, a PostgreSQL and an S3 server of its own, as the tests have them. Every figure is the best of several
+rounds in this one run, so only the ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import obstore.store
 import redis.asyncio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
+
+import s3_server
 
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SnapshotStorage, open_storage
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 9
 SAVES = 200
+S3_SAVES = 20
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
 DATA = os.urandom(1000)
@@ -148,6 +153,57 @@ async def of_postgres(url: str) -> None:
     await pool.close()
 
 
+async def of_s3() -> None:
+    """Against moto in this process, which takes most of the time: what ours adds, and in how many requests."""
+    server = s3_server.running()
+    bucket = server.bucket()
+    storage = open_storage(server.url(bucket))
+    options = {**s3_server.CREDENTIALS, "endpoint": server.endpoint}
+    bare = obstore.store.S3Store(bucket, config=options, client_options={"allow_http": True})
+    saga_id = "s"
+    await storage.write(Batch(saga_id, a_saga(saga_id)))
+    batches = [Batch(saga_id, None, (), [a_snapshot(saga_id, seq, data=DATA)]) for seq in range(S3_SAVES * ROUNDS)]
+    saved = iter(batches)
+
+    async def put_bare() -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            for _ in range(S3_SAVES):
+                await bare.put_async(f"bare-{next(_ids)}", DATA)
+
+        return run
+
+    async def get_bare() -> Callable[[], Awaitable[object]]:
+        await bare.put_async("bare", DATA)
+
+        async def run() -> None:
+            for _ in range(S3_SAVES):
+                await (await bare.get_async("bare")).bytes_async()
+
+        return run
+
+    async def save() -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            for _ in range(S3_SAVES):
+                await storage.write(next(saved))
+
+        return run
+
+    async def ask() -> Callable[[], Awaitable[object]]:
+        async def run() -> None:
+            for _ in range(S3_SAVES):
+                await storage.latest_snapshot(saga_id)
+
+        return run
+
+    took = await best(S3_SAVES, bare=put_bare, ours=save, get=get_bare, latest=ask)
+    print("save: 1 snapshot of 1 KB, and the latest one, s3 (moto)")
+    for title, name, bare_name in (("save", "ours", "bare"), ("latest", "latest", "get")):
+        print(f"  bare obstore, one request                     {took[bare_name]:8.1f} µs")
+        print(f"  s3, {title:40}  {took[name]:8.1f} µs   {took[name] / took[bare_name]:.2f}x")
+    await storage.close()
+    server.stop()
+
+
 async def of_time(storage: SnapshotStorage, pool: asyncpg.Pool) -> None:
     snapshots = [a_snapshot("s", seq, data=DATA[:100], snapshot_id=f"s/{seq:08}") for seq in range(MANY)]
     await storage.write(Batch("s", a_saga("s")))
@@ -227,3 +283,4 @@ if __name__ == "__main__":
         asyncio.run(of_redis(valkey.url))
     with own_postgres() as postgres:
         asyncio.run(of_postgres(postgres.url()))
+    asyncio.run(of_s3())

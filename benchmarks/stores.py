@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core import Saga
-from sagaz_core.storage import Batch, InMemorySnapshotStorage, SnapshotStorage
+from sagaz_core.storage import Batch, InMemorySnapshotStorage, SagaSnapshot, SnapshotStorage
 from sagaz_core.storage._sqlite_statements import LATEST_SNAPSHOT_OF_ALL_UNTIL, MIGRATIONS
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event
 from sagaz_core.storage.file import FileSnapshotStorage
@@ -47,7 +47,7 @@ BARE_TABLES = (
 BARE_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 BARE_SNAPSHOT = "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OUR_EVENT = "INSERT INTO saga_events VALUES (?, ?, ?, ?, ?, ?)"
-OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
 OUR_TABLES = tuple(statement for version in MIGRATIONS.values() for statement in version)
 
 
@@ -293,21 +293,26 @@ def order(size: int) -> dict[str, Any]:
     return made
 
 
-def ten_steps(context: dict[str, Any], storage: SnapshotStorage) -> None:
+def ten_steps(context: dict[str, Any]) -> list[SagaSnapshot]:
+    """Return the snapshots of a saga as a file has them: in memory they are not compressed."""
     chance = random.Random(2)
-    saga = Saga[Any]("order", snapshot_storage=storage)
-    for step in range(10):
-        saga.add_step(f"step_{step}", lambda ctx, step=step: {f"id_{step}": f"{chance.getrandbits(128):032x}"})
-    asyncio.run(saga.run(context, saga_id="s"))
+    with new_file() as path:
+        storage = SqliteSnapshotStorage(path)
+        saga = Saga[Any]("order", snapshot_storage=storage)
+        for step in range(10):
+            saga.add_step(f"step_{step}", lambda ctx, step=step: {f"id_{step}": f"{chance.getrandbits(128):032x}"})
+        asyncio.run(saga.run(context, saga_id="s"))
+        found = list(now(storage.list_snapshots("s")).items)
+        now(storage.close())
+    return found
 
 
 def sizes() -> None:
     print("bytes a snapshot, on average over a saga of 10 steps that each give a random id (the first; the others)")
     for size, limit in ((1_000, 200), (10_000, None), (100_000, 2_000)):
-        storage = InMemorySnapshotStorage()
-        ten_steps(order(size), storage)
-        data = [len(snapshot.data) for snapshot in now(storage.list_snapshots("s")).items]
-        states = [len(state_bytes(snapshot)) for snapshot in now(storage.list_snapshots("s")).items]
+        snapshots = ten_steps(order(size))
+        data = [len(snapshot.data) for snapshot in snapshots]
+        states = [len(state_bytes(snapshot)) for snapshot in snapshots]
         average = sum(data) / len(data)
         aim = f"   the limit: {limit:,}" if limit else ""
         others = f"{min(data[1:])} to {max(data[1:])}"
@@ -317,9 +322,7 @@ def sizes() -> None:
 def framing() -> None:
     print("a frame: what compression and checksums add to a save, and to a read of one with 15 bases")
     for size in (1_000, 100_000):
-        storage = InMemorySnapshotStorage()
-        ten_steps(order(size), storage)
-        states = [state_bytes(snapshot) for snapshot in now(storage.list_snapshots("s")).items]
+        states = [state_bytes(snapshot) for snapshot in ten_steps(order(size))]
         states += [states[-1] + bytes([number]) * 40 for number in range(5)]
 
         def write(states: list[bytes] = states) -> Callable[[], object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sagaz_core.cli.failure import Failure
 from sagaz_core.cli.options import opened
 from sagaz_core.cli.running import run
 from sagaz_core.cli.text import echo_json, printable
@@ -90,7 +91,8 @@ def copy(from_url: str, to_url: str, saga_name: str | None, since: str | None) -
     """Copy sagas from one store to another, with their events, snapshots and replay log.
 
     Each is read again from TO and compared by checksums. A copy that was stopped goes on where it was when the same
-    command is given again. Nothing in TO is changed or deleted.
+    command is given again. Nothing in TO is changed or deleted. What is damaged in FROM is listed and left out, and the
+    exit code is then 1.
     """
     start = None if since is None else aware(since)
 
@@ -106,6 +108,12 @@ def copy(from_url: str, to_url: str, saga_name: str | None, since: str | None) -
         f"{done.sagas:,} sagas{there}, {done.events:,} events, {done.snapshots:,} snapshots, {done.replays:,} replays: "
         f"copied and verified"
     )
+    if done.damaged:
+        for damage in done.damaged:
+            click.echo(printable(f"  {damage}"))
+        count = len(done.damaged)
+        what = "1 record was" if count == 1 else f"{count:,} records were"
+        raise Failure(f"{what} damaged in {safe_url(from_url)}, and left out", 1)
 
 
 async def _copied(

@@ -33,6 +33,7 @@ from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotSto
 from sagaz_core.storage.durability import background_writer, group_writer
 from sagaz_core.storage.frames import FrameWriter
 from sagaz_core.storage.records import pack_event
+from sagaz_core.storage.seals import sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -130,9 +131,11 @@ class Capture:
         if not self._config.journal:
             return
         if data is None:
-            self._events.append(pack_event(self._saga_id, event))
+            self._events.append(pack_event(self._saga_id, event, seal=self._frames is not None))
         else:
-            self._events.append(StoredEvent(self._saga_id, event.seq, event.at, type(event).__name__, step, data))
+            kind = type(event).__name__
+            make = StoredEvent if self._frames is None else sealed
+            self._events.append(make(self._saga_id, event.seq, event.at, kind, step, data))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.
@@ -223,6 +226,7 @@ class Capture:
             state.at,
             encoded,
             None if retention is None else state.at + retention,
+            completed_steps=tuple(state.results),
         )
         self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
 

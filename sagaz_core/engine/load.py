@@ -9,12 +9,13 @@ from sagaz_core.events import Event, SagaResumed, StepStarted, StepSucceeded
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import importing_class, known_class
 from sagaz_core.storage.records import Resolve, unpack_event, unpack_state
+from sagaz_core.storage.together import Checkpoint, read_checkpoint
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sagaz_core.storage.base import SagaRecord, SnapshotStorage
+    from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SnapshotStorage
 
 
 async def load_record(storage: SnapshotStorage, saga_id: str) -> SagaRecord:
@@ -71,14 +72,25 @@ async def load_events(storage: SnapshotStorage, saga_id: str, *, resolve: Resolv
     return [unpack_event(stored, resolve) async for stored in storage.read_events(saga_id)]
 
 
+async def load_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> tuple[SagaRecord, Checkpoint]:
+    """Return who the saga is, and what a replay from the step needs to know, or raise `UnknownSagaError`."""
+    found = await read_checkpoint(storage, saga_id, step)
+    return found.saga or await load_record(storage, saga_id), found
+
+
 async def load_state_before(
-    storage: SnapshotStorage, saga_id: str, step: str, *, resolve: Resolve = known_class
+    storage: SnapshotStorage,
+    saga_id: str,
+    step: str,
+    snapshot: SagaSnapshot | None,
+    *,
+    resolve: Resolve = known_class,
 ) -> SagaState:
     """Return the state just before the step was begun (its first attempt; the first since a crashed run was resumed).
 
-    Raises `UnknownStepError` when the saga never got to the step, or nothing of it was captured.
+    `snapshot` is the latest one before it, if there is any. Raises `UnknownStepError` when the saga never got to the
+    step, or nothing of it was captured.
     """
-    snapshot = await storage.latest_snapshot(saga_id, step=step, phase="before")
     if snapshot is not None:
         return unpack_state(snapshot, resolve)
     begun, resumed = None, -1

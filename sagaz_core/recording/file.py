@@ -200,5 +200,6 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
         created_at=created,
         data=b"",
         retention_until=aware(until) if until else None,
+        completed_steps=tuple(state.results),
     )
     return standalone(snapshot, encode(plain, "state"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
-from sagaz_core.engine.load import load_record, load_state, load_state_before
+from sagaz_core.engine.load import load_checkpoint, load_record, load_state, load_state_before
 from sagaz_core.engine.run import RunOptions
 from sagaz_core.errors import PlanError, UnknownSagaClassError, UnknownStepError, UsageError
 from sagaz_core.events import CompensationSucceeded, StepStarted, StepSucceeded
@@ -18,9 +18,11 @@ from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
 from sagaz_core.model import SagaModel
 from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
 from sagaz_core.replay.start import KeepOverride, Start, check_drift, start_at
+from sagaz_core.saga.config import ReplayConfig
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
 from sagaz_core.storage.codec import Resolve, encode, importing_class, known_class, opaque_class
+from sagaz_core.storage.together import Checkpoint, answers_together, log_replay
 
 if TYPE_CHECKING:
     from sagaz_core.adapters.base import Adapter
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sagaz_core.interceptor import Interceptor
 
 SagaFactory = Callable[..., Any]
+_TOGETHER = ReplayConfig(durability="group")
 
 
 class SagaReplay:
@@ -111,17 +114,20 @@ class SagaReplay:
         cancellations are for tests. Raises `UnknownSagaError`, `UnknownStepError`, `UnknownSagaClassError`,
         `DriftError`, `PlanError`; with `strict` `OverrideError`.
         """
-        record = await load_record(self._origin, self.saga_id)
+        record, found = await load_checkpoint(self._origin, self.saga_id, step_name)
         saga, adapter, source = await self._saga(record)
         model = await adapter.describe(saga)
-        recorded = SagaModel.from_dict(record.model)
         model.step(step_name)
-        migration = _migration(saga, record) if model.fingerprint != record.fingerprint else None
-        drift = check_drift(model, recorded, allowed=allow_drift or migration is not None)
+        drift: tuple[str, ...] = ()
+        migration = None
+        if model.fingerprint != record.fingerprint:
+            migration = _migration(saga, record)
+            recorded = SagaModel.from_dict(record.model)
+            drift = check_drift(model, recorded, allowed=allow_drift or migration is not None)
         plan = _plan(step_name, force_failure)
         plan.check(model)
         _check_live(plan, adapter)
-        start = await self._start(saga, model, step_name, dict(context_override or {}), migration, strict=strict)
+        start = await self._start(saga, model, step_name, found, dict(context_override or {}), migration, strict=strict)
         _check_runs(plan, start, step_name)
         start = replace(start, warnings=(*start.warnings, *drift))
         if dry_run:
@@ -151,13 +157,14 @@ class SagaReplay:
         saga: Any,
         model: SagaModel,
         step: str,
+        found: Checkpoint,
         override: Mapping[str, Any],
         migration: Callable[[dict[str, Any]], Mapping[str, Any]] | None,
         *,
         strict: bool,
     ) -> Start:
-        checkpoint = await self._checkpoint(step, model)
-        undone = await self._undone_since(checkpoint.seq)
+        checkpoint = await self._checkpoint(step, model, found)
+        undone = await self._undone_since(checkpoint, found)
         typed = getattr(getattr(saga, "_context_model", None), "model", None)
         declared = frozenset(getattr(typed, "model_fields", ()))
         start = start_at(checkpoint, override, undone, model=model, declared=declared, strict=strict)
@@ -165,9 +172,9 @@ class SagaReplay:
             return start
         return replace(start, context=dict(migration(start.context)))
 
-    async def _checkpoint(self, step: str, model: SagaModel) -> SagaState:
+    async def _checkpoint(self, step: str, model: SagaModel, found: Checkpoint) -> SagaState:
         try:
-            return await load_state_before(self._origin, self.saga_id, step, resolve=self._resolve)
+            return await load_state_before(self._origin, self.saga_id, step, found.before, resolve=self._resolve)
         except UnknownStepError:
             # A process that died between two steps left the state before the second one, if it did not get to say so.
             state = await load_state(self._origin, self.saga_id, resolve=self._resolve)
@@ -175,13 +182,15 @@ class SagaReplay:
                 raise
             return state
 
-    async def _undone_since(self, seq: int) -> frozenset[str]:
-        found = set()
-        async for event in self._origin.read_events(self.saga_id, after_seq=seq):
-            if event.kind == CompensationSucceeded.__name__ and event.step is not None:
-                found.add(event.step)
+    async def _undone_since(self, checkpoint: SagaState, found: Checkpoint) -> frozenset[str]:
+        """Return the steps that are undone at the end. Where the journal does not say so, the last state does."""
+        since = [event for event in found.events if event.seq > checkpoint.seq]
+        undone = {event.step for event in since if event.kind == CompensationSucceeded.__name__ and event.step}
+        last = since[-1].seq if since else checkpoint.seq
+        if last == checkpoint.seq + len(since) and (found.last_seq is None or found.last_seq <= last):
+            return frozenset(undone | set(checkpoint.undone))
         final = await load_state(self._origin, self.saga_id, resolve=self._resolve)
-        return frozenset(found | set(final.undone))
+        return frozenset(undone | set(final.undone))
 
     def _dry_run(self, step: str, start: Start, model: SagaModel) -> ReplayResult:
         served = tuple(s.step for s in start.served)
@@ -219,10 +228,11 @@ class SagaReplay:
             encode(dict(override), "override"),
             str(plan),
         )
-        await self._storage.log_replay(entry)
+        await log_replay(self._storage, entry)
         injector = Injector(plan)
         options = RunOptions(
             storage=self._storage,
+            replay_config=self._config(saga),
             interceptors=(
                 *((KeepOverride(override, start.reran),) if override and start.reran else ()),
                 *self._interceptors,
@@ -247,9 +257,16 @@ class SagaReplay:
             self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
         )
 
+    def _config(self, saga: Any) -> ReplayConfig | None:
+        """Return the saga's configuration, `None` for its own. Replays that run at the same time write together."""
+        own: ReplayConfig | None = getattr(saga, "replay_config", None)
+        if not answers_together(self._storage) or (own is not None and own.durability != "sync"):
+            return None
+        return _TOGETHER if own is None else own.model_copy(update={"durability": "group"})
+
     async def _log_end(self, entry: ReplayRecord, status: ReplayStatus, error: str) -> None:
-        await self._storage.log_replay(
-            replace(entry, status=status.value, completed_at=self._clock(), error=error[:1000])
+        await log_replay(
+            self._storage, replace(entry, status=status.value, completed_at=self._clock(), error=error[:1000])
         )
 
     def _result(

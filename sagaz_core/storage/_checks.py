@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
 from sagaz_core.model import Description, json_text
-from sagaz_core.storage.base import Base
+from sagaz_core.storage.base import MAX_ID_LENGTH, Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +55,12 @@ def _check_summary(batch: Batch, summary: SagaSummary) -> None:
             raise UsageError(f"the tag {key!r}={value!r:.80} of saga {summary.saga_id!r} is no text")
 
 
+def contested(batches: Iterable[Batch]) -> bool:
+    """Whether batches of several sagas have a snapshot of the same id: then it matters which comes first."""
+    owners = {(snapshot.snapshot_id, batch.saga_id) for batch in batches for snapshot in batch.snapshots}
+    return len({name for name, _ in owners}) < len(owners)
+
+
 def check_find(
     failed_between: tuple[datetime, datetime] | None, tags: Mapping[str, str] | None, limit: int
 ) -> tuple[tuple[datetime, datetime] | None, dict[str, str]]:
@@ -65,6 +71,27 @@ def check_find(
         check_moment(first)
         check_moment(last)
     return failed_between, dict(tags or {})
+
+
+def fits(
+    summary: SagaSummary,
+    status: str | None,
+    saga_name: str | None,
+    step_name: str | None,
+    failed_between: tuple[datetime, datetime] | None,
+    tags: Mapping[str, str],
+) -> bool:
+    """Whether all that is asked for is true of the saga."""
+    if failed_between is not None:
+        failed_at = summary.failed_at
+        if failed_at is None or not failed_between[0] <= failed_at <= failed_between[1]:
+            return False
+    return (
+        status in (None, summary.status)
+        and saga_name in (None, summary.saga_name)
+        and step_name in (None, summary.step_name)
+        and tags.items() <= summary.tags.items()
+    )
 
 
 def expired(snapshot: SagaSnapshot, now: datetime) -> bool:
@@ -102,6 +129,15 @@ def check_limit(limit: int) -> None:
     """Raise `UsageError` when a page of that many would hold nothing."""
     if limit < 1:
         raise UsageError(f"a page of {limit} records is none: give a limit of 1 or more")
+
+
+def above_prefix(prefix: str) -> str:
+    """Return the least text that is above every id with this prefix."""
+    for end in range(len(prefix), 0, -1):
+        code = ord(prefix[end - 1])
+        if code < 0x10FFFF:
+            return prefix[: end - 1] + chr(0xE000 if code == 0xD7FF else code + 1)  # no surrogate can be stored
+    return "\U0010ffff" * (MAX_ID_LENGTH + 1)
 
 
 def snapshot_cursor(last: SagaSnapshot) -> str:

@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from sagaz_core.clock import monotonic
 from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError, nearest, quoted
-from sagaz_core.storage.base import MAX_ID_LENGTH
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -139,15 +138,6 @@ def unavailable(error: Exception) -> bool:
 def says_nothing(batch: Batch) -> bool:
     """Whether there is nothing to write."""
     return not (batch.saga or batch.events or batch.snapshots or batch.summary)
-
-
-def above_prefix(prefix: str) -> str:
-    """Return the least text that is above every id with this prefix."""
-    for end in range(len(prefix), 0, -1):
-        code = ord(prefix[end - 1])
-        if code < 0x10FFFF:
-            return prefix[: end - 1] + chr(0xE000 if code == 0xD7FF else code + 1)  # no surrogate can be stored
-    return "\U0010ffff" * (MAX_ID_LENGTH + 1)
 
 
 # ---- URLs

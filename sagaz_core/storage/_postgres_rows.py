@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
+from sagaz_core.storage.together import Checkpoint, EventHead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,32 +72,35 @@ def saga_row(record: SagaRecord) -> tuple[Any, ...]:
     return (
         *(as_text(record.saga_id), as_text(record.saga_name), as_text(record.version), as_text(record.fingerprint)),
         *(as_text(model_to_json(record)), as_time(record.started_at), as_text(record.source)),
-        *(as_text(record.adapter), as_text(record.plan)),
+        *(as_text(record.adapter), as_text(record.plan), saga_sum(record)),
     )
 
 
 def same_saga(row: Row, mine: tuple[Any, ...]) -> bool:
     """Whether a row of `RECORD` is that of the record whose values these are."""
-    return (*row[:5], _moment(row[5]), *row[6:]) == mine
+    return (*row[:5], _moment(row[5]), *row[6:9]) == mine[:9]
 
 
 def saga_from(row: Row) -> SagaRecord:
     saga_id, name, version, fingerprint, model = map(from_text, row[:5])
     source, adapter, plan = map(from_text, row[6:9])
     fields = model_from_json(saga_id, model)
-    return SagaRecord(saga_id, name, version, fingerprint, fields, _moment(row[5]), source, adapter, plan)
+    record = SagaRecord(saga_id, name, version, fingerprint, fields, _moment(row[5]), source, adapter, plan)
+    check_sum(row[9], saga_sum(record), f"the record of saga {saga_id!r}")
+    return record
 
 
-_NO_SUMMARY = (None,) * 6
+_NO_SUMMARY = (None,) * 7
 
 
 def summary_row(summary: SagaSummary | None) -> tuple[Any, ...]:
-    """Return number, name, status, step, time and tags."""
+    """Return number, name, status, step, time, tags and checksum."""
     if summary is None:
         return _NO_SUMMARY
     return (
         *(summary.seq, as_text(summary.saga_name), as_text(summary.status), as_text(summary.step_name)),
         *(as_time_or_none(summary.failed_at), tags_json(summary.tags)),
+        summary_sum(summary),
     )
 
 
@@ -107,7 +112,9 @@ def tags_json(tags: Mapping[str, str]) -> str:
 def summary_from(row: Row) -> SagaSummary:
     tags = {from_text(key): from_text(value) for key, value in json.loads(row[6]).items()}
     saga_id, name, status, step = map(from_text, (row[0], row[1], row[3], row[4]))
-    return SagaSummary(saga_id, name, row[2], status, step, _moment_or_none(row[5]), tags)
+    summary = SagaSummary(saga_id, name, row[2], status, step, _moment_or_none(row[5]), tags)
+    check_sum(row[7], summary_sum(summary), f"the summary of saga {saga_id!r}")
+    return summary
 
 
 # ---- events and snapshots
@@ -130,16 +137,24 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         *(as_text(snapshot.snapshot_id), as_text(snapshot.saga_id), as_text(snapshot.saga_name)),
         *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
         *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
-        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq),
+        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(snapshot.completed_steps)),
     )
+
+
+def _steps_json(steps: Sequence[str]) -> str | None:
+    return json.dumps([as_text(step) for step in steps], ensure_ascii=False) if steps else None
+
+
+def _steps_from(text: str | None) -> tuple[str, ...]:
+    return tuple(map(from_text, json.loads(text))) if text else ()
 
 
 def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
     """Return the snapshot of a row of its own columns, and of two more with its bases."""
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row[:12]
+    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq, done = row[:13]
     found: tuple[Base, ...] = ()
-    if bases and row[12] is not None:
-        found = tuple([Base(from_text(name), held) for name, held in zip(row[12], row[13], strict=True)])
+    if bases and row[13] is not None:
+        found = tuple([Base(from_text(name), held) for name, held in zip(row[13], row[14], strict=True)])
     return SagaSnapshot(
         from_text(snapshot_id),
         from_text(saga_id),
@@ -154,6 +169,19 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
         _moment_or_none(until),
         base_seq,
         found,
+        _steps_from(done),
+    )
+
+
+def checkpoint_from(row: Row) -> Checkpoint:
+    """Return the checkpoint of a row: the saga's record, four columns, and a snapshot's with its bases."""
+    saga, (last_seq, seqs, kinds, steps), before = row[:10], row[10:14], row[14:]
+    heads = zip(seqs or (), kinds or (), steps or (), strict=True)
+    return Checkpoint(
+        None if saga[0] is None else saga_from(saga),
+        None if before[0] is None else snapshot_from(before),
+        last_seq,
+        [EventHead(seq, from_text(kind), None if step is None else from_text(step)) for seq, kind, step in heads],
     )
 
 
@@ -170,13 +198,14 @@ def replay_row(record: ReplayRecord) -> tuple[Any, ...]:
         *map(as_text, (record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint)),
         *(as_text(record.initiated_by), as_text(record.status), as_time(record.created_at), record.override),
         *(as_text(record.plan), as_time_or_none(record.completed_at), as_text(record.error)),
+        replay_sum(record),
     )
 
 
 def replay_from(row: Row) -> ReplayRecord:
     replay_id, original, new, checkpoint, by, status = map(from_text, row[:6])
-    created_at, override, plan, completed_at, error = row[6:]
-    return ReplayRecord(
+    created_at, override, plan, completed_at, error, row_sum = row[6:]
+    record = ReplayRecord(
         *(replay_id, original, new, checkpoint, by, status),
         _moment(created_at),
         override,
@@ -184,6 +213,8 @@ def replay_from(row: Row) -> ReplayRecord:
         _moment_or_none(completed_at),
         from_text(error),
     )
+    check_sum(row_sum, replay_sum(record), f"the record of replay {replay_id!r}")
+    return record
 
 
 # ---- a batch
@@ -196,7 +227,7 @@ class Rows:
     those that are stored.
     """
 
-    __slots__ = ("events", "first", "last", "record", "saga_id", "simple", "snapshots", "summary")
+    __slots__ = ("events", "record", "saga_id", "simple", "snapshots", "summary")
 
     def __init__(self, batch: Batch) -> None:
         self.saga_id = as_text(batch.saga_id)
@@ -204,11 +235,26 @@ class Rows:
         self.events = [event_row(event) for event in batch.events]
         self.snapshots = [snapshot_row(snapshot) for snapshot in batch.snapshots]
         self.summary = summary_row(batch.summary)
+        self.simple = (len(self.events) < 2 and len(self.snapshots) < 2) or self._in_order()
+
+    def _in_order(self) -> bool:
         events = [(row[1], row[2]) for row in self.events]
         snapshots = [(row[5], row[0], row[8]) for row in self.snapshots]
-        self.simple = all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(events)) and all(
+        return all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(events)) and all(
             b[:2] > a[:2] and b[2] >= a[2] for a, b in pairwise(snapshots)
         )
-        none: tuple[None, None, None, None, None] = (None,) * 5
-        self.last = (*(events[-1] if events else none[:2]), *(snapshots[-1] if snapshots else none[:3]))
-        self.first = (*(events[0] if events else none[:2]), *(snapshots[0] if snapshots else none[:3]))
+
+    @property
+    def first(self) -> tuple[Any, ...]:
+        """Number and time of the first event, and number, id and time of the first snapshot."""
+        return self._ends(0)
+
+    @property
+    def last(self) -> tuple[Any, ...]:
+        """The same of the last ones."""
+        return self._ends(-1)
+
+    def _ends(self, place: int) -> tuple[Any, ...]:
+        event = self.events[place] if self.events else (None,) * 3
+        snapshot = self.snapshots[place] if self.snapshots else (None,) * 9
+        return event[1], event[2], snapshot[5], snapshot[0], snapshot[8]

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 CREATE_VERSION = "CREATE TABLE IF NOT EXISTS {s}saga_schema (version INTEGER NOT NULL)"
@@ -105,6 +105,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         )
         """,
         "CREATE INDEX saga_replays_by_original ON {s}saga_replay_log (original_saga_id, created_at, replay_id)",
+    ),
+    2: (
+        # What is in the tables already has no checksums.
+        "ALTER TABLE {s}sagas ADD COLUMN record_sum BIGINT, ADD COLUMN summary_sum BIGINT",
+        "ALTER TABLE {s}saga_snapshots ADD COLUMN completed_steps JSONB",
+        "ALTER TABLE {s}saga_replay_log ADD COLUMN row_sum BIGINT",
     ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""

@@ -5,18 +5,17 @@ Each query is served by an index and reads no row that it does not return; a tes
 
 from __future__ import annotations
 
-RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
-SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text"
+RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
+SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text, summary_sum"
 EVENT = "seq, at, kind, step, data"
-_SET_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags"
-_LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
-_OWN = """
+SET_OF_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags, summary_sum"
+OWN = """
     snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, data, retention_until,
-    base_seq
+    base_seq, completed_steps
 """
 _REPLAY = """
     replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-    completed_at, error
+    completed_at, error, row_sum
 """
 _BASES = """
     SELECT array_agg(b.{column} ORDER BY b.seq, b.snapshot_id) FROM {{s}}saga_snapshots b
@@ -24,115 +23,44 @@ _BASES = """
 """
 SNAPSHOT = f"""
     s.snapshot_id, s.saga_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq,
+    s.retention_until, s.base_seq, s.completed_steps,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="snapshot_id")}) END,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="data")}) END
 """
 
 # ---- writing
 
-_EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
-_SNAPSHOT_TYPES = (
+EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
+SNAPSHOT_TYPES = (
     *("text", "text", "text", "text", "integer", "bigint", "text", "text", "timestamptz", "bytea", "timestamptz"),
-    "bigint",
+    *("bigint", "jsonb"),
 )
-_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb")
-_LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
-_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text")
-_FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
 
 
-def _arrays(first: int, types: tuple[str, ...]) -> str:
+def arrays(first: int, types: tuple[str, ...]) -> str:
+    """Return parameters from that number on, each an array."""
     return ", ".join(f"${first + place}::{name}[]" for place, name in enumerate(types))
-
-
-def _sagas(first: int, types: tuple[str, ...], names: str, many: bool) -> str:
-    """Return a source of one row, of parameters, or of many, of parameters that are arrays."""
-    if many:
-        return f"unnest({_arrays(first, types)}) AS n ({names})"
-    values = ", ".join(f"${first + place}::{name}" for place, name in enumerate(types))
-    return f"(VALUES ({values})) AS n ({names})"
-
-
-_RECORDS = f"""
-    , events AS (
-        INSERT INTO {{s}}saga_events (saga_id, seq, at, floor, kind, step, data)
-        SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data
-        FROM saga JOIN unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT}) USING (saga_id)
-    ), snapshots AS (
-        INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
-        SELECT {_OWN}, created_at FROM saga JOIN unnest({_arrays(7, _SNAPSHOT_TYPES)}) AS n ({_OWN}) USING (saga_id)
-    )
-    SELECT saga_id FROM saga
-"""
-_FIRST_OF_SAGA = 1 + len(_EVENT_TYPES) + len(_SNAPSHOT_TYPES)
-
-
-def begin(*, many: bool) -> str:
-    """Return the statement that adds sagas with their first records. One that is there is left as it is.
-
-    Its parameters: events and snapshots, by column; then by saga its record, its summary, and its last records.
-    """
-    types = (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES)
-    source = _sagas(_FIRST_OF_SAGA, types, f"{RECORD}, {_SET_SUMMARY}, {_LAST}", many)
-    return f"""
-        WITH saga AS (
-            INSERT INTO {{s}}sagas ({RECORD}, {_SET_SUMMARY}, {_LAST})
-            SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags,
-                coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
-                coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
-                coalesce(last_snapshot_at, '-infinity')
-            FROM {source}
-            ON CONFLICT DO NOTHING RETURNING saga_id
-        ) {_RECORDS}
-    """
-
-
-def append(*, many: bool) -> str:
-    """Return the statement that adds records to sagas, behind those that are there. Where they are not, nothing is.
-
-    Its parameters: events and snapshots, by column; then by saga its id, its summary, and its last and first records.
-    """
-    types = ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES)
-    source = _sagas(_FIRST_OF_SAGA, types, f"saga_id, {_SET_SUMMARY}, {_LAST}, {_FIRST}", many)
-    summary = ", ".join(
-        f"{name} = CASE WHEN n.summary_seq IS NULL THEN g.{name} ELSE n.{name} END" for name in _SET_SUMMARY.split(", ")
-    )
-    last = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.split(", "))
-    return f"""
-        WITH saga AS (
-            UPDATE {{s}}sagas g SET {summary}, {last} FROM {source}
-            WHERE g.saga_id = n.saga_id
-                AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
-                AND (n.first_event IS NULL OR (g.last_event < n.first_event AND g.last_event_at <= n.first_event_at))
-                AND (n.first_snapshot IS NULL OR (
-                    (g.last_snapshot, g.last_snapshot_id) < (n.first_snapshot, n.first_snapshot_id)
-                    AND g.last_snapshot_at <= n.first_snapshot_at
-                ))
-            RETURNING g.saga_id
-        ) {_RECORDS}
-    """
 
 
 # What does not come behind: in a transaction, with the saga's row locked.
 ADD_SAGA_ID = "INSERT INTO {s}sagas (saga_id) VALUES ($1) ON CONFLICT DO NOTHING"
 LOCK_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 FOR UPDATE"
-SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9) WHERE saga_id = $1"
+SET_RECORD = f"UPDATE {{s}}sagas SET ({RECORD}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) WHERE saga_id = $1"
 SET_SUMMARY = f"""
-    UPDATE {{s}}sagas SET ({_SET_SUMMARY}) = ($2, $3, $4, $5, $6, $7) WHERE saga_id = $1 AND summary_seq < $2
+    UPDATE {{s}}sagas SET ({SET_OF_SUMMARY}) = ($2, $3, $4, $5, $6, $7, $8) WHERE saga_id = $1 AND summary_seq < $2
 """
 ADD_EVENTS = f"""
     INSERT INTO {{s}}saga_events (saga_id, {EVENT}, floor)
-    SELECT e.*, e.at FROM unnest({_arrays(1, _EVENT_TYPES)}) AS e (saga_id, {EVENT})
+    SELECT e.*, e.at FROM unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})
     ON CONFLICT DO NOTHING RETURNING 1
 """
 ADD_SNAPSHOTS = f"""
-    INSERT INTO {{s}}saga_snapshots ({_OWN}, floor)
-    SELECT {_OWN}, created_at FROM unnest({_arrays(1, _SNAPSHOT_TYPES)}) AS n ({_OWN})
+    INSERT INTO {{s}}saga_snapshots ({OWN}, floor)
+    SELECT {OWN}, created_at FROM unnest({arrays(1, SNAPSHOT_TYPES)}) AS n ({OWN})
     ON CONFLICT DO NOTHING RETURNING 1
 """
 KNOWN_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq = ANY ($2::bigint[])"
-KNOWN_SNAPSHOTS = f"SELECT {_OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
+KNOWN_SNAPSHOTS = f"SELECT {OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
 # A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
 # new one, or the first whose floor is above the earliest new time.
 SET_EVENT_FLOORS = """
@@ -164,9 +92,26 @@ SET_LAST = f"""
     ) s ON true
     WHERE g.saga_id = $1
 """
+_REPLAY_TYPES = (
+    "text",
+    "text",
+    "text",
+    "text",
+    "text",
+    "text",
+    "timestamptz",
+    "bytea",
+    "text",
+    "timestamptz",
+    "text",
+    "bigint",
+)
+_ON_REPLAY = f"ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ROW(excluded.*)"
 PUT_REPLAY = f"""
-    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-    ON CONFLICT (replay_id) DO UPDATE SET ({_REPLAY}) = ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) {_ON_REPLAY}
+"""
+PUT_REPLAYS = f"""
+    INSERT INTO {{s}}saga_replay_log ({_REPLAY}) SELECT * FROM unnest({arrays(1, _REPLAY_TYPES)}) {_ON_REPLAY}
 """
 
 # ---- reading
@@ -225,6 +170,27 @@ READ_EVENTS_UNTIL = f"""
     SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= (
         SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4 ORDER BY floor DESC, seq DESC LIMIT 1
     ) ORDER BY seq LIMIT $3
+"""
+# For each saga and step: the record, the seq of its last snapshot, the latest one before the step, the events after it.
+READ_CHECKPOINTS = f"""
+    SELECT {", ".join(f"g.{name.strip()}" for name in RECORD.split(","))}, l.seq, e.seqs, e.kinds, e.steps, b.*
+    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS a (saga_id, step, place)
+    LEFT JOIN {{s}}sagas g ON g.saga_id = a.saga_id AND g.saga_name IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
+        WHERE s.saga_id = a.saga_id AND s.step_name = a.step AND s.phase = 'before' AND {_SERVED.format(now="$1")}
+        {_HIGHEST}
+    ) b ON true
+    LEFT JOIN LATERAL (
+        SELECT s.seq FROM {{s}}saga_snapshots s WHERE s.saga_id = a.saga_id AND {_SERVED.format(now="$1")} {_HIGHEST}
+    ) l ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.seq) AS seqs, array_agg(o.kind) AS kinds, array_agg(o.step) AS steps FROM (
+            SELECT seq, kind, step FROM {{s}}saga_events e WHERE e.saga_id = a.saga_id AND e.seq > coalesce(b.seq, -1)
+            ORDER BY e.seq
+        ) o
+    ) e ON true
+    ORDER BY a.place
 """
 LIST_REPLAYS = f"""
     SELECT {_REPLAY} FROM {{s}}saga_replay_log WHERE original_saga_id = $1 ORDER BY created_at, replay_id

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import ormsgpack
 
@@ -38,6 +39,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _RETENTION = 8  # of a snapshot's header
+_SEALED = b"\xc1"  # the one byte that MessagePack never uses
 
 
 def micros(moment: datetime) -> int:
@@ -78,6 +80,23 @@ def unpack(data: bytes, what: str) -> Any:
         raise CorruptDataError(f"{what} is damaged: {error}") from error
 
 
+def seal(data: bytes) -> bytes:
+    """Return packed data with their checksum. Events and states need none: they have their own."""
+    return b"".join((_SEALED, crc32(data).to_bytes(4, "big"), data))
+
+
+def unseal(data: bytes, what: str) -> Any:
+    """Return what was packed and sealed, or packed by an earlier release. Raises `CorruptDataError`."""
+    if data[:1] != _SEALED:
+        found = unpack(data, what)
+        if isinstance(found, list):
+            return found
+        raise CorruptDataError(f"{what} is damaged: it does not begin as one does")
+    if crc32(data[5:]) != int.from_bytes(data[1:5], "big"):
+        raise CorruptDataError(f"{what} is damaged: its checksum is wrong")
+    return unpack(data[5:], what)
+
+
 def as_key(text: str) -> bytes:
     """Return the text as a part of a key."""
     try:
@@ -90,12 +109,12 @@ def pack_saga(record: SagaRecord) -> bytes:
     """Return the record as bytes."""
     started = micros(record.started_at)
     names = record.saga_id, record.saga_name, record.version, record.fingerprint
-    return pack([*names, model_to_json(record), started, record.source, record.adapter, record.plan])
+    return seal(pack([*names, model_to_json(record), started, record.source, record.adapter, record.plan]))
 
 
 def unpack_saga(data: bytes) -> SagaRecord:
     """Do the inverse of `pack_saga`."""
-    saga_id, name, version, fingerprint, model, started, source, adapter, plan = unpack(data, "a saga's record")
+    saga_id, name, version, fingerprint, model, started, source, adapter, plan = unseal(data, "a saga's record")
     fields = model_from_json(saga_id, model)
     return SagaRecord(saga_id, name, version, fingerprint, fields, _moment(started), source, adapter, plan)
 
@@ -103,12 +122,12 @@ def unpack_saga(data: bytes) -> SagaRecord:
 def pack_summary(summary: SagaSummary) -> bytes:
     """Return the summary as bytes."""
     names = summary.saga_id, summary.saga_name, summary.seq, summary.status, summary.step_name
-    return pack([*names, micros_or_none(summary.failed_at), dict(summary.tags)])
+    return seal(pack([*names, micros_or_none(summary.failed_at), dict(summary.tags)]))
 
 
 def unpack_summary(data: bytes) -> SagaSummary:
     """Do the inverse of `pack_summary`."""
-    saga_id, name, seq, status, step, failed_at, tags = unpack(data, "a saga's summary")
+    saga_id, name, seq, status, step, failed_at, tags = unseal(data, "a saga's summary")
     return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), tags)
 
 
@@ -131,12 +150,12 @@ def pack_replay(record: ReplayRecord) -> bytes:
     """Return the replay as bytes."""
     times = micros(record.created_at), micros_or_none(record.completed_at)
     names = record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by
-    return pack([*names, record.status, times[0], record.override, record.plan, times[1], record.error])
+    return seal(pack([*names, record.status, times[0], record.override, record.plan, times[1], record.error]))
 
 
 def unpack_replay(data: bytes) -> ReplayRecord:
     """Do the inverse of `pack_replay`."""
-    replay_id, original, new, checkpoint, by, status, *others = unpack(data, "a replay's record")
+    replay_id, original, new, checkpoint, by, status, *others = unseal(data, "a replay's record")
     created, override, plan, completed, error = others
     times = _moment(created), _moment_or_none(completed)
     return ReplayRecord(replay_id, original, new, checkpoint, by, status, times[0], override, plan, times[1], error)
@@ -152,8 +171,13 @@ def pack_events(events: list[StoredEvent]) -> bytes:
 
 def unpack_events(saga_id: str, data: bytes) -> Iterator[StoredEvent]:
     """Do the inverse of `pack_events`."""
-    for seq, at, kind, step, held in unpack(data, f"an entry of saga {saga_id!r}"):
-        yield StoredEvent(saga_id, seq, _moment(at), kind, step, held)
+    what = f"an entry of saga {saga_id!r}"
+    rows = unpack(data, what)
+    try:
+        for seq, at, kind, step, held in rows:
+            yield StoredEvent(saga_id, seq, _moment(at), kind, step, _bytes(held))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorruptDataError(f"{what} is damaged: {error}") from error
 
 
 def pack_log(saga_id: str, events: int, snapshots: list[SagaSnapshot]) -> bytes:
@@ -165,7 +189,7 @@ def _header(snapshot: SagaSnapshot) -> list[Any]:
     return [
         *(snapshot.snapshot_id, snapshot.saga_name, snapshot.step_name, snapshot.step_index, snapshot.seq),
         *(snapshot.phase, snapshot.status, micros(snapshot.created_at), micros_or_none(snapshot.retention_until)),
-        snapshot.base_seq,
+        *(snapshot.base_seq, list(snapshot.completed_steps)),
     ]
 
 
@@ -186,12 +210,26 @@ def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
         return []
     saga_id, _, headers = unpack_log(log)
     held = unpack(states, f"an entry of saga {saga_id!r}")
-    return [
-        SagaSnapshot(
-            *(header[0], saga_id, *header[1:7], _moment(header[7]), data, _moment_or_none(header[8]), header[9])
-        )
-        for header, data in zip(headers, held, strict=True)
-    ]
+    try:
+        return [_snapshot(saga_id, header, data) for header, data in zip(headers, held, strict=True)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorruptDataError(f"an entry of saga {saga_id!r} is damaged: {error}") from error
+
+
+def _snapshot(saga_id: str, header: list[Any], data: bytes) -> SagaSnapshot:
+    snapshot_id, saga_name, step, index, seq, phase, status, created, until, base_seq, *others = header
+    times = _moment(created), _moment_or_none(until)
+    completed = tuple(others[0]) if others else ()  # an earlier release wrote none
+    return SagaSnapshot(
+        *(snapshot_id, saga_id, saga_name, step, index, seq, phase, status, times[0], _bytes(data), times[1], base_seq),
+        completed_steps=completed,
+    )
+
+
+def _bytes(found: object) -> bytes:
+    if not isinstance(found, bytes):
+        raise TypeError("what is to be bytes is not")
+    return found
 
 
 def is_served(header: list[Any], now: int) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NamedTuple
+from zlib import crc32
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
@@ -46,6 +47,7 @@ class SnapshotEntry(NamedTuple):
     created_at: datetime
     retention_until: datetime | None
     base_seq: int | None
+    completed_steps: tuple[str, ...]
     digest: bytes
     size: int
     place: Any = None
@@ -64,9 +66,10 @@ def event_entry(event: StoredEvent) -> EventEntry:
 
 def snapshot_entry(snapshot: SagaSnapshot) -> SnapshotEntry:
     """Return the snapshot's entry, which has no place yet."""
-    sid, _, name, step, index, seq, phase, status, created_at, data, retention, base_seq, _ = snapshot
+    sid, _, name, step, index, seq, phase, status, created_at, data, retention, base_seq, _, completed = snapshot
     return SnapshotEntry(
-        sid, name, step, index, seq, phase, status, created_at, retention, base_seq, digest(data), len(data)
+        *(sid, name, step, index, seq, phase, status, created_at, retention, base_seq),
+        *(tuple(completed), digest(data), len(data)),
     )
 
 
@@ -82,12 +85,14 @@ def event_from_row(row: Row) -> EventEntry:
 
 def snapshot_row(entry: SnapshotEntry) -> Row:
     """Return the snapshot as plain values."""
-    return [*entry[:7], micros(entry.created_at), micros_or_none(entry.retention_until), *entry[9:]]
+    times = micros(entry.created_at), micros_or_none(entry.retention_until)
+    return [*entry[:7], *times, entry.base_seq, list(entry.completed_steps), *entry[11:]]
 
 
 def snapshot_from_row(row: Row) -> SnapshotEntry:
-    """Do the inverse of `snapshot_row`."""
-    return SnapshotEntry._make([*row[:7], moment(row[7]), moment_or_none(row[8]), *row[9:]])
+    """Do the inverse of `snapshot_row`. What an earlier release wrote has no completed steps."""
+    completed = tuple(row[10]) if len(row) == len(SnapshotEntry._fields) else ()
+    return SnapshotEntry._make([*row[:7], moment(row[7]), moment_or_none(row[8]), row[9], completed, *row[-3:]])
 
 
 def saga_row(record: SagaRecord) -> Row:
@@ -117,6 +122,31 @@ def summary_from_row(row: Row) -> SagaSummary:
     """Do the inverse of `summary_row`."""
     saga_id, name, seq, status, step, failed_at, tags = row
     return SagaSummary(saga_id, name, seq, status, step, moment_or_none(failed_at), dict(tags))
+
+
+def saga_sum(record: SagaRecord) -> int:
+    """Return a checksum of the record. Raises `CannotStoreError`."""
+    return _sum(saga_row(record))
+
+
+def summary_sum(summary: SagaSummary) -> int:
+    """Return a checksum of the summary."""
+    return _sum([*summary_row(summary)[:-1], sorted(summary.tags.items())])
+
+
+def replay_sum(record: ReplayRecord) -> int:
+    """Return a checksum of the record."""
+    return _sum(replay_row(record))
+
+
+def check_sum(stored: int | None, found: int, what: str) -> None:
+    """Raise `CorruptDataError` unless it is the checksum that is stored. What an earlier release wrote has none."""
+    if stored not in (None, found):
+        raise CorruptDataError(f"{what} is damaged: its checksum is wrong")
+
+
+def _sum(row: Row) -> int:
+    return crc32(repr(row).encode("utf-8", "surrogatepass"))
 
 
 def replay_row(record: ReplayRecord) -> Row:

@@ -75,7 +75,7 @@ class Connections:
 
     def rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Return all rows that the statement gives; none when there is no database (then none is made)."""
-        connection = self._take(create=False)
+        connection = self._idle.take() or self._take(create=False)
         if connection is None:
             return []
         try:

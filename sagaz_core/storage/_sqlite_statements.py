@@ -13,10 +13,11 @@ Each statement is served by an index and reads no row that it does not return; a
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 APPLICATION_ID = 0x53414741  # "SAGA": tells our files from those of other applications
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -128,43 +129,50 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ) WITHOUT ROWID
         """,
     ),
+    3: (  # what is in the tables already has no checksums
+        "ALTER TABLE sagas ADD COLUMN record_sum INTEGER",
+        "ALTER TABLE sagas ADD COLUMN found_sum INTEGER",
+        "ALTER TABLE saga_snapshots ADD COLUMN completed_steps TEXT",  # as JSON
+        "ALTER TABLE saga_replay_log ADD COLUMN row_sum INTEGER",
+    ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
 ANY = b""
 """Stands for any step or phase in `saga_places`."""
 
-_RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan"
+_RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
 _SNAPSHOT = """
     s.snapshot_id, ?1, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq
+    s.retention_until, s.base_seq, s.completed_steps
 """
 _SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
 _ALL_PLACES = "step_name = x'' AND phase = x''"
-# The snapshot `t` and, before it, what its bytes may be a difference from.
+# The snapshot `t` and, before it, what its bytes may be a difference from. With one that stands alone no other is read.
 _CHAIN = """
-    CROSS JOIN saga_places p ON p.saga = t.saga AND p.step_name = x'' AND p.phase = x''
-        AND p.seq >= coalesce(t.base_seq, t.seq) AND (p.seq, p.snapshot_id) <= (t.seq, t.snapshot_id)
-    CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    LEFT JOIN saga_places p ON t.base_seq IS NOT NULL AND p.saga = t.saga AND p.step_name = x'' AND p.phase = x''
+        AND p.seq >= t.base_seq AND (p.seq, p.snapshot_id) <= (t.seq, t.snapshot_id)
+    LEFT JOIN saga_snapshots s ON s.id = p.snapshot
 """
+_OF_CHAIN = re.sub(r"s\.(\w+)", r"CASE WHEN s.id IS NULL THEN t.\1 ELSE s.\1 END", _SNAPSHOT)
 _IN_ORDER = "ORDER BY p.seq, p.snapshot_id"
 
 # ---- writing
 
 FIND_PLACE = f"""
-    SELECT
-        g.id,
-        (SELECT id FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
-        (SELECT at FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1),
-        (SELECT seq FROM saga_places WHERE saga = g.id AND {_ALL_PLACES} ORDER BY seq DESC, snapshot_id DESC LIMIT 1),
-        (SELECT created_at FROM saga_places WHERE saga = g.id AND {_ALL_PLACES}
-            ORDER BY seq DESC, snapshot_id DESC LIMIT 1)
-    FROM sagas g WHERE g.saga_id = ?
+    SELECT g.id, e.id, e.at, s.seq, s.snapshot_id, s.created_at FROM sagas g
+    LEFT JOIN saga_events e ON e.id = (
+        SELECT id FROM saga_events WHERE id >= g.id << 32 AND id < (g.id + 1) << 32 ORDER BY id DESC LIMIT 1
+    )
+    LEFT JOIN saga_snapshots s ON s.id = (
+        SELECT snapshot FROM saga_places WHERE saga = g.id AND {_ALL_PLACES} ORDER BY seq DESC, snapshot_id DESC LIMIT 1
+    )
+    WHERE g.saga_id = ?
 """
-ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_SAGA = f"INSERT INTO sagas ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_SAGA_ID = "INSERT INTO sagas (saga_id) VALUES (?)"
 SET_RECORD = f"""
-    UPDATE sagas SET ({_RECORD}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) WHERE saga_id = ?1 AND saga_name IS NULL
+    UPDATE sagas SET ({_RECORD}) = (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) WHERE saga_id = ?1 AND saga_name IS NULL
 """
 ADD_EVENT = """
     INSERT INTO saga_events (id, at, floor, kind, step, data) VALUES (?1, ?2, ?2, ?3, ?4, ?5)
@@ -173,9 +181,9 @@ ADD_EVENT = """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
         saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data,
-        retention_until, base_seq
+        retention_until, base_seq, completed_steps
     )
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12, ?13)
     ON CONFLICT (snapshot_id) DO NOTHING
 """
 GET_STORED = f"""
@@ -184,7 +192,9 @@ GET_STORED = f"""
 """
 GET_SUMMARY = "SELECT found_seq, tags FROM sagas WHERE id = ?"
 SET_SUMMARY = """
-    UPDATE sagas SET found_name = ?, found_seq = ?, status = ?, failed_step = ?, failed_at = ?, tags = ? WHERE id = ?
+    UPDATE sagas SET found_name = ?, found_seq = ?, status = ?, failed_step = ?, failed_at = ?, tags = ?,
+        found_sum = ?
+    WHERE id = ?
 """
 ADD_TAG = "INSERT INTO saga_tags (key, value, saga_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 DELETE_TAG = "DELETE FROM saga_tags WHERE key = ? AND value = ? AND saga_id = ?"
@@ -201,14 +211,14 @@ SET_SNAPSHOT_FLOOR = "UPDATE saga_snapshots SET floor = ? WHERE id = ?"
 PUT_REPLAY = """
     INSERT INTO saga_replay_log (
         replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-        completed_at, error
+        completed_at, error, row_sum
     )
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (replay_id) DO UPDATE SET
         original_saga_id = excluded.original_saga_id, new_saga_id = excluded.new_saga_id,
         checkpoint = excluded.checkpoint, initiated_by = excluded.initiated_by, status = excluded.status,
         created_at = excluded.created_at, override = excluded.override, plan = excluded.plan,
-        completed_at = excluded.completed_at, error = excluded.error
+        completed_at = excluded.completed_at, error = excluded.error, row_sum = excluded.row_sum
 """
 
 # ---- reading
@@ -219,7 +229,7 @@ LIST_SAGAS = f"""
     WHERE saga_id >= ? AND saga_id < ? AND saga_name IS NOT NULL ORDER BY saga_id LIMIT ?
 """
 GET_SNAPSHOT = f"""
-    SELECT {_SNAPSHOT.replace("?1", "g.saga_id")} FROM saga_snapshots t CROSS JOIN sagas g ON g.id = t.saga {_CHAIN}
+    SELECT {_OF_CHAIN.replace("?1", "g.saga_id")} FROM saga_snapshots t CROSS JOIN sagas g ON g.id = t.saga {_CHAIN}
     WHERE t.snapshot_id = ?1 {_IN_ORDER}
 """
 LIST_SNAPSHOTS = f"""
@@ -245,24 +255,24 @@ READ_EVENTS = f"""
 _IN_PLACE = f"SELECT snapshot FROM saga_places WHERE saga = {_SAGA} AND step_name = ?2 AND phase = ?3 AND seq <= "
 _HIGHEST = "ORDER BY seq DESC, snapshot_id DESC LIMIT 1"
 LATEST_SNAPSHOT = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} ?4 {_HIGHEST}) {_IN_ORDER}
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} ?4 {_HIGHEST}) {_IN_ORDER}
 """
 # By the floor the highest `seq` in question is known. Of the rows below it, those with a later time (there are none
 # unless the clock went back) are passed over.
 LATEST_SNAPSHOT_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} min(?4, (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = ({_IN_PLACE} min(?4, (
         SELECT seq FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?5 ORDER BY floor DESC, seq DESC LIMIT 1
     )) AND created_at <= ?5 {_HIGHEST}) {_IN_ORDER}
 """
 LATEST_SNAPSHOT_OF_ALL_UNTIL = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
         SELECT id FROM saga_snapshots WHERE saga = {_SAGA} AND floor <= ?2 AND created_at <= ?2
         ORDER BY floor DESC, seq DESC, snapshot_id DESC LIMIT 1
     ) {_IN_ORDER}
 """
 # Asked when the one that the others find has expired.
 LATEST_SERVED = f"""
-    SELECT {_SNAPSHOT} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
+    SELECT {_OF_CHAIN} FROM saga_snapshots t {_CHAIN} WHERE t.id = (
         SELECT f.snapshot FROM saga_places f CROSS JOIN saga_snapshots r ON r.id = f.snapshot
         WHERE f.saga = {_SAGA} AND f.step_name = ?2 AND f.phase = ?3 AND f.seq <= ?4 AND f.created_at <= ?5
             AND (r.retention_until IS NULL OR r.retention_until >= ?6)
@@ -271,11 +281,11 @@ LATEST_SERVED = f"""
 """
 LIST_REPLAYS = """
     SELECT replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
-        completed_at, error
+        completed_at, error, row_sum
     FROM saga_replay_log WHERE original_saga_id = ? ORDER BY created_at, replay_id
 """
 
-_SUMMARY = "g.saga_id, g.found_name, g.found_seq, g.status, g.failed_step, g.failed_at, g.tags"
+_SUMMARY = "g.saga_id, g.found_name, g.found_seq, g.status, g.failed_step, g.failed_at, g.tags, g.found_sum"
 _FOUND_BY = {
     "tag": (
         "saga_tags t CROSS JOIN sagas g ON g.saga_id = t.saga_id WHERE t.key = ?8 AND t.value = ?9 AND t.saga_id > ?1"

@@ -23,6 +23,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import permutations, product
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -41,6 +42,7 @@ from sagaz_core.storage.base import (
 )
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.together import answers_together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -271,6 +273,7 @@ class SnapshotStorageContract:
     def test_a_snapshot_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
         self.at(storage, T0)
         full = a_snapshot("s", 1, step_name="é\0🦄", data=bytes(range(256)), retention_until=T0 + timedelta(days=30))
+        full = full._replace(completed_steps=("reserve", "é\0🦄", ""))
         bare = a_snapshot("s", 2, step_name="", step_index=0, data=b"")
         self.do(storage.write(Batch("s", snapshots=[full, bare])))
         assert self.do(storage.get_snapshot(full.snapshot_id)) == full
@@ -542,6 +545,25 @@ class SnapshotStorageContract:
             assert found is not None
             assert found.snapshot_id == "c", asked
 
+    def test_snapshots_of_one_seq_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
+        orders = list(permutations(range(3)))
+        for number, (times, written) in enumerate(product(orders, orders)):
+            saga_id = f"s{number}"
+            snapshots = [
+                a_snapshot(saga_id, 1, T0 + timedelta(seconds=second), snapshot_id=f"{saga_id}.{place}")
+                for place, second in enumerate(times)
+            ]
+            self.do(storage.write(Batch(saga_id, snapshots=[a_snapshot(saga_id, 0, T0 - TICK)])))
+            for place in written:
+                self.do(storage.write(Batch(saga_id, snapshots=[snapshots[place]])))
+            for second in range(3):
+                until = T0 + timedelta(seconds=second)
+                right = [snapshot for snapshot in snapshots if snapshot.created_at <= until][-1]
+                questions: Iterable[dict[str, Any]] = ({}, {"step": "reserve"}, {"max_seq": 1})
+                for asked in questions:
+                    found = self.do(storage.latest_snapshot(saga_id, until=until, **asked))
+                    assert found == right, (times, written, second, asked)
+
     def test_snapshots_under_a_clock_that_went_back(self, storage: SnapshotStorage) -> None:
         seconds = (10, 20, 5, 15, 15, 30, 12)
         snapshots = []
@@ -730,6 +752,16 @@ class SnapshotStorageContract:
         for saga_id, count in (("b", 0), ("c", 0), ("d", 0), ("e", 0), ("g", 1)):
             assert len(self.events(storage, saga_id)) == count
         assert list(self.do(storage.write_many([]))) == []
+
+    def test_of_two_batches_with_the_same_snapshot_id_the_first_has_it(self, storage: SnapshotStorage) -> None:
+        self.do(storage.write(Batch("a", a_saga("a"), (), [a_snapshot("a", 1, snapshot_id="old")])))
+        batches = [
+            Batch("a", None, (), [a_snapshot("a", 0, snapshot_id="x")]),  # does not come behind what is there
+            Batch("b", a_saga("b"), (), [a_snapshot("b", 0, snapshot_id="x")]),
+        ]
+        assert [type(result) for result in self.do(storage.write_many(batches))] == [type(None), DuplicateSagaError]
+        assert self.do(storage.get_saga("b")) is None
+        assert self.listed(storage, "a") == [0, 1]
 
     # ---- writing again
 
@@ -1090,6 +1122,46 @@ class SnapshotStorageContract:
             self.do(storage.log_replay(a_replay(replay_id, "s", created_at=T0 + timedelta(seconds=second))))
         self.do(storage.log_replay(a_replay("9", "t")))
         assert [replay.replay_id for replay in self.do(storage.list_replays("s"))] == ["2", "3", "0", "1"]
+
+    # ---- for many replays at a time
+
+    def test_what_replays_ask_for_together_is_what_the_other_methods_say(self, storage: SnapshotStorage) -> None:
+        if not answers_together(storage):
+            return  # nothing is gained by it there
+        frames, at = FrameWriter(), T0 + timedelta(seconds=1)
+        for saga_id in ("s", "t"):
+            steps = (("a", "before"), ("a", "after"), ("b", "before"), ("b", "before"), ("b", "undone"), ("", "final"))
+            snapshots = [
+                frames.frame(
+                    a_snapshot(saga_id, 2 * n, at, step_name=step, phase=phase, snapshot_id=f"{saga_id}{n}"), b"%d" % n
+                )
+                for n, (step, phase) in enumerate(steps)
+            ]
+            events = [an_event(saga_id, seq) for seq in range(12)]
+            self.do(storage.write(Batch(saga_id, a_saga(saga_id), events, snapshots)))
+            frames.begin_again()
+        self.do(storage.write(Batch("journal", a_saga("journal"), [an_event("journal", 0)])))
+        self.do(storage.write(Batch("bare", None, (), [a_snapshot("bare", 3, retention_until=T0)])))
+        asked = [(name, step) for name in ("s", "t", "journal", "bare", "nobody", "nul\0") for step in ("a", "b", "\0")]
+        for (saga_id, step), found in zip(asked, self.do(storage.read_checkpoints(asked)), strict=True):
+            before = self.do(storage.latest_snapshot(saga_id, step=step, phase="before"))
+            last = self.do(storage.latest_snapshot(saga_id))
+            events = self.events(storage, saga_id, after_seq=-1 if before is None else before.seq)
+            assert found.saga == self.do(storage.get_saga(saga_id))
+            assert found.before == before
+            assert found.last_seq == (None if last is None else last.seq)
+            assert list(found.events) == [(event.seq, event.kind, event.step) for event in events]
+
+    def test_replays_that_are_logged_together_are_logged_as_each_would_be(self, storage: SnapshotStorage) -> None:
+        if not answers_together(storage):
+            return
+        naive = a_replay("3", "s", created_at=T0.replace(tzinfo=None))
+        last = a_replay("1", "s", status="completed", completed_at=T0 + TICK, error="\0")
+        records = [a_replay("1", "s"), a_replay("2", "t", error="\ud800"), naive, a_replay("4", "t"), last]
+        results = self.do(storage.log_replays(records))
+        assert [type(result) for result in results] == [type(None), UsageError, NaiveTimeError, type(None), type(None)]
+        assert list(self.do(storage.list_replays("s"))) == [last]
+        assert list(self.do(storage.list_replays("t"))) == [a_replay("4", "t")]
 
     # ---- nothing there, nothing left
 

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core.errors import CopyError
+from sagaz_core.errors import CopyError, CorruptDataError
 from sagaz_core.storage.base import Batch
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.seals import opened, sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, StoredEvent
+    from sagaz_core.storage.base import Page, SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENTS_AT_ONCE = 500
+_LISTED_AT_ONCE = 500
 _BYTES_AT_ONCE = 4_000_000
 
 
 @dataclass(slots=True)
 class Copied:
-    """What a copy has done. Of the sagas that were looked at, those `there` were there already, whole."""
+    """What a copy has done. Of the sagas that were looked at, those `there` were there already, whole.
+
+    `damaged` says of each record that the source cannot give any more what is wrong with it.
+    """
 
     sagas: int = 0
     there: int = 0
     events: int = 0
     snapshots: int = 0
     replays: int = 0
+    damaged: list[str] = field(default_factory=list)
 
 
 async def copy_store(
@@ -47,12 +54,14 @@ async def copy_store(
     After each saga the target is read, and compared with the source by checksums. `on_saga` is called for each saga of
     the source, copied or not. Sagas whose record was never written are not copied.
 
+    What is damaged in the source is left out, and told of in `damaged`; all else is copied.
+
     Raises `DuplicateSagaError` for another saga of the same id, `CopyError` when the target does not give what was
-    written, `DamagedSnapshotError` for what the source cannot give.
+    written.
     """
     done = Copied()
-    summaries = _Summaries(source)
-    async for record in _records(source):
+    summaries = _Summaries(source, done.damaged)
+    async for record in _records(source, done.damaged):
         summary = await summaries.of(record.saga_id)
         if (saga_name is None or record.saga_name == saga_name) and (since is None or record.started_at >= since):
             await _copy_saga(_Pair(source, target), record, summary, done)
@@ -69,22 +78,23 @@ class _Pair:
 
 async def _copy_saga(stores: _Pair, record: SagaRecord, summary: SagaSummary | None, done: Copied) -> None:
     saga_id = record.saga_id
-    right, there = await _checksums(stores.source, saga_id), await _checksums(stores.target, saga_id)
-    whole = right.items() <= there.items() and await stores.target.get_saga(saga_id) == record
+    right, there = await _read(stores.source, saga_id), await _read(stores.target, saga_id)
+    done.damaged += right.damaged
+    if there.damaged:
+        raise CopyError(f"{safe_url(stores.target.url)} has damaged records of saga {saga_id!r}: {there.damaged[0]}")
+    whole = right.checksums.items() <= there.checksums.items() and await stores.target.get_saga(saga_id) == record
     if whole:
         done.there += 1
     else:
         await stores.target.write(Batch(saga_id, record))
-        await _copy_events(stores, saga_id, done)
-        await _copy_snapshots(stores, saga_id, there, done)
+        await _copy_events(stores, saga_id, right, there, done)
+        await _copy_snapshots(stores, saga_id, right, there, done)
     if summary is not None:
         await stores.target.write(Batch(saga_id, summary=summary))
-    for replay in await stores.source.list_replays(saga_id):
-        await stores.target.log_replay(replay)
-        done.replays += 1
+    await _copy_replays(stores, saga_id, done)
     if not whole:
-        there = await _checksums(stores.target, saga_id)
-        wrong = [name for name, checksum in right.items() if there.get(name) != checksum]
+        there = await _read(stores.target, saga_id)
+        wrong = [name for name, checksum in right.checksums.items() if there.checksums.get(name) != checksum]
         if wrong:
             raise CopyError(
                 f"{wrong[0]} of saga {saga_id!r} is not in {safe_url(stores.target.url)} as it was read: "
@@ -93,50 +103,93 @@ async def _copy_saga(stores: _Pair, record: SagaRecord, summary: SagaSummary | N
     done.sagas += 1
 
 
-async def _copy_events(stores: _Pair, saga_id: str, done: Copied) -> None:
+async def _copy_replays(stores: _Pair, saga_id: str, done: Copied) -> None:
+    try:
+        replays = await stores.source.list_replays(saga_id)
+    except CorruptDataError as error:
+        done.damaged.append(f"the replays of saga {saga_id!r} are not copied: {error}")
+        return
+    for replay in replays:
+        await stores.target.log_replay(replay)
+        done.replays += 1
+
+
+async def _copy_events(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
+    """Write the events that are not there, each with its checksum, which a store in memory does without."""
     batch: list[StoredEvent] = []
     size = 0
-    async for event in stores.source.read_events(saga_id):
-        batch.append(event)
-        size += len(event.data)
-        if len(batch) == _EVENTS_AT_ONCE or size > _BYTES_AT_ONCE:
-            await stores.target.write(Batch(saga_id, events=batch))
-            batch, size = [], 0
-        done.events += 1
+    with suppress(CorruptDataError):  # as was told already
+        async for event in stores.source.read_events(saga_id):
+            name = _event_name(event)
+            if name in there.checksums or name not in right.checksums:
+                continue
+            batch.append(sealed(event.saga_id, event.seq, event.at, event.kind, event.step, opened(event)))
+            size += len(event.data)
+            if len(batch) == _EVENTS_AT_ONCE or size > _BYTES_AT_ONCE:
+                await stores.target.write(Batch(saga_id, events=batch))
+                batch, size = [], 0
+            done.events += 1
     if batch:
         await stores.target.write(Batch(saga_id, events=batch))
 
 
-async def _copy_snapshots(stores: _Pair, saga_id: str, there: dict[str, bytes], done: Copied) -> None:
+async def _copy_snapshots(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
     """Write the snapshots that are not there. Their frames are made anew: what they were based on may not be served."""
     frames = FrameWriter()
     batch: list[SagaSnapshot] = []
     size = 0
-    async for snapshot in _snapshots(stores.source, saga_id):
-        if _name(snapshot) in there:
-            frames.begin_again()
-            continue
-        made = frames.frame(snapshot, state_bytes(snapshot))
-        batch.append(made)
-        size += len(made.data)
-        done.snapshots += 1
-        if size > _BYTES_AT_ONCE or len(batch) == _EVENTS_AT_ONCE:
-            await stores.target.write(Batch(saga_id, snapshots=batch))
-            batch, size = [], 0
+    with suppress(CorruptDataError):  # as was told already
+        async for snapshot in _snapshots(stores.source, saga_id):
+            name = _name(snapshot)
+            if name in there.checksums or name not in right.checksums:
+                frames.begin_again()
+                continue
+            made = frames.frame(snapshot, state_bytes(snapshot))
+            batch.append(made)
+            size += len(made.data)
+            done.snapshots += 1
+            if size > _BYTES_AT_ONCE or len(batch) == _EVENTS_AT_ONCE:
+                await stores.target.write(Batch(saga_id, snapshots=batch))
+                batch, size = [], 0
     if batch:
         await stores.target.write(Batch(saga_id, snapshots=batch))
 
 
-async def _checksums(storage: SnapshotStorage, saga_id: str) -> dict[str, bytes]:
-    """Return a checksum of each event and of each snapshot's state, whatever its frame is."""
-    found = {}
-    async for event in storage.read_events(saga_id):
-        found[f"event {event.seq}"] = _checksum((event.at - _EPOCH, event.kind, event.step), event.data)
-    async for snapshot in _snapshots(storage, saga_id):
-        until = snapshot.retention_until
-        said = (*snapshot[1:8], snapshot.created_at - _EPOCH, until and until - _EPOCH)
-        found[_name(snapshot)] = _checksum(said, state_bytes(snapshot))
+class _Found(NamedTuple):
+    """A checksum of each event and of each snapshot's state, whatever its frame is, and what is damaged of them."""
+
+    checksums: dict[str, bytes]
+    damaged: list[str]
+
+
+async def _read(storage: SnapshotStorage, saga_id: str) -> _Found:
+    found = _Found({}, [])
+    try:
+        async for event in storage.read_events(saga_id):
+            try:
+                data = opened(event)
+            except CorruptDataError as error:
+                found.damaged.append(str(error))
+            else:
+                said: tuple[Any, ...] = (event.at - _EPOCH, event.kind, event.step)
+                found.checksums[_event_name(event)] = _checksum(said, data)
+    except CorruptDataError as error:
+        found.damaged.append(f"the events of saga {saga_id!r} from there on are not copied: {error}")
+    try:
+        async for snapshot in _snapshots(storage, saga_id):
+            until = snapshot.retention_until
+            said = (*snapshot[1:8], snapshot.created_at - _EPOCH, until and until - _EPOCH, snapshot.completed_steps)
+            try:
+                found.checksums[_name(snapshot)] = _checksum(said, state_bytes(snapshot))
+            except CorruptDataError as error:
+                found.damaged.append(str(error))
+    except CorruptDataError as error:
+        found.damaged.append(f"the snapshots of saga {saga_id!r} from there on are not copied: {error}")
     return found
+
+
+def _event_name(event: StoredEvent) -> str:
+    return f"event {event.seq}"
 
 
 def _name(snapshot: SagaSnapshot) -> str:
@@ -153,8 +206,8 @@ def _checksum(said: tuple[Any, ...], data: bytes) -> bytes:
 class _Summaries:
     """Summaries beside the records: both are in order of id, so each is read once."""
 
-    def __init__(self, storage: SnapshotStorage) -> None:
-        self._summaries = _found(storage)
+    def __init__(self, storage: SnapshotStorage, damaged: list[str]) -> None:
+        self._summaries = _summaries(storage, damaged)
         self._next: SagaSummary | None = None
         self._begun = False
 
@@ -167,23 +220,31 @@ class _Summaries:
         return found if found is not None and found.saga_id == saga_id else None
 
 
-async def _found(storage: SnapshotStorage) -> AsyncIterator[SagaSummary]:
-    cursor: str | None = None
-    while True:
-        page = await storage.find_sagas(limit=500, cursor=cursor)
-        for summary in page.items:
-            yield summary
-        cursor = page.cursor
-        if cursor is None:
-            return
+async def _summaries(storage: SnapshotStorage, damaged: list[str]) -> AsyncIterator[SagaSummary]:
+    async for summary in _listed(storage.find_sagas, "summaries", damaged):
+        yield summary
 
 
-async def _records(storage: SnapshotStorage) -> AsyncIterator[SagaRecord]:
+async def _records(storage: SnapshotStorage, damaged: list[str]) -> AsyncIterator[SagaRecord]:
+    async for record in _listed(storage.list_sagas, "sagas", damaged):
+        yield record
+
+
+async def _listed(get: Callable[..., Awaitable[Page]], what: str, damaged: list[str]) -> AsyncIterator[Any]:
+    """Iterate a listing up to its end, or to what is damaged in it."""
     cursor: str | None = None
+    limit = _LISTED_AT_ONCE
     while True:
-        page = await storage.list_sagas(limit=500, cursor=cursor)
-        for record in page.items:
-            yield record
+        try:
+            page = await get(limit=limit, cursor=cursor)
+        except CorruptDataError as error:
+            if limit == 1:
+                damaged.append(f"the {what} from there on are not copied: {error}")
+                return
+            limit = 1  # up to the one that it is
+            continue
+        for one in page.items:
+            yield one
         cursor = page.cursor
         if cursor is None:
             return

@@ -13,9 +13,9 @@ import logging
 from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sagaz_core.errors import StoreUnavailableError
+from sagaz_core.storage.together import Together, shared
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -30,56 +30,15 @@ _LAST_TRY = 5.0
 _DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class _Waiting(NamedTuple):
-    batch: Batch
-    done: asyncio.Future[None]
-
-
 class GroupWriter:
     """Writes the batches of many sagas in one round trip. `write` returns when its batch is durable."""
 
     def __init__(self, storage: SnapshotStorage) -> None:
-        self._storage = storage
-        self._waiting: list[_Waiting] = []
-        self._task: asyncio.Task[None] | None = None
+        self._together: Together[Batch, None] = Together(storage.write_many)
 
     async def write(self, batch: Batch) -> None:
         """Do what `SnapshotStorage.write` does."""
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(batch, loop.create_future())
-        self._waiting.append(waiting)
-        if self._task is None:
-            # It runs after all that are ready to write now, so that they go together.
-            self._task = loop.create_task(self._write_all(), context=Context())
-        await waiting.done
-
-    async def _write_all(self) -> None:
-        try:
-            while self._waiting:
-                together, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
-                await self._write_together(together)
-        finally:
-            self._task = None
-            for waiting in self._waiting:  # there are some only when the loop is being closed
-                waiting.done.cancel()
-            self._waiting.clear()
-
-    async def _write_together(self, together: list[_Waiting]) -> None:
-        try:
-            results = await self._storage.write_many([waiting.batch for waiting in together])
-        except Exception as error:  # the store's, which may be anyone's
-            results = [error] * len(together)
-        except BaseException:
-            for waiting in together:
-                waiting.done.cancel()
-            raise
-        for waiting, result in zip(together, results, strict=True):
-            if waiting.done.done():  # its saga was cancelled
-                continue
-            if result is None:
-                waiting.done.set_result(None)
-            else:
-                waiting.done.set_exception(result)
+        await self._together.ask(batch)
 
 
 class _Queued(NamedTuple):
@@ -227,17 +186,11 @@ class BackgroundWriter:
         )
 
 
-_groups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, GroupWriter]] = WeakKeyDictionary()
-_backgrounds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, BackgroundWriter]] = WeakKeyDictionary()
-
-
 def group_writer(storage: SnapshotStorage) -> GroupWriter:
     """Return the store's group writer on the running loop."""
-    writers = _groups.setdefault(asyncio.get_running_loop(), {})
-    return writers.setdefault(id(storage), GroupWriter(storage))
+    return shared("group_writer", storage, lambda: GroupWriter(storage))
 
 
 def background_writer(storage: SnapshotStorage) -> BackgroundWriter:
     """Return the store's background writer on the running loop."""
-    writers = _backgrounds.setdefault(asyncio.get_running_loop(), {})
-    return writers.setdefault(id(storage), BackgroundWriter(storage))
+    return shared("background_writer", storage, lambda: BackgroundWriter(storage))

@@ -206,6 +206,8 @@ def _owner(snapshot: SagaSnapshot, digest: bytes, base_seq: int | None) -> bytes
     how = "\0".join((snapshot.phase, snapshot.status))
     at = (snapshot.created_at - _EPOCH) // _MICROSECOND
     said = f"{names}\0{how}\0{snapshot.step_index:d} {snapshot.seq:d} {at} {base_seq}"
+    if snapshot.completed_steps:  # what was stored before there were any has none
+        said = "\0".join((said, *snapshot.completed_steps))
     return blake2b(digest + said.encode("utf-8", "surrogatepass"), digest_size=4).digest()
 
 

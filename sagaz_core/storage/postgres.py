@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -17,6 +18,7 @@ from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import (
+    above_prefix,
     another_event,
     another_saga,
     another_snapshot,
@@ -24,12 +26,12 @@ from sagaz_core.storage._checks import (
     check_find,
     check_limit,
     check_prune,
+    contested,
     read_snapshot_cursor,
     snapshot_cursor,
 )
 from sagaz_core.storage._network import (
     LostConnectionError,
-    above_prefix,
     count,
     says_nothing,
     seconds,
@@ -37,12 +39,21 @@ from sagaz_core.storage._network import (
     unavailable,
     url_options,
 )
+from sagaz_core.storage._postgres_append import (
+    MANY,
+    MANY_BEGIN,
+    is_small,
+    one_of,
+    parameters_of_many,
+    parameters_of_one,
+)
 from sagaz_core.storage._postgres_connections import Connection, Connections
 from sagaz_core.storage._postgres_rows import (
     Rows,
     as_seq,
     as_text,
     as_time,
+    checkpoint_from,
     columns,
     event_from,
     from_text,
@@ -65,6 +76,7 @@ from sagaz_core.storage.base import (
     StoreInfo,
     checked_id,
 )
+from sagaz_core.storage.together import Checkpoint
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -75,9 +87,6 @@ Result = TypeVar("Result")
 
 _EVENTS_AT_ONCE = 256
 _SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_EVENT_WIDTH, _SNAPSHOT_WIDTH = 6, 12
-_APPEND, _BEGIN = sql.append(many=False), sql.begin(many=False)
-_APPEND_MANY, _BEGIN_MANY = sql.append(many=True), sql.begin(many=True)
 
 
 class PostgresSnapshotStorage:
@@ -145,30 +154,26 @@ class PostgresSnapshotStorage:
                     waiting[place] = Rows(batch)
             except (UsageError, CodecError) as error:
                 results[place] = error
-        if waiting:
-            await self._change(lambda connection: self._append_many(connection, waiting))
+        if len(waiting) > 1 and not contested(batches):
+            with suppress(UsageError):  # one has what cannot be stored: it says so when it is written by itself
+                await self._change(lambda connection: self._append_many(connection, waiting))
         for place in list(waiting):
-            try:
-                await self.write(batches[place])
-            except (UsageError, CodecError, StorageError) as error:
-                if unavailable(error):
-                    raise
-                results[place] = error
+            results[place] = await self._refused(self.write(batches[place]))
         return results
 
     async def _append_many(self, connection: Connection, waiting: dict[int, Rows]) -> None:
         """Append what can be, and take it out of `waiting`."""
         times = Counter(rows.saga_id for rows in waiting.values())
         simple = {place: rows for place, rows in waiting.items() if rows.simple and times[rows.saga_id] == 1}
-        for statement, begins in ((_BEGIN_MANY, True), (_APPEND_MANY, False)):
+        for statement, begins in ((MANY_BEGIN, True), (MANY, False)):
             # In order of their ids, so that two processes lock them in the same order.
             places = [place for place, rows in simple.items() if (rows.record is not None) is begins]
             places.sort(key=lambda place: simple[place].saga_id)
             if not places:
                 continue
-            some = [simple[place] for place in places]
+            parameters = parameters_of_many([simple[place] for place in places])
             try:
-                done = await connection.fetch(self._text(statement), *_parameters_of_many(some))
+                done = await connection.fetch(self._text(statement), *parameters)
             except asyncpg.UniqueViolationError:
                 continue
             ids = {row[0] for row in done}
@@ -177,15 +182,21 @@ class PostgresSnapshotStorage:
                     del waiting[place]
 
     async def _write(self, connection: Connection, batch: Batch, rows: Rows) -> None:
-        if rows.simple:
-            statement = self._text(_APPEND if rows.record is None else _BEGIN)
-            try:
-                if await connection.fetchrow(statement, *_parameters(rows)) is not None:
-                    return
-            except asyncpg.UniqueViolationError:
-                pass  # a snapshot's id is taken: nothing was added
+        if rows.simple and await self._appended(connection, rows):
+            return
         async with connection.transaction():
             await self._merge(connection, batch, rows)
+
+    async def _appended(self, connection: Connection, rows: Rows) -> bool:
+        """Append the rows, and say whether they came behind what is there."""
+        try:
+            if is_small(rows):
+                done = await connection.execute(self._text(one_of(rows)), *parameters_of_one(rows))
+                return not done.endswith(" 0")
+            statement = MANY if rows.record is None else MANY_BEGIN
+            return bool(await connection.fetch(self._text(statement), *parameters_of_many([rows])))
+        except asyncpg.UniqueViolationError:
+            return False  # a snapshot's id is taken: nothing was added
 
     async def _merge(self, connection: Connection, batch: Batch, rows: Rows) -> None:
         """Add what is not there yet, in a transaction. Raises `DuplicateSagaError` for what is there, and differs."""
@@ -209,7 +220,7 @@ class PostgresSnapshotStorage:
             await connection.execute(text(sql.SET_LAST), rows.saga_id)
 
     async def _merge_events(self, connection: Connection, batch: Batch, rows: Rows) -> None:
-        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, _EVENT_WIDTH))
+        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, len(sql.EVENT_TYPES)))
         if len(added) < len(rows.events):
             seqs = [event.seq for event in batch.events]
             found = await connection.fetch(self._text(sql.KNOWN_EVENTS), rows.saga_id, seqs)
@@ -222,7 +233,7 @@ class PostgresSnapshotStorage:
             await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
 
     async def _merge_snapshots(self, connection: Connection, rows: Rows, batch: Batch) -> None:
-        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, _SNAPSHOT_WIDTH))
+        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, len(sql.SNAPSHOT_TYPES)))
         if len(added) < len(rows.snapshots):
             ids = [row[0] for row in rows.snapshots]
             found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), ids)
@@ -333,6 +344,12 @@ class PostgresSnapshotStorage:
         rows = await self._rows(sql.COUNT_SNAPSHOTS, as_text(saga_id), as_time(self.clock()))
         return int(rows[0][0]) if rows else 0
 
+    async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
+        """See `AnswersTogether.read_checkpoints`."""
+        by_column = columns([(as_text(saga_id), as_text(step)) for saga_id, step in asked], 0)
+        rows = await self._rows(sql.READ_CHECKPOINTS, as_time(self.clock()), *by_column)
+        return [checkpoint_from(row) for row in rows] or [Checkpoint(None, None, None, ())] * len(asked)
+
     # ---- deleting
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
@@ -369,6 +386,26 @@ class PostgresSnapshotStorage:
         """See `SnapshotStorage.log_replay`."""
         row = replay_row(record)
         await self._change(lambda connection: connection.execute(self._text(sql.PUT_REPLAY), *row))
+
+    async def log_replays(self, records: Sequence[ReplayRecord]) -> Sequence[Exception | None]:
+        """See `AnswersTogether.log_replays`. It is one statement, unless something of it cannot be stored."""
+        last = {record.replay_id: record for record in records}
+        try:
+            by_column = columns([replay_row(last[name]) for name in sorted(last)], 0)
+            await self._change(lambda connection: connection.execute(self._text(sql.PUT_REPLAYS), *by_column))
+        except UsageError:
+            return [await self._refused(self.log_replay(record)) for record in records]
+        return [None] * len(records)
+
+    async def _refused(self, work: Awaitable[object]) -> Exception | None:
+        """Do the work, and return why it was refused."""
+        try:
+            await work
+        except (UsageError, CodecError, StorageError) as error:
+            if unavailable(error):
+                raise
+            return error
+        return None
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""
@@ -423,24 +460,6 @@ _LATEST: dict[tuple[bool, ...], str] = {
     for until in (False, True)
     for max_seq in (False, True)
 }
-
-
-def _parameters(rows: Rows) -> tuple[Any, ...]:
-    records = *columns(rows.events, _EVENT_WIDTH), *columns(rows.snapshots, _SNAPSHOT_WIDTH)
-    return (*records, *_saga_parameters(rows))
-
-
-def _saga_parameters(rows: Rows) -> tuple[Any, ...]:
-    if rows.record is None:
-        return (rows.saga_id, *rows.summary, *rows.last, *rows.first)
-    return (*rows.record, *rows.summary, *rows.last)
-
-
-def _parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
-    events = [row for rows in some for row in rows.events]
-    snapshots = [row for rows in some for row in rows.snapshots]
-    sagas = [_saga_parameters(rows) for rows in some]
-    return (*columns(events, _EVENT_WIDTH), *columns(snapshots, _SNAPSHOT_WIDTH), *columns(sagas, 0))
 
 
 # ---- URLs

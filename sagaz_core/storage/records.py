@@ -25,6 +25,7 @@ from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaSnapshot, StoredEvent
 from sagaz_core.storage.codec import decode, encode, known_class
 from sagaz_core.storage.frames import state_bytes
+from sagaz_core.storage.seals import opened, sealed
 
 Resolve = Callable[[str, str], type]
 
@@ -99,8 +100,8 @@ def _delta(data: Any) -> Delta:
 _NO_FIELDS = encode([])
 
 
-def pack_event(saga_id: str, event: Event) -> StoredEvent:
-    """Return the event for a store. Raises `CannotStoreError`."""
+def pack_event(saga_id: str, event: Event, *, seal: bool = True) -> StoredEvent:
+    """Return the event for a store, with a checksum unless `seal` says no. Raises `CannotStoreError`."""
     kind = type(event).__name__
     step = getattr(event, "step", None)
     plain = event_fields(event)
@@ -108,12 +109,13 @@ def pack_event(saga_id: str, event: Event) -> StoredEvent:
         data = encode(plain, kind) if plain else _NO_FIELDS
     except CannotStoreError:
         data = encode(plain, f"{kind} of {step!r}" if step else kind)  # raises again, and says of which step
-    return StoredEvent(saga_id, event.seq, event.at, kind, step, data)
+    return (sealed if seal else StoredEvent)(saga_id, event.seq, event.at, kind, step, data)
 
 
 def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     """Do the inverse of `pack_event`."""
-    fields = _start(stored.data) if stored.kind in _STARTS else decode(stored.data, resolve=resolve)
+    data = opened(stored)
+    fields = _start(data) if stored.kind in _STARTS else decode(data, resolve=resolve)
     if not isinstance(fields, list):
         raise CorruptDataError(f"event {stored.seq} of saga {stored.saga_id!r} is damaged: its fields are no list")
     return event_from_fields(stored.kind, stored.seq, stored.at, fields)

@@ -16,17 +16,20 @@ from urllib.parse import urlencode
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage._checks import (
+    above_prefix,
     check_batch,
     check_find,
     check_limit,
     check_moment,
     check_prune,
+    contested,
     expired,
+    fits,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
-from sagaz_core.storage._network import above_prefix, count, says_nothing, seconds, split_url, unavailable, url_options
+from sagaz_core.storage._network import count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
 from sagaz_core.storage._redis_records import (
     as_key,
@@ -53,6 +56,7 @@ from sagaz_core.storage.base import (
     StoreInfo,
     checked_id,
 )
+from sagaz_core.storage.together import Checkpoint, EventHead
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -145,7 +149,8 @@ class RedisSnapshotStorage:
                     waiting[place] = batch
             except (UsageError, CodecError) as error:
                 results[place] = error
-        await self._append_many(waiting)
+        if not contested(batches):
+            await self._append_many(waiting)
         for place, batch in waiting.items():
             try:
                 await self.write(batch)
@@ -270,13 +275,7 @@ class RedisSnapshotStorage:
         start = as_key("" if cursor is None else cursor + "\0")
         async for _, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
             summary = unpack_summary(data)
-            if (
-                status in (None, summary.status)
-                and saga_name in (None, summary.saga_name)
-                and step_name in (None, summary.step_name)
-                and (between is None or (summary.failed_at and between[0] <= summary.failed_at <= between[1]))
-                and wanted.items() <= summary.tags.items()
-            ):
+            if fits(summary, status, saga_name, step_name, between, wanted):
                 found.append(summary)
                 if len(found) > limit:
                     break
@@ -286,14 +285,7 @@ class RedisSnapshotStorage:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
         entries = self._keys.of(index, as_key(name))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st")))
-        found = [
-            snapshot
-            for log, states in zip(reply[::2], reply[1::2], strict=True)
-            if log is not None
-            for snapshot in unpack_snapshots(log, states)
-        ]
-        found.sort(key=_place)
-        return found
+        return _in_entries(reply[::2], reply[1::2])
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -314,17 +306,7 @@ class RedisSnapshotStorage:
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
         stored = await self._snapshots(b"x", saga_id)
-        now = self.clock()
-        for snapshot in reversed(stored):
-            if (
-                step in (None, snapshot.step_name)
-                and phase in (None, snapshot.phase)
-                and (until is None or snapshot.created_at <= until)
-                and (max_seq is None or snapshot.seq <= max_seq)
-                and not expired(snapshot, now)
-            ):
-                return with_bases([snapshot], stored)[0]
-        return None
+        return _latest(stored, self.clock(), step, phase, until, max_seq)
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
@@ -351,6 +333,19 @@ class RedisSnapshotStorage:
         for event in found:
             if event.seq > after_seq:
                 yield event
+
+    async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
+        """See `AnswersTogether.read_checkpoints`."""
+        of, commands = self._keys.of, list[Any]()
+        for saga_id, _ in asked:
+            entries = of(b"x", as_key(saga_id))
+            commands.append(("GET", of(b"saga", as_key(saga_id))))
+            commands.append(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st", b"ev")))
+        replies, now = await self._send(*commands), self.clock()
+        return [
+            _checkpoint(saga_id, step, record, entries, now)
+            for (saga_id, step), record, entries in zip(asked, replies[::2], replies[1::2], strict=True)
+        ]
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
@@ -430,13 +425,28 @@ class RedisSnapshotStorage:
 
     async def log_replay(self, record: ReplayRecord) -> None:
         """See `SnapshotStorage.log_replay`."""
+        commands = self._logging(record)
+        await self._connections.use(lambda trip: trip.transaction(commands))
+
+    async def log_replays(self, records: Sequence[ReplayRecord]) -> Sequence[Exception | None]:
+        """See `AnswersTogether.log_replays`."""
+        results: list[Exception | None] = [None] * len(records)
+        parts = []
+        for place, record in enumerate(records):
+            try:
+                parts.append(self._logging(record))
+            except (UsageError, CodecError) as error:
+                results[place] = error
+        await self._connections.use(lambda trip: trip.transaction(*parts))
+        return results
+
+    def _logging(self, record: ReplayRecord) -> list[Command]:
         of, name, original = self._keys.of, as_key(record.replay_id), as_key(record.original_saga_id)
-        commands: list[Command] = [
+        return [
             ("SET", of(b"rep", name), pack_replay(record)),
             ("ZADD", of(b"reps", original), 0, name),
             ("ZADD", of(b"replays"), 0, name),
         ]
-        await self._connections.use(lambda trip: trip.transaction(commands))
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""
@@ -484,6 +494,51 @@ class RedisSnapshotStorage:
     async def close(self) -> None:
         """See `SnapshotStorage.close`. The connections are those of the running loop; the next use opens some again."""
         await self._connections.close()
+
+
+def _in_entries(logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
+    """Return the snapshots that are in these entries, in order."""
+    found = [
+        snapshot
+        for log, held in zip(logs, states, strict=True)
+        if log is not None
+        for snapshot in unpack_snapshots(log, held)
+    ]
+    found.sort(key=_place)
+    return found
+
+
+def _latest(
+    stored: Sequence[SagaSnapshot],
+    now: datetime,
+    step: str | None = None,
+    phase: str | None = None,
+    until: datetime | None = None,
+    max_seq: int | None = None,
+) -> SagaSnapshot | None:
+    """Return the latest of the snapshots, which are in order, of which all that is true."""
+    for snapshot in reversed(stored):
+        if (
+            step in (None, snapshot.step_name)
+            and phase in (None, snapshot.phase)
+            and (until is None or snapshot.created_at <= until)
+            and (max_seq is None or snapshot.seq <= max_seq)
+            and not expired(snapshot, now)
+        ):
+            return with_bases([snapshot], stored)[0]
+    return None
+
+
+def _checkpoint(saga_id: str, step: str, record: bytes | None, entries: Sequence[Any], now: datetime) -> Checkpoint:
+    stored = _in_entries(entries[::3], entries[1::3])
+    before, last = _latest(stored, now, step, "before"), _latest(stored, now)
+    events = [event for data in entries[2::3] if data is not None for event in unpack_events(saga_id, data)]
+    events.sort(key=attrgetter("seq"))
+    after = -1 if before is None else before.seq
+    heads = [EventHead(event.seq, event.kind, event.step) for event in events if event.seq > after]
+    return Checkpoint(
+        None if record is None else unpack_saga(record), before, None if last is None else last.seq, heads
+    )
 
 
 # ---- URLs

@@ -36,6 +36,8 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_moment,
     check_prune,
+    contested,
+    fits,
     read_snapshot_cursor,
     snapshot_cursor,
 )
@@ -77,7 +79,7 @@ from sagaz_core.storage.base import (
 from sagaz_core.storage.url import is_secret, safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
 FORMAT = 1
@@ -135,7 +137,7 @@ class S3SnapshotStorage:
         before, claimed = head.version, list[str]()
         try:
             pairs = zip(news.snapshots, news.snapshot_data, strict=True)
-            fits = await all_of([self._claim(head.saga_id, entry, data, batch, claimed) for entry, data in pairs])
+            fits = await all_of([self._claim(head, entry, data, batch, claimed) for entry, data in pairs])
             if not all(fits) or head.version != before:
                 return False
             change = changed(head, news, new_id())
@@ -167,15 +169,17 @@ class S3SnapshotStorage:
         if len(self._known) > _KNOWN_AT_ONCE:
             self._known.popitem(last=False)
 
-    async def _claim(self, saga_id: str, entry: SnapshotEntry, data: bytes, batch: Batch, claimed: list[str]) -> bool:
-        """Have the snapshot's id for this saga, with its data when they are large. Says no when the saga has it.
+    async def _claim(self, head: Head, entry: SnapshotEntry, data: bytes, batch: Batch, claimed: list[str]) -> bool:
+        """Have the snapshot's id for this saga, with its data when they are large, and the ids of those of its bases
+        whose data are in objects of their own. Says no when the saga has it.
 
         Raises `DuplicateSagaError` when another saga has it, or its writer may be about to. After an hour what was
         claimed and not written is taken for that of a writer that died.
         """
-        key = snapshot_key(entry.snapshot_id)
+        key, saga_id = snapshot_key(entry.snapshot_id), head.saga_id
         own = data if entry.size > SMALL else None
-        body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own])
+        large = [base.snapshot_id for base in head.index.bases(entry) if base.place == OWN]
+        body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own, large])
         known = None
         for _ in range(_TRIES):
             try:
@@ -185,7 +189,7 @@ class S3SnapshotStorage:
                 if found is None:
                     known = None
                     continue
-                (name, other_id, other_digest, _), known = ormsgpack.unpackb(found[0]), found[1]
+                (name, other_id, other_digest, *_), known = ormsgpack.unpackb(found[0]), found[1]
                 if (name, other_id, other_digest) == (entry.snapshot_id, saga_id, entry.digest):
                     return True
                 stored = name in (await self._head(other_id)).index.by_id
@@ -201,10 +205,9 @@ class S3SnapshotStorage:
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. Batches of one saga go one after the other, those of several at once."""
         by_saga: dict[str, list[int]] = {}
-        owners = {(snapshot.snapshot_id, batch.saga_id) for batch in batches for snapshot in batch.snapshots}
-        contested = len({name for name, _ in owners}) < len(owners)  # then who comes first matters
+        in_turn = contested(batches)
         for number, batch in enumerate(batches):
-            by_saga.setdefault("" if contested else batch.saga_id, []).append(number)
+            by_saga.setdefault("" if in_turn else batch.saga_id, []).append(number)
         results: list[Exception | None] = [None] * len(batches)
 
         async def write_in_order(numbers: list[int]) -> None:
@@ -261,14 +264,7 @@ class S3SnapshotStorage:
         found = []
         async for head in self._heads("", cursor, _HEADS_AT_ONCE):
             summary = head.index.summary
-            if (
-                summary is not None
-                and status in (None, summary.status)
-                and saga_name in (None, summary.saga_name)
-                and step_name in (None, summary.step_name)
-                and (between is None or (summary.failed_at and between[0] <= summary.failed_at <= between[1]))
-                and wanted.items() <= summary.tags.items()
-            ):
+            if summary is not None and fits(summary, status, saga_name, step_name, between, wanted):
                 found.append(summary)
                 if len(found) > limit:
                     break
@@ -326,12 +322,16 @@ class S3SnapshotStorage:
             raise _damaged(snapshot_id, error) from error
         if found is None:
             return None
-        name, saga_id, _, own = ormsgpack.unpackb(found[0])
-        head = await self._head(saga_id)
+        name, saga_id, _, own, *large = ormsgpack.unpackb(found[0])
+        bases = large[0] if large else []  # an earlier release did not name them
+        reads: list[Awaitable[Any]] = [self._head(saga_id), *map(self._large, bases)]
+        head, *objects = await all_of(reads)
         entry = head.index.by_id.get(snapshot_id)
         if name != snapshot_id or entry is None or expired(entry, self.clock()):
             return None
-        return (await self._snapshots(head, [entry], {} if own is None else {snapshot_id: own}))[0]
+        read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
+        known = {name: data for name, data in read.items() if data is not None}
+        return (await self._snapshots(head, [entry], known))[0]
 
     async def latest_snapshot(
         self,
@@ -377,17 +377,22 @@ class S3SnapshotStorage:
             for name, entry in ((entry.snapshot_id, entry) for entry in entries)
         ]
 
-    async def _own(self, head: Head, snapshot_id: str) -> bytes:
+    async def _large(self, snapshot_id: str) -> bytes | None:
+        """Return the data that are in the snapshot's own object."""
         try:
             found = await self._objects.get(snapshot_key(snapshot_id))
         except CorruptDataError as error:
             raise _damaged(snapshot_id, error) from error
         data = ormsgpack.unpackb(found[0])[3] if found else None
+        return None if data is None else bytes(data)
+
+    async def _own(self, head: Head, snapshot_id: str) -> bytes:
+        data = await self._large(snapshot_id)
         if data is None:
             raise CorruptDataError(
                 f"the data of snapshot {snapshot_id!r} of saga {head.saga_id!r} are gone: restore them"
             )
-        return bytes(data)
+        return data
 
     async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, bytes]:
         """Return the objects of the saga that hold the entries' data, by name."""
@@ -537,6 +542,7 @@ def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases
     return SagaSnapshot(
         *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
         tuple(bases),
+        entry.completed_steps,
     )
 
 

@@ -10,31 +10,40 @@ from __future__ import annotations
 import json
 import math
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from sagaz_core.clock import utc_now
-from sagaz_core.errors import CodecError, CorruptDataError, DuplicateSagaError, UsageError, nearest, quoted
+from sagaz_core.errors import CodecError, DuplicateSagaError, UsageError, nearest, quoted
 from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import (
     MAX_SEQ,
+    above_prefix,
     another_event,
     another_saga,
     another_snapshot,
     check_batch,
     check_find,
     check_limit,
-    check_moment,
     check_prune,
-    model_from_json,
-    model_to_json,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._rows import micros, micros_or_none, summary_sum
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
+from sagaz_core.storage._sqlite_rows import (
+    moment,
+    replay_from,
+    replay_row,
+    saga_from,
+    saga_row,
+    snapshot_from,
+    summary_from,
+    tags_from,
+)
 from sagaz_core.storage.base import (
     Base,
     Batch,
@@ -53,13 +62,12 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_ABOVE_ALL_IDS = "\U0010ffff" * 256
+_MIN, _MAX = micros(datetime.min.replace(tzinfo=UTC)), micros(datetime.max.replace(tzinfo=UTC))
 _NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
 _MAX_EVENT_SEQ = 2**32 - 1
 _NOT_NEEDED = MAX_SEQ + 1
+_Place = tuple[int] | tuple[int, str]
+_MIN_PLACE: _Place = (-MAX_SEQ - 1,)
 _EVENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 4_000_000
 
@@ -100,14 +108,14 @@ class SqliteSnapshotStorage:
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
         rows = self._connections.rows(sql.GET_SAGA, (saga_id,))
-        return _saga(rows[0]) if rows else None
+        return saga_from(rows[0]) if rows else None
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
-        rows = self._connections.rows(sql.LIST_SAGAS, (start, _above_prefix(prefix), limit + 1))
-        return Page([_saga(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        rows = self._connections.rows(sql.LIST_SAGAS, (start, above_prefix(prefix), limit + 1))
+        return Page([saga_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
 
     async def find_sagas(
         self,
@@ -122,14 +130,14 @@ class SqliteSnapshotStorage:
     ) -> Page:
         """See `SnapshotStorage.find_sagas`."""
         between, wanted = check_find(failed_between, tags, limit)
-        first, last = (None, None) if between is None else map(_micros, between)
+        first, last = (None, None) if between is None else map(micros, between)
         if step_name and between is None:
             first, last = _MIN, _MAX
         by = "tag" if wanted else "failed_at" if first is not None else "status" if status is not None else "id"
         asked = (cursor or "", status, saga_name, step_name, first, last, limit + 1)
         words: list[str | None] = [text for tag in wanted.items() for text in tag] or [None, None]
         rows = self._connections.rows(sql.find_sagas(by, len(words) // 2 - 1), (*asked, *words))
-        return Page([_summary(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        return Page([summary_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -149,24 +157,23 @@ class SqliteSnapshotStorage:
         max_seq: int | None = None,
     ) -> SagaSnapshot | None:
         """See `SnapshotStorage.latest_snapshot`."""
-        highest = MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ)
-        place = (saga_id, sql.ANY if step is None else step, sql.ANY if phase is None else phase, highest)
-        if until is None:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT, place)
-        elif step is None and phase is None and max_seq is None:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, _micros(until)))
+        last = None if until is None else micros(until)
+        if last is not None and step is None and phase is None and max_seq is None:
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_OF_ALL_UNTIL, (saga_id, last)))
+        elif last is not None:
+            asked = (*_where(saga_id, step, phase, max_seq), last)
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, asked))
         else:
-            rows = self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, (*place, _micros(until)))
-        found = _last(rows)
-        if found is None or not self._expired(found):
+            found = _last(self._connections.rows(sql.LATEST_SNAPSHOT, _where(saga_id, step, phase, max_seq)))
+        if found is None or found.retention_until is None or not self._expired(found):
             return found
-        last = _MAX if until is None else _micros(until)
-        return _last(self._connections.rows(sql.LATEST_SERVED, (*place, last, _micros(self.clock()))))
+        asked = (*_where(saga_id, step, phase, max_seq), _MAX if last is None else last)
+        return _last(self._connections.rows(sql.LATEST_SERVED, (*asked, micros(self.clock()))))
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
-        asked = (saga_id, *read_snapshot_cursor(cursor), limit + 1, _micros(self.clock()))
+        asked = (saga_id, *read_snapshot_cursor(cursor), limit + 1, micros(self.clock()))
         nothing: list[SagaSnapshot] = []
         found = self._connections.read(lambda c: in_one_look(c, lambda c: _listed(c, asked, limit)), nothing)
         page = found[:limit]
@@ -176,23 +183,23 @@ class SqliteSnapshotStorage:
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
     ) -> AsyncIterator[StoredEvent]:
         """See `SnapshotStorage.read_events`."""
-        last = _MAX if until is None else _micros(until)
+        last = _MAX if until is None else micros(until)
         read, more = min(max(after_seq, -1), _MAX_EVENT_SEQ), True
         while more:
             asked = (saga_id, read)
             rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
                 read = event_id & _MAX_EVENT_SEQ
-                yield StoredEvent(saga_id, read, _moment(at), kind, step, data)
+                yield StoredEvent(saga_id, read, moment(at, saga_id), kind, step, data)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id, MAX_SEQ, _micros(self.clock())))
+        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id, MAX_SEQ, micros(self.clock())))
         return int(rows[0][0]) if rows else 0
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
-        now = _micros(self.clock())
+        now = micros(self.clock())
         return self._connections.change(lambda c: _delete_below(c, saga_id, below_seq, now), 0)
 
     async def delete_saga(self, saga_id: str) -> bool:
@@ -204,7 +211,7 @@ class SqliteSnapshotStorage:
         check_prune(now, batch)
         gone, after = 0, (_MIN - 1, 0)
         while True:
-            asked = (_micros(now), *after, batch)
+            asked = (micros(now), *after, batch)
             rows = self._connections.rows(sql.EXPIRED, asked)
             for saga in dict.fromkeys(row[2] for row in rows):
                 gone += self._prune_saga(saga, asked[0], batch)
@@ -221,16 +228,12 @@ class SqliteSnapshotStorage:
 
     async def log_replay(self, record: ReplayRecord) -> None:
         """See `SnapshotStorage.log_replay`."""
-        row = (
-            *(record.replay_id, record.original_saga_id, record.new_saga_id, record.checkpoint, record.initiated_by),
-            *(record.status, _micros(record.created_at), record.override, record.plan),
-            *(_micros_or_none(record.completed_at), record.error),
-        )
+        row = replay_row(record)
         self._connections.write(lambda c: c.execute(sql.PUT_REPLAY, row))
 
     async def list_replays(self, saga_id: str) -> Sequence[ReplayRecord]:
         """See `SnapshotStorage.list_replays`."""
-        return [_replay(row) for row in self._connections.rows(sql.LIST_REPLAYS, (saga_id,))]
+        return [replay_from(row) for row in self._connections.rows(sql.LIST_REPLAYS, (saga_id,))]
 
     async def info(self) -> StoreInfo:
         """See `SnapshotStorage.info`. `bytes` are those of the file and its log."""
@@ -272,7 +275,7 @@ def _refusal(batch: Batch) -> Exception | None:
 def _write(connection: sqlite3.Connection, batch: Batch) -> None:
     place = connection.execute(sql.FIND_PLACE, (batch.saga_id,)).fetchone()
     if place is None:
-        place = (_add_saga(connection, batch), None, None, None, None)
+        place = (_add_saga(connection, batch), None, None, None, None, None)
     elif batch.saga is not None:
         _set_record(connection, batch.saga)
     if batch.events:
@@ -289,16 +292,16 @@ def _set_summary(connection: sqlite3.Connection, summary: SagaSummary, saga: int
         return
     tags = dict(summary.tags)
     text = json.dumps(tags) if tags else "{}"
-    failed_at = _micros_or_none(summary.failed_at)
-    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text, saga)
-    connection.execute(sql.SET_SUMMARY, row)
+    failed_at = micros_or_none(summary.failed_at)
+    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text)
+    connection.execute(sql.SET_SUMMARY, (*row, summary_sum(summary), saga))
     if text != before:
         _delete_tags(connection, summary.saga_id, before)
         connection.executemany(sql.ADD_TAG, [(key, value, summary.saga_id) for key, value in tags.items()])
 
 
 def _delete_tags(connection: sqlite3.Connection, saga_id: str, text: str | None) -> None:
-    tags = _tags(saga_id, text or "{}")
+    tags = tags_from(saga_id, text or "{}")
     connection.executemany(sql.DELETE_TAG, [(key, value, saga_id) for key, value in tags.items()])
 
 
@@ -306,28 +309,29 @@ def _add_saga(connection: sqlite3.Connection, batch: Batch) -> int | None:
     saga_id = checked_id(batch.saga_id)
     if batch.saga is None:
         return connection.execute(sql.ADD_SAGA_ID, (saga_id,)).lastrowid
-    return connection.execute(sql.ADD_SAGA, _saga_row(batch.saga)).lastrowid
+    return connection.execute(sql.ADD_SAGA, saga_row(batch.saga)).lastrowid
 
 
 def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
-    row = _saga_row(record)
+    row = saga_row(record)
     known = connection.execute(sql.GET_SAGA, (record.saga_id,)).fetchone()
     if known is None:
         connection.execute(sql.SET_RECORD, row)
-    elif known != row:
+    elif known[:9] != row[:9]:
         raise another_saga(record)
 
 
 def _add_events(
-    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int | None
+    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int
 ) -> None:
-    rows = [(saga << 32 | _event_seq(e), _micros(e.at), e.kind, e.step, e.data) for e in events]
+    rows = [(saga << 32 | _event_seq(e), micros(e.at), e.kind, e.step, e.data) for e in events]
     added = connection.executemany(sql.ADD_EVENT, rows).rowcount
     if added < len(rows):
         for row, event in zip(rows, events, strict=True):
             if connection.execute(sql.GET_EVENT, row[:1]).fetchone() != row[1:]:
                 raise another_event(event)
-    if added and not _go_on(last, last_at, ((row[0], row[1]) for row in rows)):
+    before = (_MIN_PLACE, _MIN) if last is None else ((last,), last_at)
+    if added and not _go_on(before, (((row[0],), row[1]) for row in rows)):
         _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[0] for row in rows))
 
 
@@ -338,32 +342,38 @@ def _event_seq(event: StoredEvent) -> int:
 
 
 def _add_snapshots(
-    connection: sqlite3.Connection, snapshots: Sequence[SagaSnapshot], saga: int, last: int | None, last_at: int | None
+    connection: sqlite3.Connection,
+    snapshots: Sequence[SagaSnapshot],
+    saga: int,
+    last: int | None,
+    last_id: str,
+    last_at: int,
 ) -> None:
     rows = [
         (
             *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
-            *(_micros(s.created_at), s.data, _micros_or_none(s.retention_until), s.base_seq),
+            *(micros(s.created_at), s.data, micros_or_none(s.retention_until), s.base_seq),
+            json.dumps(s.completed_steps) if s.completed_steps else None,
         )
         for s in snapshots
     ]
     added = connection.executemany(sql.ADD_SNAPSHOT, rows).rowcount
     if added < len(rows):
         for snapshot in snapshots:
-            known = _snapshot(connection.execute(sql.GET_STORED, (snapshot.snapshot_id,)).fetchone())
+            known = snapshot_from(connection.execute(sql.GET_STORED, (snapshot.snapshot_id,)).fetchone())
             if known != snapshot._replace(bases=()):
                 raise another_snapshot(snapshot)
-    if added and not _go_on(last, last_at, ((row[5], row[8]) for row in rows)):
+    before = (_MIN_PLACE, _MIN) if last is None else ((last, last_id), last_at)
+    if added and not _go_on(before, (((row[5], row[1]), row[8]) for row in rows)):
         _set_floors(connection, sql.SNAPSHOT_FLOORS, sql.SET_SNAPSHOT_FLOOR, saga, min(row[5] for row in rows))
 
 
-def _go_on(last: int | None, last_at: int | None, rows: Iterable[tuple[int, int]]) -> bool:
-    """Whether neither `seq` nor the time goes back: then each row's floor is its own time, and no other one changes."""
-    at = (_MIN if last is None else last, _MIN if last_at is None else last_at)
+def _go_on(before: tuple[_Place, int], rows: Iterable[tuple[_Place, int]]) -> bool:
+    """Whether neither the place nor the time goes back: then each row's floor is its own time, and no other changes."""
     for row in rows:
-        if row[0] < at[0] or row[1] < at[1]:
+        if row[0] < before[0] or row[1] < before[1]:
             return False
-        at = row
+        before = row
     return True
 
 
@@ -403,20 +413,28 @@ def _some_events(
 
 def _listed(connection: sqlite3.Connection, asked: tuple[Any, ...], limit: int) -> list[SagaSnapshot]:
     """Return the page and one more, which has no bases."""
-    found = [_snapshot(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked)]
+    # All at once: a statement that is not at its end when one of its rows is damaged keeps the connection in the past.
+    found = [snapshot_from(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked).fetchall()]
     page = found[:limit]
     first = min((s.base_seq for s in page if s.base_seq is not None), default=None)
     if first is None:
         return found
-    stored = [_snapshot(row) for row in connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq))]
+    rows = connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq)).fetchall()
+    stored = [snapshot_from(row) for row in rows]
     return [*with_bases(page, stored), *found[limit:]]
+
+
+def _where(saga_id: str, step: str | None, phase: str | None, max_seq: int | None) -> tuple[str, Any, Any, int]:
+    """Return the saga, and the place in `saga_places` of what is asked for."""
+    highest = MAX_SEQ if max_seq is None else min(max_seq, MAX_SEQ)
+    return saga_id, sql.ANY if step is None else step, sql.ANY if phase is None else phase, highest
 
 
 def _last(rows: list[tuple[Any, ...]]) -> SagaSnapshot | None:
     """Return the last snapshot, with those before it as its bases."""
     if not rows:
         return None
-    snapshot = _snapshot(rows[-1])
+    snapshot = snapshot_from(rows[-1])
     if snapshot.base_seq is None:
         return snapshot
     return snapshot._replace(bases=tuple([Base(row[0], row[9]) for row in rows[:-1]]))
@@ -450,80 +468,6 @@ def _delete_saga(connection: sqlite3.Connection, asked: tuple[str]) -> bool:
     connection.execute(sql.DELETE_SNAPSHOTS, asked)
     connection.execute(sql.DELETE_EVENTS, asked)
     return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0
-
-
-# ---- records as rows
-
-
-def _micros(moment: datetime) -> int:
-    """Return the time as microseconds since 1970, UTC. Raises `NaiveTimeError`."""
-    check_moment(moment)
-    since = moment - _EPOCH
-    micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    if not _MIN <= micros <= _MAX:
-        raise UsageError(f"{moment.isoformat()} cannot be stored: in UTC it is not in the years 1 to 9999")
-    return micros
-
-
-def _micros_or_none(moment: datetime | None) -> int | None:
-    return None if moment is None else _micros(moment)
-
-
-def _moment(micros: int) -> datetime:
-    return _EPOCH + timedelta(0, 0, micros)
-
-
-def _moment_or_none(micros: int | None) -> datetime | None:
-    return None if micros is None else _moment(micros)
-
-
-def _saga_row(record: SagaRecord) -> tuple[Any, ...]:
-    return (
-        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
-        *(_micros(record.started_at), record.source, record.adapter, record.plan),
-    )
-
-
-def _saga(row: tuple[Any, ...]) -> SagaRecord:
-    saga_id, name, version, fingerprint, model, started_at, source, adapter, plan = row
-    model = model_from_json(saga_id, model)
-    return SagaRecord(saga_id, name, version, fingerprint, model, _moment(started_at), source, adapter, plan)
-
-
-def _snapshot(row: tuple[Any, ...]) -> SagaSnapshot:
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row
-    at = _moment(created_at)
-    return SagaSnapshot(
-        snapshot_id, saga_id, saga_name, step, index, seq, phase, status, at, data, _moment_or_none(until), base_seq
-    )
-
-
-def _summary(row: tuple[Any, ...]) -> SagaSummary:
-    saga_id, name, seq, status, step, failed_at, tags = row
-    return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), _tags(saga_id, tags))
-
-
-def _tags(saga_id: str, text: str) -> dict[str, str]:
-    try:
-        tags: dict[str, str] = json.loads(text)
-    except ValueError as error:
-        raise CorruptDataError(f"the stored tags of saga {saga_id!r} are damaged: {error}") from error
-    return tags
-
-
-def _replay(row: tuple[Any, ...]) -> ReplayRecord:
-    created_at, override, plan, completed_at, error = row[6:]
-    moments = _moment(created_at), _moment_or_none(completed_at)
-    return ReplayRecord(*row[:6], moments[0], override, plan, moments[1], error)  # type: ignore[call-arg] # a row
-
-
-def _above_prefix(prefix: str) -> str:
-    """Return the least text that is above every id with this prefix."""
-    for end in range(len(prefix), 0, -1):
-        code = ord(prefix[end - 1])
-        if code < 0x10FFFF:
-            return prefix[: end - 1] + chr(0xE000 if code == 0xD7FF else code + 1)  # no surrogate can be stored
-    return _ABOVE_ALL_IDS
 
 
 # ---- URLs

@@ -134,3 +134,17 @@ def test_help_loads_no_store():
     assert done.returncode == 0, done.stderr
     assert "find" in done.stdout
     assert "store" in done.stdout
+
+
+def test_a_copy_of_a_damaged_store_lists_the_damage_and_has_all_else(cli, orders):
+    connection = sqlite3.connect(".sagaz/sagaz.db")
+    connection.execute("UPDATE saga_events SET step = 'another' WHERE id IN (SELECT max(id) - 1 FROM saga_events)")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        ran = cli("store", "copy", STORE, "sqlite:///to.db")
+        assert ran.fails(1) == "1 record was damaged in sqlite:///.sagaz/sagaz.db, and left out"
+        assert "of saga 'b' is damaged" in ran.out.splitlines()[1]
+    counts = [json.loads(cli("store", "info", url, "--format", "json").ok()) for url in (STORE, "sqlite:///to.db")]
+    assert counts[0]["snapshots"] == counts[1]["snapshots"]
+    assert counts[0]["events"] == counts[1]["events"] + 1

@@ -1,6 +1,7 @@
 """Copies of a store are whole, verified, and gone on with where they were stopped."""
 
 import contextlib
+import sqlite3
 from datetime import timedelta
 
 import drive
@@ -9,11 +10,14 @@ import pytest
 from sagaz_core import ReplayConfig, Saga, open_storage
 from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import RunOptions, run_saga
-from sagaz_core.errors import CopyError, DamagedSnapshotError, DuplicateSagaError, StoreUnavailableError
+from sagaz_core.errors import CopyError, DuplicateSagaError, StoreUnavailableError
+from sagaz_core.events import StepStarted
 from sagaz_core.storage import Batch
-from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot
 from sagaz_core.storage.copying import copy_store
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.records import pack_event
+from sagaz_core.storage.seals import opened
 from sagaz_core.virtual_time import run
 
 
@@ -52,9 +56,13 @@ def snapshots(store, saga_id):
             return found
 
 
+def opened_events(store, saga_id):
+    return [event._replace(data=opened(event)) for event in drive.events(store, saga_id)]
+
+
 def same(source, target, saga_id):
     assert drive.now(source.get_saga(saga_id)) == drive.now(target.get_saga(saga_id))
-    assert drive.events(source, saga_id) == drive.events(target, saga_id)
+    assert opened_events(source, saga_id) == opened_events(target, saga_id)
     assert snapshots(source, saga_id) == snapshots(target, saga_id)
     assert list(drive.now(source.list_replays(saga_id))) == list(drive.now(target.list_replays(saga_id)))
 
@@ -124,7 +132,7 @@ def test_a_saga_that_went_on_since_is_brought_up_to_date(stores):
     source, target = stores
     writer = FrameWriter()
     made = [writer.frame(a_snapshot("s", seq), b"state %d" % seq) for seq in range(10)]
-    events = [an_event("s", seq) for seq in range(10)]
+    events = [pack_event("s", StepStarted(seq, T0, "reserve", 1)) for seq in range(10)]
     drive.now(source.write(Batch("s", a_saga("s"), events[:5], made[:5])))
     copied(source, target)
     drive.now(source.write(Batch("s", None, events[5:], made[5:])))
@@ -155,12 +163,59 @@ def test_another_saga_of_the_same_id_stops_the_copy(stores):
         copied(source, target)
 
 
-def test_damage_in_the_source_stops_the_copy_before_anything_of_the_saga_is_written(stores):
-    source, target = stores
-    drive.now(source.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, data=b"junk")])))
-    with pytest.raises(DamagedSnapshotError):
+def test_what_is_damaged_in_the_source_is_told_of_and_all_else_is_copied(stores, tmp_path):
+    source, target = open_storage(f"sqlite:///{tmp_path}/from.db"), stores[1]
+    fill(source, 3)
+    held = drive.now(source.list_snapshots("saga1")).items
+    with contextlib.closing(sqlite3.connect(tmp_path / "from.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE saga_events SET step = 'another' WHERE id = (2 << 32) + 7")
+        connection.execute("UPDATE saga_snapshots SET phase = 'x' WHERE snapshot_id = ?", (held[5].snapshot_id,))
+    for _ in range(2):
+        done = copied(source, target)
+        assert len(done.damaged) == 2
+        assert "event 7 of saga 'saga1' is damaged" in done.damaged[0]
+        assert f"snapshot {held[5].snapshot_id!r} of saga 'saga1' is damaged" in done.damaged[1]
+    assert (done.sagas, done.there) == (3, 3)
+    for saga_id in ("saga0", "saga2"):
+        same(source, target, saga_id)
+    assert [event.seq for event in drive.events(target, "saga1")] == [n for n in range(42) if n != 7]
+    assert [one.seq for one, _ in snapshots(target, "saga1")] == [one.seq for n, one in enumerate(held) if n != 5]
+    drive.now(source.close())
+
+
+def test_of_a_chain_with_a_damaged_snapshot_those_are_copied_that_do_not_need_it(stores, tmp_path):
+    source, target = open_storage(f"sqlite:///{tmp_path}/from.db"), stores[1]
+    writer = FrameWriter()
+    made = [writer.frame(a_snapshot("s", seq), b"state %d" % seq) for seq in range(20)]
+    made[3] = made[3]._replace(data=made[3].data[:-1] + b"~")
+    drive.now(source.write(Batch("s", a_saga("s"), (), made)))
+    done = copied(source, target)
+    assert [text.partition(" of saga")[0] for text in done.damaged] == [f"snapshot 's/{n}'" for n in range(3, 16)]
+    assert [state for _, state in snapshots(target, "s")] == [b"state %d" % n for n in (0, 1, 2, 16, 17, 18, 19)]
+    drive.now(source.close())
+
+
+def test_a_damaged_record_of_a_saga_ends_the_listing_and_those_before_it_are_copied(stores, tmp_path):
+    source, target = open_storage(f"sqlite:///{tmp_path}/from.db"), stores[1]
+    fill(source, 3)
+    with contextlib.closing(sqlite3.connect(tmp_path / "from.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE sagas SET source = 'another' WHERE saga_id = 'saga1'")
+    done = copied(source, target)
+    assert done.damaged == [
+        "the sagas from there on are not copied: the record of saga 'saga1' is damaged: its checksum is wrong"
+    ]
+    assert [record.saga_id for record in drive.now(target.list_sagas()).items] == ["saga0"]
+    drive.now(source.close())
+
+
+def test_damage_in_the_target_stops_the_copy(stores):
+    source, target = stores[1], stores[0]
+    fill(source, 1)
+    copied(source, target)
+    held = target._sagas["saga0"].snapshots.items
+    held[5] = held[5]._replace(data=b"")
+    with pytest.raises(CopyError, match=r"memory:// has damaged records of saga 'saga0': snapshot"):
         copied(source, target)
-    assert drive.now(target.list_sagas()).items == []
 
 
 def test_a_target_that_lies_is_found_out(stores):

@@ -6,6 +6,8 @@ from datetime import timedelta
 import pytest
 from proxy import Proxy
 
+from sagaz_core import ReplayConfig, Saga, SagaReplay, action
+from sagaz_core.errors import UsageError
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
@@ -72,3 +74,57 @@ def test_a_duplicate_costs_a_look_at_what_is_there(proxy):
         return proxy.trips - before
 
     assert asyncio.run(main()) > 1
+
+
+class Order(Saga):
+    saga_name = "order"
+
+    @action("reserve")
+    async def reserve(self, ctx):
+        return {"reserved": ctx["qty"]}
+
+    @action("charge")
+    async def charge(self, ctx):
+        return {"charged": True}
+
+    @action("ship")
+    async def ship(self, ctx):
+        return {"shipped": True}
+
+
+def test_replays_that_run_at_the_same_time_go_together(proxy):
+    """What they ask for, the log before and after them, and a write a boundary: before two steps, and at the end."""
+    # Redis begins to answer while what is longer than its buffer is still being sent: then turns say nothing of trips.
+    ids = [f"ORDER-{number}" for number in range(10 if proxy.url.startswith("redis") else 50)]
+
+    async def main():
+        storage = open_storage(f"{proxy.url}&pool_size=1")
+        saga = Order(snapshot_storage=storage, replay_config=ReplayConfig(durability="group"))
+        await asyncio.gather(*(saga.run({"qty": 1}, saga_id=saga_id) for saga_id in ids))
+
+        async def replay(saga_id):
+            return await SagaReplay(saga_id, storage, saga_factory=Order).from_checkpoint("charge", {"qty": 2})
+
+        found = []
+        for _ in ("warm", "counted"):
+            before = proxy.trips
+            results = await asyncio.gather(*map(replay, ids))
+            found.append(proxy.trips - before)
+            assert {(result.replay_status.value, result.context["qty"]) for result in results} == {("success", 2)}
+        await storage.close()
+        return found[-1]
+
+    assert asyncio.run(main()) == 6
+
+
+def test_a_text_that_cannot_be_stored_does_not_concern_the_other_batches(proxy):
+    async def main():
+        storage = open_storage(proxy.url)
+        batches = [Batch(name, a_saga(name), [an_event(name, 0)]) for name in "abc"]
+        batches[1] = batches[1]._replace(events=[an_event("b", 0)._replace(step="\ud800")])
+        results = await storage.write_many(batches)
+        found = [record.saga_id for record in (await storage.list_sagas()).items]
+        await storage.close()
+        return [type(result) for result in results], found
+
+    assert asyncio.run(main()) == ([type(None), UsageError, type(None)], ["a", "c"])

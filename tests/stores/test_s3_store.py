@@ -103,6 +103,24 @@ def test_a_snapshot_with_its_bases_takes_no_more_requests(s3, storage, do, bucke
     assert took == ["GET", "GET"]
 
 
+def test_a_difference_from_a_large_snapshot_is_had_by_its_id_in_two_round_trips(s3, storage, do, bucket, monkeypatch):
+    do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, data=bytes(50_000))])))
+    do(storage.write(Batch("s", None, (), [a_snapshot("s", 1, data=b"delta", base_seq=0)])))
+    other = open_storage(s3.url(bucket))
+    get, happened = other._objects.get, []
+
+    async def watched(key):
+        happened.append("asked")
+        found = await get(key)
+        happened.append("answered")
+        return found
+
+    monkeypatch.setattr(other._objects, "get", watched)
+    found = do(other.get_snapshot("s/1"))
+    assert (found.data, len(found.bases[0].data)) == (b"delta", 50_000)
+    assert happened == ["asked", "answered", "asked", "asked", "answered", "answered"]
+
+
 def test_the_first_write_of_a_saga_reads_nothing(s3, storage, do, bucket):
     _, took = asked(s3, do, storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)])))
     assert took == ["PUT", "PUT"]
@@ -400,6 +418,13 @@ def test_other_clouds_are_opened_by_url(url):
         ("s3://bucket/x?timeout=0", "timeout=0.0 is not a time"),
         ("s3://bucket/x?allow_http=yes", "gives allow_http as 'yes': give true or false"),
         ("s3://bucket/x?colour=red&secret_access_key=PSSWD", "'s3://bucket/x' cannot be opened"),
+        ("gs://", "names no bucket: write gs://bucket/prefix"),
+        ("gs://bucket/x?colour=red", "'gs://bucket/x' cannot be opened: Configuration key: 'colour' is not valid"),
+        ("gs://bucket/x?service_account=/no/such.json", "Unable to open service account file from /no/such.json"),
+        ("gs://bucket/x?service_account_key=PSSWD", "'gs://bucket/x' cannot be opened"),
+        ("az://", "names no bucket: write az://bucket/prefix"),
+        ("az://container/x?skip_signature=true", "'az://container/x' cannot be opened"),
+        ("az://container/x?account_name=a&access_key=PSSWD", "Invalid Access Key"),
     ],
 )
 def test_a_url_that_names_no_bucket(url, message):

@@ -15,10 +15,13 @@ from pathlib import Path
 import drive
 import pytest
 
-from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
+from sagaz_core.errors import CorruptDataError, SchemaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
-from sagaz_core.storage._sqlite_statements import SCHEMA_VERSION
-from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
+from sagaz_core.storage._rows import micros
+from sagaz_core.storage._sqlite_rows import saga_row
+from sagaz_core.storage._sqlite_statements import MIGRATIONS, SCHEMA_VERSION
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, a_summary, an_event
+from sagaz_core.storage.frames import FrameWriter, state_bytes
 from sagaz_core.storage.sqlite import SqliteSnapshotStorage
 
 HERE = Path(__file__).parent
@@ -384,3 +387,52 @@ def test_an_interrupted_write_is_rolled_back(storage, monkeypatch):
     assert read(storage, "t") is None
     write(storage, "t")
     assert read(storage, "t") == a_saga("t")
+
+
+def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, storage):
+    """What is in it is read as it was, and gone on with."""
+    old, snapshot = a_saga("s"), FrameWriter().frame(a_snapshot("s", 1, T0), b"state")
+    at = micros(T0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for version in range(1, SCHEMA_VERSION):
+            for statement in MIGRATIONS[version]:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION - 1}")
+        connection.execute(f"PRAGMA application_id={int.from_bytes(b'SAGA', 'big')}")
+        saga = (1, *saga_row(old)[:9], "order", 1, "executing", "", None, '{"x": "y"}')
+        row = (None, snapshot.snapshot_id, 1, *snapshot[2:8], at, at, None, snapshot.data, None)
+        replay = ("r", "s", "new", "charge", "an operator", "started", at, b"", "", None, "")
+        written = (
+            ("sagas", saga),
+            ("saga_tags", ("x", "y", "s")),
+            ("saga_events", (1 << 32, at, at, "StepStarted", "step0", b"data")),
+            ("saga_snapshots", row),
+            ("saga_replay_log", replay),
+        )
+        for table, values in written:
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+    assert read(storage) == old
+    assert drive.now(storage.upgrade()) == SCHEMA_VERSION
+    drive.now(storage.write(Batch("s", old, [an_event("s", 0, T0)], [snapshot])))
+    drive.now(storage.write(Batch("s", None, (), [a_snapshot("s", 2, completed_steps=("reserve",))])))
+    found = drive.now(storage.list_snapshots("s")).items
+    assert [(one.seq, one.completed_steps) for one in found] == [(1, ()), (2, ("reserve",))]
+    assert state_bytes(found[0]) == b"state"
+    assert drive.now(storage.list_replays("s")) == [a_replay("r", "s")]
+    assert drive.now(storage.find_sagas(tags={"x": "y"})).items == [a_summary("s", 1, tags={"x": "y"})]
+
+
+def test_a_damaged_row_does_not_keep_the_store_from_seeing_what_is_written_then(path, storage):
+    snapshots = [a_snapshot("s", seq, base_seq=0) for seq in range(3)]
+    drive.now(storage.write(Batch("s", a_saga("s"), (), snapshots)))
+    errors = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for seq in range(3):
+            update = "UPDATE saga_snapshots SET created_at = ? WHERE seq = ?"
+            connection.execute(update, (2**62, seq))
+            with pytest.raises(CorruptDataError, match=f"a stored time of 's/{seq}' is damaged") as caught:
+                drive.now(storage.list_snapshots("s"))
+            errors.append(caught.value)  # with all that its frames hold
+            connection.execute(update, (micros(snapshots[seq].created_at), seq))
+            assert [one.seq for one in drive.now(storage.list_snapshots("s")).items] == [0, 1, 2]
+    assert len(errors) == 3

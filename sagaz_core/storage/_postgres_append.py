@@ -1,0 +1,176 @@
+"""The statements that append records to sagas, all of a batch in one round trip. `{s}` stands for the schema and a dot.
+
+The row of a saga says what its last event and its last snapshot are. A statement adds nothing to a saga that is not as
+it takes it to be: there already, when it is to begin, or with records that do not come before those that are added.
+
+- `one_of` is for one batch of few records. Each value is a parameter: with arrays the server takes twice as long.
+- `MANY` and `MANY_BEGIN` are for any number of batches, and of records, which come by column. `COPY` would be a trip of
+  its own for each table, and cannot be made to depend on what is there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from sagaz_core.storage._postgres_rows import columns
+from sagaz_core.storage._postgres_statements import (
+    EVENT,
+    EVENT_TYPES,
+    OWN,
+    RECORD,
+    SET_OF_SUMMARY,
+    SNAPSHOT_TYPES,
+    arrays,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sagaz_core.storage._postgres_rows import Rows
+
+_LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
+_FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
+_RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text", "bigint")
+_SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb", "bigint")
+_LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
+_MOST_EVENTS, _MOST_SNAPSHOTS = 8, 2
+_ADD_EVENTS = "INSERT INTO {s}saga_events (saga_id, seq, at, floor, kind, step, data)"
+_ADD_SNAPSHOTS = f"INSERT INTO {{s}}saga_snapshots ({OWN}, floor)"
+
+# ---- one batch
+
+
+def is_small(rows: Rows) -> bool:
+    """Whether there are few enough records for a statement with a parameter for each value."""
+    return len(rows.events) <= _MOST_EVENTS and len(rows.snapshots) <= _MOST_SNAPSHOTS
+
+
+def one_of(rows: Rows) -> str:
+    """Return the statement for such a batch. Its tag ends with 0 when nothing was added."""
+    return _one(rows.record is not None, rows.summary[0] is not None, len(rows.events), len(rows.snapshots))
+
+
+def parameters_of_one(rows: Rows) -> list[Any]:
+    """Return the parameters: the record or the id, the summary, the events and the snapshots that there are."""
+    found: list[Any] = [rows.saga_id] if rows.record is None else [*rows.record]
+    if rows.summary[0] is not None:
+        found += rows.summary
+    for event in rows.events:
+        found += event
+    for snapshot in rows.snapshots:
+        found += snapshot
+    return found
+
+
+@cache  # there are few
+def _one(begins: bool, summary: bool, events: int, snapshots: int) -> str:
+    numbers = count(1)
+    saga = _some(numbers, _RECORD_TYPES if begins else ("text",))
+    found = _some(numbers, _SUMMARY_TYPES) if summary else []
+    event_rows = [_some(numbers, EVENT_TYPES) for _ in range(events)]
+    snapshot_rows = [_some(numbers, SNAPSHOT_TYPES) for _ in range(snapshots)]
+    values = dict(zip(SET_OF_SUMMARY.split(", "), found, strict=False))
+    where = [f"g.saga_id = {saga[0]}"]
+    if summary:
+        where.append(f"g.summary_seq < {values['summary_seq']}")
+    if events:
+        first, last = event_rows[0], event_rows[-1]
+        values |= {"last_event": last[1], "last_event_at": last[2]}
+        where.append(f"g.last_event < {first[1]} AND g.last_event_at <= {first[2]}")
+    if snapshots:
+        first, last = snapshot_rows[0], snapshot_rows[-1]
+        values |= {"last_snapshot": last[5], "last_snapshot_id": last[0], "last_snapshot_at": last[8]}
+        where.append(f"(g.last_snapshot, g.last_snapshot_id) < ({first[5]}, {first[0]})")
+        where.append(f"g.last_snapshot_at <= {first[8]}")
+    if begins:
+        columns, given = ", ".join([RECORD, *values]), ", ".join([*saga, *values.values()])
+        parts = [f"INSERT INTO {{s}}sagas ({columns}) VALUES ({given}) ON CONFLICT DO NOTHING RETURNING saga_id"]
+    else:
+        changes = ", ".join(f"{column} = {value}" for column, value in values.items())
+        parts = [f"UPDATE {{s}}sagas g SET {changes} WHERE {' AND '.join(where)} RETURNING saga_id"]
+    if events:
+        parts.append(f"{_ADD_EVENTS} {_EVENTS_OF} {_table(event_rows, f'e (saga_id, {EVENT})')}")
+    if snapshots:
+        parts.append(f"{_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {_table(snapshot_rows, f'n ({OWN})')}")
+    *before, main = parts
+    named = ", ".join(f"{name} AS ({part})" for name, part in zip(("saga", "events"), before, strict=False))
+    return f"WITH {named} {main}" if named else main
+
+
+_EVENTS_OF = "SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data FROM saga,"
+_SNAPSHOTS_OF = f"SELECT {', '.join(f'n.{name.strip()}' for name in OWN.split(','))}, n.created_at FROM saga,"
+
+
+def _some(numbers: Iterator[int], types: tuple[str, ...]) -> list[str]:
+    return [f"${next(numbers)}::{name}" for name in types]
+
+
+def _table(rows: list[list[str]], alias: str) -> str:
+    texts = ", ".join(f"({', '.join(row)})" for row in rows)
+    return f"(VALUES {texts}) AS {alias}"
+
+
+# ---- many batches
+
+
+def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
+    """Return the parameters: events and snapshots, by column; then what is said of sagas (one batch of each)."""
+    events = [row for rows in some for row in rows.events]
+    snapshots = [row for rows in some for row in rows.snapshots]
+    sagas = [_of_saga(rows) for rows in some]
+    return (*columns(events, len(EVENT_TYPES)), *columns(snapshots, len(SNAPSHOT_TYPES)), *columns(sagas, 0))
+
+
+def _of_saga(rows: Rows) -> tuple[Any, ...]:
+    if rows.record is None:
+        return (rows.saga_id, *rows.summary, *rows.last, *rows.first)
+    return (*rows.record, *rows.summary, *rows.last)
+
+
+_ADDED = f"""
+    , events AS (
+        {_ADD_EVENTS} SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data
+        FROM saga JOIN unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT}) USING (saga_id)
+    ), snapshots AS (
+        {_ADD_SNAPSHOTS} SELECT {OWN}, created_at
+        FROM saga JOIN unnest({arrays(1 + len(EVENT_TYPES), SNAPSHOT_TYPES)}) AS n ({OWN}) USING (saga_id)
+    )
+    SELECT saga_id FROM saga
+"""
+_OF_SAGAS = 1 + len(EVENT_TYPES) + len(SNAPSHOT_TYPES)
+_NEWER = ", ".join(
+    f"{name} = CASE WHEN n.summary_seq IS NULL THEN g.{name} ELSE n.{name} END" for name in SET_OF_SUMMARY.split(", ")
+)
+_LATER = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.split(", "))
+
+# What it says of sagas: the record, the summary, and the last records.
+MANY_BEGIN = f"""
+    WITH saga AS (
+        INSERT INTO {{s}}sagas ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
+        SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags, summary_sum,
+            coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
+            coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
+            coalesce(last_snapshot_at, '-infinity')
+        FROM unnest({arrays(_OF_SAGAS, (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES))})
+            AS n ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
+        ON CONFLICT DO NOTHING RETURNING saga_id
+    ) {_ADDED}
+"""
+# What it says of sagas: the id, the summary, the last and the first records.
+MANY = f"""
+    WITH saga AS (
+        UPDATE {{s}}sagas g SET {_NEWER}, {_LATER}
+        FROM unnest({arrays(_OF_SAGAS, ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES))})
+            AS n (saga_id, {SET_OF_SUMMARY}, {_LAST}, {_FIRST})
+        WHERE g.saga_id = n.saga_id
+            AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
+            AND (n.first_event IS NULL OR (g.last_event < n.first_event AND g.last_event_at <= n.first_event_at))
+            AND (n.first_snapshot IS NULL OR (
+                (g.last_snapshot, g.last_snapshot_id) < (n.first_snapshot, n.first_snapshot_id)
+                AND g.last_snapshot_at <= n.first_snapshot_at
+            ))
+        RETURNING g.saga_id
+    ) {_ADDED}
+"""

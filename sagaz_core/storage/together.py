@@ -1,0 +1,149 @@
+"""Calls of many at the same time as one call of the store: writes, what replays ask for, and the log of replays.
+
+Whoever asks while a call is under way waits, and goes with all the others in the next one. A store that nothing is
+gained by need not know of this: what is asked is then asked one by one, with the methods that every store has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
+from weakref import WeakKeyDictionary
+
+from sagaz_core.errors import UsageError
+from sagaz_core.storage.base import SnapshotStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+_AT_ONCE = 500
+
+
+class EventHead(NamedTuple):
+    """An event without its data."""
+
+    seq: int
+    kind: str
+    step: str | None
+
+
+class Checkpoint(NamedTuple):
+    """What a replay needs to know of a saga: who it is, and from where it can start.
+
+    `before` is the latest snapshot before the step, `last_seq` that of the latest of all. `events` are those after
+    `before`, or all of them if there is none.
+    """
+
+    saga: SagaRecord | None
+    before: SagaSnapshot | None
+    last_seq: int | None
+    events: Sequence[EventHead]
+
+
+class AnswersTogether(SnapshotStorage, Protocol):
+    """What a store may have besides: it does many things in one round trip."""
+
+    async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
+        """Return for each saga and step what the store's other methods would say."""
+
+    async def log_replays(self, records: Sequence[ReplayRecord]) -> Sequence[Exception | None]:
+        """Do for each record, in this order, what `log_replay` does, and return for each what that would have raised.
+
+        Raises what concerns them all, such as `StoreUnavailableError`.
+        """
+
+
+def answers_together(storage: SnapshotStorage) -> TypeGuard[AnswersTogether]:
+    """Whether the store has these."""
+    return hasattr(storage, "read_checkpoints") and hasattr(storage, "log_replays")
+
+
+class Together(Generic[Asked, Answer]):
+    """Does what many ask in one call of `do`, which returns for each the answer, or what is to be raised."""
+
+    def __init__(self, do: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]]) -> None:
+        self._do = do
+        self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, asked: Asked) -> Answer:
+        """Return the answer."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Answer] = loop.create_future()
+        self._waiting.append((asked, done))
+        if self._task is None:
+            # It runs after all that are ready to ask now, so that they go together.
+            self._task = loop.create_task(self._ask_all(), context=Context())
+        return await done
+
+    async def _ask_all(self) -> None:
+        try:
+            while self._waiting:
+                together, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+                await self._ask(together)
+        finally:
+            self._task = None
+            for _, done in self._waiting:  # there are some only when the loop is being closed
+                done.cancel()
+            self._waiting.clear()
+
+    async def _ask(self, together: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+        answers: Sequence[Answer | Exception]
+        try:
+            answers = await self._do([asked for asked, _ in together])
+        except Exception as error:  # the store's, which may be anyone's
+            answers = [error] * len(together)
+        except BaseException:
+            for _, done in together:
+                done.cancel()
+            raise
+        for (_, done), answer in zip(together, answers, strict=True):
+            if done.done():  # who asked was cancelled
+                continue
+            if isinstance(answer, Exception):
+                done.set_exception(answer)
+            else:
+                done.set_result(answer)
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], Any]] = WeakKeyDictionary()
+
+
+def shared(kind: str, storage: SnapshotStorage, make: Callable[[], Answer]) -> Answer:
+    """Return what the running loop has of that kind for the store, made by the first call."""
+    of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
+    found: Answer | None = of_loop.get((kind, id(storage)))
+    if found is None:
+        found = of_loop[kind, id(storage)] = make()
+    return found
+
+
+async def read_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> Checkpoint:
+    """Return what a replay of the saga from that step needs to know. Raises `UsageError` for what is no text."""
+    try:
+        step.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{step!a:.80} is not the name of a step: it has a lone surrogate") from None
+    if answers_together(storage):
+        reader = shared("read_checkpoint", storage, lambda: Together(storage.read_checkpoints))
+        return await reader.ask((saga_id, step))
+    saga = await storage.get_saga(saga_id)
+    before = await storage.latest_snapshot(saga_id, step=step, phase="before")
+    last = await storage.latest_snapshot(saga_id)
+    read = storage.read_events(saga_id, after_seq=-1 if before is None else before.seq)
+    events = [EventHead(event.seq, event.kind, event.step) async for event in read]
+    return Checkpoint(saga, before, None if last is None else last.seq, events)
+
+
+async def log_replay(storage: SnapshotStorage, record: ReplayRecord) -> None:
+    """Do what `SnapshotStorage.log_replay` does."""
+    if answers_together(storage):
+        await shared("log_replay", storage, lambda: Together(storage.log_replays)).ask(record)
+    else:
+        await storage.log_replay(record)

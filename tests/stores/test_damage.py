@@ -1,0 +1,175 @@
+"""Whatever is changed in a store behind its back is found out by who reads it, and the error says what it is of.
+
+For what stores keep as it was given to them, see `test_frames.py` and the files' own tests; here it is their own rows.
+Places in an order that can be made again (`floor`, what a saga's row says of its last records) have no checksum.
+"""
+
+import asyncio
+import json
+import random
+import sqlite3
+from datetime import datetime, timedelta
+
+import asyncpg
+import pytest
+import redis
+
+from sagaz_core import ReplayConfig, Saga
+from sagaz_core.engine.load import load_events
+from sagaz_core.engine.run import RunOptions, run_saga
+from sagaz_core.errors import CodecError, StorageError
+from sagaz_core.storage import open_storage
+from sagaz_core.storage.contract import T0, a_replay
+from sagaz_core.storage.frames import state_bytes
+
+FLIPS = 400
+SAGA, REPLAY = "ORDER-1", "replay-1"
+SNAPSHOTS = "snapshot-ids"
+COLUMNS = {
+    "sagas": "saga_name version fingerprint model started_at source adapter plan record_sum",
+    "saga_events": "at kind step data",
+    "saga_snapshots": "saga_name step_name step_index seq phase status created_at data base_seq completed_steps",
+    "saga_replay_log": "new_saga_id checkpoint initiated_by status created_at override plan completed_at error row_sum",
+}
+SUMMARY_COLUMNS = {
+    "sqlite": "found_name found_seq status failed_step failed_at tags found_sum",
+    "postgres": "summary_name summary_seq status failed_step failed_at tags summary_sum",
+}
+
+
+async def fill(storage):
+    saga = Saga("order", snapshot_storage=storage, replay_config=ReplayConfig(index_keys=["customer"]))
+    saga.add_step("reserve", lambda ctx: {"reserved": [1, 2, 3]}, lambda ctx: None)
+    saga.add_step("charge", lambda ctx: {"charged": True}, lambda ctx: None)
+    saga.add_step("ship", lambda ctx: 1 / 0)
+    ids = iter([SNAPSHOTS])
+    options = RunOptions(storage=storage, new_id=lambda: next(ids))
+    await run_saga(saga, {"customer": "c-1", "text": "é" * 100}, saga_id=SAGA, options=options)
+    await storage.log_replay(a_replay(REPLAY, SAGA, override=b"abc", error="none", plan="a@b", completed_at=T0))
+
+
+async def read_all(storage):
+    """Read all that the store has of the saga, and raise what that raises."""
+    await storage.get_saga(SAGA)
+    await storage.find_sagas()
+    await load_events(storage, SAGA)
+    for snapshot in (await storage.list_snapshots(SAGA)).items:
+        state_bytes(snapshot)
+    await storage.list_replays(SAGA)
+
+
+async def is_found_out(storage):
+    with pytest.raises((StorageError, CodecError)) as caught:
+        await read_all(storage)
+    message = str(caught.value)
+    assert "damaged" in message or "cannot be read" in message
+    assert "\n" not in message
+    assert any(name in message for name in (SAGA, REPLAY, SNAPSHOTS, "a saga's", "a replay's"))
+
+
+def changed(value, chance):
+    """Return another value of the same type, which differs as little as can be."""
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return flipped(value, chance)
+    if isinstance(value, datetime):
+        return value + timedelta(microseconds=chance.choice((1, -1)))
+    if isinstance(value, int):
+        return value ^ 1 << chance.randrange(31 if value < 2**31 else 62)
+    if value[:1] in ("[", "{"):
+        plain = json.loads(value)
+        if isinstance(plain, list):
+            return json.dumps([*plain, "x"])
+        return json.dumps({**plain, chance.choice(sorted(plain)): "x"})
+    place = chance.randrange(len(value) + 1)
+    return value[:place] + "~" + value[place + 1 :]
+
+
+def flipped(data, chance):
+    bit = chance.randrange(8 * len(data))
+    made = bytearray(data)
+    made[bit // 8] ^= 1 << bit % 8
+    return bytes(made)
+
+
+def places(kind):
+    for table, columns in COLUMNS.items():
+        own = SUMMARY_COLUMNS[kind] if table == "sagas" else ""
+        for column in f"{columns} {own}".split():
+            yield table, column
+
+
+def test_changes_in_a_sqlite_file_are_found_out(tmp_path):
+    storage, chance = open_storage(f"sqlite:///{tmp_path}/sagaz.db"), random.Random(1)
+    asyncio.run(fill(storage))
+    connection = sqlite3.connect(tmp_path / "sagaz.db", isolation_level=None)
+    known = [
+        (table, column, row)
+        for table, column in places("sqlite")
+        for row in connection.execute(f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
+    ]
+    for number in range(FLIPS):
+        table, column, (row, value) = known[number % len(known)] if number < len(known) else chance.choice(known)
+        other = changed(value, chance)
+        update = f"UPDATE {table} SET {column} = ? WHERE rowid = ?"
+        connection.execute(update, (other, row))
+        asyncio.run(is_found_out(storage))
+        connection.execute(update, (value, row))
+    asyncio.run(read_all(storage))
+    connection.close()
+    asyncio.run(storage.close())
+
+
+def test_changes_in_postgresql_are_found_out(postgres_url, postgres_database):
+    chance, schema = random.Random(1), postgres_url.rpartition("schema=")[2]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await fill(storage)
+        connection = await asyncpg.connect(postgres_database)
+        known = []
+        for table, column in places("postgres"):
+            rows = await connection.fetch(f"SELECT 1 FROM {schema}.{table} WHERE {column} IS NOT NULL")
+            known += [(table, column, place) for place in range(len(rows))]
+        for number in range(FLIPS):
+            table, column, place = known[number % len(known)] if number < len(known) else chance.choice(known)
+            transaction = connection.transaction()
+            await transaction.start()
+            bound = storage.bind(connection)  # it sees what is not committed, and never will be
+            key = await connection.fetchval(
+                f"SELECT ctid FROM {schema}.{table} WHERE {column} IS NOT NULL ORDER BY ctid OFFSET $1 LIMIT 1", place
+            )
+            before = await connection.fetchval(f"SELECT {column} FROM {schema}.{table} WHERE ctid = $1", key)
+            update = f"UPDATE {schema}.{table} SET {column} = $1 WHERE ctid = $2"
+            await connection.execute(update, changed(before, chance), key)
+            await is_found_out(bound)
+            await transaction.rollback()
+        await read_all(storage)
+        await connection.close()
+        await storage.close()
+
+    asyncio.run(main())
+
+
+def test_changes_in_redis_are_found_out(redis_url):
+    chance = random.Random(1)
+    client = redis.Redis.from_url(redis_url.partition("?")[0])
+    prefix = redis_url.rpartition("prefix=")[2]
+
+    async def main():
+        storage = open_storage(redis_url)
+        await fill(storage)
+        keys = [key for kind in ("saga", "sum", "rep", "ev", "st") for key in client.keys(f"{prefix}:{kind}:*")]
+        assert len(keys) > 9
+        for number in range(FLIPS):
+            key = keys[number % len(keys)]
+            value = client.get(key)
+            client.set(key, flipped(value, chance))
+            await is_found_out(storage)
+            client.set(key, value)
+        await read_all(storage)
+        await storage.close()
+
+    asyncio.run(main())
+    client.close()
