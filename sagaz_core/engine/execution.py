@@ -224,9 +224,11 @@ class Execution:
 
     def _begin(self, names: list[str]) -> None:
         """Begin steps that can start together."""
+        for name in names:
+            self._tasks.pop(name, None)  # another task's until now
         task = asyncio.create_task(self._beside_each_other(names), name=names[0])
         for name in names:
-            self._tasks[name] = task
+            self._tasks.setdefault(name, task)  # an eager task has run by now, and may have begun others for some
         task.add_done_callback(partial(self._note_over, names))
 
     async def _beside_each_other(self, names: list[str]) -> None:

@@ -369,6 +369,30 @@ def test_a_step_that_cancels_its_own_task_cancels_no_other() -> None:
     assert (result.status, done) == (SagaStatus.COMPLETED, ["other"])
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks that begin at once are of Python 3.12")
+@pytest.mark.parametrize("first", [quick, waiting])
+def test_tasks_that_begin_at_once_end_all_steps_before_the_saga_goes_on(first: Any) -> None:
+    done = []
+
+    def slow(name: str, seconds: float) -> Any:
+        async def act(ctx: Any) -> None:
+            await asyncio.sleep(seconds)
+            done.append(name)
+
+        return act
+
+    async def last(ctx: Any) -> None:
+        done.append("last")
+
+    async def main() -> Any:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+        saga = beside(a=first, b=slow("b", 2), c=slow("c", 1))
+        return await saga.add_step("d", last, depends_on=["a", "b", "c"]).run()
+
+    assert run(main()).status is SagaStatus.COMPLETED
+    assert done == ["c", "b", "last"]
+
+
 def test_where_a_step_hangs_beside_others_is_told() -> None:
     async def hang(ctx: Any) -> None:
         await asyncio.get_running_loop().create_future()  # here
