@@ -475,6 +475,38 @@ def test_a_compensation_that_reads_what_others_returned_keeps_its_states_apart()
 # ---- budgets, and what failed before
 
 
+def undone_in_any_order(bad: str) -> tuple[Saga[Any], World]:
+    """A saga whose root cannot be undone when both others are, `bad` last: each leaves its name in the context."""
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("any-order")
+    for name in ("root", "x", "y"):
+
+        async def act(ctx: Any, *, name: str = name) -> None:
+            desk[name] = 1
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            if name != "root":
+                ctx["last"] = name
+                desk["undone"] = desk.get("undone", 0) + 1
+            elif ctx.get("last") == bad and desk.pop("undone", 0) == 2:
+                raise RuntimeError(f"{bad} came last")
+            desk.pop(name, None)
+
+        depends = [] if name == "root" else ["root"]
+        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", compensation_retries=0)
+    return saga, world
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree"])
+@pytest.mark.parametrize("bad", ["x", "y"])
+def test_which_compensation_wrote_a_key_last_keeps_states_apart(bad: str, mode: str) -> None:
+    saga, world = undone_in_any_order(bad)
+    exploration = explore(saga, world=world, depth=1, mode=mode)
+    assert {("STUCK", "root"), ("CONTEXT_LEAK", None)} <= verdicts(exploration)
+
+
 def test_a_budget_of_executions_is_exact_and_says_how_far_it_came() -> None:
     saga, world = chain(5)
     whole = explore(saga, world=world, depth=2)
