@@ -64,7 +64,9 @@ class Stacks:
         """
         found = self._unordered.get(stack)
         if found is None:
-            members, in_order, at = [], [], stack
+            members: list[tuple[str, int]] = []
+            in_order: list[tuple[str, int]] = []
+            at = stack
             while at != EMPTY:
                 top = self._top[at]
                 (in_order if ":" in top[0] or top[0][0] == "=" else members).append(top)

@@ -307,6 +307,27 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
+def test_an_action_that_refuses_a_second_delivery_does_not_keep_a_search_from_merging() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("refuses")
+    for name in "ab":
+
+        async def act(ctx: Any, *, name: str = name) -> None:
+            if name == "b" and "b" in desk:
+                raise RuntimeError("there is one")
+            desk[name] = 1
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            desk.pop(name, None)
+
+        saga.add_step(name, act, undo, in_doubt="compensate", retries=1)
+    exploration = explore(saga, world=world, depth=1)
+    assert (exploration.mode, exploration.reason) == ("merged", "")
+    assert verdicts(exploration) == {("NOT_IDEMPOTENT", "b")}
+
+
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
     saga, world, desk = shop(lambda desk, ctx: None)
     desk["lock"] = threading.Lock()
