@@ -328,6 +328,29 @@ def test_an_action_that_refuses_a_second_delivery_does_not_keep_a_search_from_me
     assert verdicts(exploration) == {("NOT_IDEMPOTENT", "b")}
 
 
+@pytest.mark.xfail(strict=True, reason="a second delivery sees what the first one wrote in a run, and not in a search")
+def test_a_second_delivery_is_given_the_same_context_in_a_run_and_in_a_search() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    async def act(ctx: Any) -> None:
+        desk["seen"] = "note" in ctx
+        ctx["note"] = "written"
+
+    async def undo(ctx: Any) -> None:
+        desk.clear()
+
+    saga: Saga[Any] = Saga("twice").add_step("a", act, undo, in_doubt="compensate")
+    plan = FaultPlan((Fault("a", "repeat"),))
+    reference = {"desk": {"seen": False}}
+    outcome = run(run_trial(Subject(lambda: saga, {}, world=world), plan, reference=reference))
+    desk.clear()
+    assert {str(one.plan) for one in explore(saga, world=world, depth=1).failures} == (
+        {"a@repeat"} if outcome.findings else set()
+    )
+
+
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
     saga, world, desk = shop(lambda desk, ctx: None)
     desk["lock"] = threading.Lock()
