@@ -224,6 +224,8 @@ class Execution:
 
     def _begin(self, names: list[str]) -> None:
         """Begin steps that can start together."""
+        for name in names:
+            self._tasks.pop(name, None)  # another task's until now
         task = asyncio.create_task(self._beside_each_other(names), name=names[0])
         for name in names:
             self._tasks.setdefault(name, task)  # an eager task may have begun others by now

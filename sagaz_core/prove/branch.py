@@ -404,11 +404,11 @@ class Branch(Execution):
         self, sight: Sight, operation: Operation, second: tuple[Any, ...], found: tuple[Effect, int]
     ) -> None:
         state, effects = self.state, self.effects
-        hidden = unread(self, effects.read_by((sight.step,)))
-        if hidden and effects.may_read_more(sight.step):
+        hidden = frozenset(unread(self, effects.read_by((sight.step,))))
+        if hidden and effects.may_read_more(sight.step, hidden):
             left_out = {key for step in hidden for key in state.layers[step].set}
             context = {key: value for key, value in state.context.items() if key not in left_out}
-            await effects.check_unread(sight, operation, context, second, state.undone, found)
+            await effects.check_unread(sight, operation, context, second, state.undone, found, hidden)
 
     def _enter(self, step: str, undo: bool, attempt: int, happened: bool) -> None:
         if self.entries is not None:

@@ -82,7 +82,7 @@ class Effects:
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self._undo_reads: dict[str, frozenset[str] | None] = {}
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, frozenset[str]]] = set()
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
@@ -162,9 +162,9 @@ class Effects:
             found = self._read_by[steps] = None if everything else frozenset().union(*known)
         return found
 
-    def may_read_more(self, step: str) -> bool:
-        """Whether it was not checked yet that the step's compensation reads only what it is seen to read."""
-        return step not in self._checked
+    def may_read_more(self, step: str, hidden: frozenset[str]) -> bool:
+        """Whether it was not checked yet that the step's compensation reads nothing of what the hidden steps left."""
+        return self._keep and (step, hidden) not in self._checked
 
     async def check_unread(
         self,
@@ -174,12 +174,14 @@ class Effects:
         second: tuple[Any, ...],
         undone: Mapping[str, Any],
         found: tuple[Effect, int],
+        hidden: frozenset[str],
     ) -> None:
-        """Call a compensation once more, without keys that it was not seen to read: it must do what was `found`.
+        """Call a compensation once more, without what the hidden steps left, which it was not seen to read.
 
-        If it does not, it reads them in a way that cannot be seen, and from now on everything counts as read by it.
+        If it does not do what was `found`, it reads that in a way that cannot be seen, and from now on everything
+        counts as read by it.
         """
-        self._checked.add(sight.step)
+        self._checked.add((sight.step, hidden))
         effect, world = await self.call(sight, operation, context, second, undone)
         if (effect.number, world) != (found[0].number, found[1]):
             self._undo_reads[sight.step] = None

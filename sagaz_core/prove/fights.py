@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.verdict import Finding
 
+_NOWHERE: set[str] = set()
+"""Where contexts note that a step made itself."""
+
 
 class Fights:
     """Watches the actions of one run. `reads` and `writes` are keys by step."""
@@ -50,14 +53,14 @@ class Fights:
 
 class _Noting(SagaContext):
     def __getitem__(self, key: str) -> Any:
-        vars(self)[NOTES].add(key)
+        vars(self).get(NOTES, _NOWHERE).add(key)
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        vars(self)[NOTES].add(key)
+        vars(self).get(NOTES, _NOWHERE).add(key)
         return super().get(key, default)
 
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str):
-            vars(self)[NOTES].add(key)
+            vars(self).get(NOTES, _NOWHERE).add(key)
         return super().__contains__(key)

@@ -252,11 +252,12 @@ class Forked:
         outcomes: dict[tuple[Any, ...], Outcome] = {}
         for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
             path = paths[key]
-            outcome = outcomes.get(path.faults) or await self._trial(FaultPlan(path.faults))
+            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults))
+            place: Found | None = None
             if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
-                outcome = await self._walked(tree, root, path)
+                outcome, place = await self._walked(tree, root, path), key  # the plan in another order
             if outcome.findings:
-                outcomes[path.faults] = outcome
+                outcomes[path.faults, place] = outcome
         failures = list(outcomes.values())
         seen = tuple(finding for finding in found.values() if isinstance(finding, Finding))
         if seen:

@@ -46,14 +46,19 @@ class Leftovers:
         finally:
             SCOPE.set(before)
 
+    def leave(self) -> None:
+        """Take what is begun from now on to be nobody's: no call is under way."""
+        SCOPE.set(None)
+
     def died(self) -> None:
         """End all that was begun: the process died, and that with it."""
+        self.leave()
         for scope in self._scopes.values():
             scope.end()
 
     async def findings(self) -> tuple[Finding, ...]:
         """Return what is wrong now that the run has ended, and end what is left."""
-        SCOPE.set(None)
+        self.leave()
         found = [left_by(step, kind, left) for (step, kind), scope in self._scopes.items() if (left := scope.end())]
         if self._whole is not None and (left := self._whole.end()):
             found.append(left_by(None, "", left))

@@ -43,11 +43,29 @@ class Undone(Mapping[str, Any]):
         self._looked.undone = True
         return len(self._results)
 
+    # What the mapping proxy of a run has beside.
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(dict(self))
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other} if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**other, **self} if isinstance(other, Mapping) else NotImplemented
+
+    def copy(self) -> dict[str, Any]:
+        """Return them as a dict of its own."""
+        return dict(self)
+
+    def __repr__(self) -> str:
+        return f"mappingproxy({dict(self)!r})"
+
 
 class WatchedContext(SagaContext):
     """A context that notes which keys are read and written, and whether it is looked at as a whole."""
 
-    looked: Looked
+    looked = Looked()  # of the class: one that the call makes itself shows nothing
 
 
 def _reading(name: str) -> Any:

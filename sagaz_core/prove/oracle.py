@@ -157,7 +157,7 @@ def _world_differs(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
     if not evidence.world_changes or case.past_pivot or evidence.claimed is not SagaStatus.ROLLED_BACK:
         return
-    if case.expected_stuck & set(case.done) or any(_left_behind(case)):
+    if case.expected_stuck & case.alive or any(_left_behind(case)):
         return
     changes = "; ".join(map(str, evidence.world_changes[:3]))
     kept = [name for name in case.alive if not case.model.step(name).has_compensation]

@@ -14,7 +14,7 @@ class Stacks:
         self._pushed: dict[tuple[int, str, int], int] = {}
         self._without: dict[tuple[int, str], int] = {}
         self._unordered: dict[int, int] = {}
-        self._sets: dict[frozenset[tuple[str, int]], int] = {}
+        self._sets: dict[tuple[frozenset[tuple[str, int]], tuple[tuple[str, int], ...]], int] = {}
 
     def push(self, stack: int, name: str, number: int) -> int:
         """Return the sequence with one more at its end."""
@@ -57,12 +57,20 @@ class Stacks:
         return 0
 
     def unordered(self, stack: int) -> int:
-        """Return a number that all sequences of the same members share."""
+        """Return a number that all sequences of the same members share.
+
+        What steps did is of one order wherever it matters (two that nothing orders write no key both), but not what
+        compensations wrote (`undo:…`), nor what was changed in place (`=…`): of those the last one counts.
+        """
         found = self._unordered.get(stack)
         if found is None:
-            members, at = [], stack
+            members: list[tuple[str, int]] = []
+            in_order: list[tuple[str, int]] = []
+            at = stack
             while at != EMPTY:
-                members.append(self._top[at])
+                top = self._top[at]
+                (in_order if ":" in top[0] or top[0][0] == "=" else members).append(top)
                 at = self._below[at]
-            found = self._unordered[stack] = self._sets.setdefault(frozenset(members), len(self._sets))
+            key = frozenset(members), tuple(in_order)
+            found = self._unordered[stack] = self._sets.setdefault(key, len(self._sets))
         return found

@@ -333,7 +333,8 @@ class Tree:
         known = self._memo.get(key)
         if known is not None:
             self.merged += 1
-            if self._prefix:
+            # Where the saga turned back by itself, that is what is said of the run, and not known here.
+            if self._prefix and (at.undoing is None or at.fatal):
                 # Of those that go on and of those that turn back alike, the first and then one in a hundred.
                 back = at.undoing is not None
                 self._hits[back] += 1

@@ -126,6 +126,8 @@ class Trial:
         if self.injector.concerns(call):
             watched = partial(self.leftovers.watch, call, proceed)  # the call may come later, when all is over
             return self.injector.intercept(call, lambda: self.ledger.intercept(call, watched))
+        if self.subject.interceptors:  # those that go on after the call are no part of it
+            return self.ledger.intercept(call, partial(self.leftovers.watch, call, proceed))
         self.leftovers.enter(call)
         return self.ledger.intercept(call, proceed)
 
@@ -149,6 +151,7 @@ class Trial:
         before = await world.read() if world else None
         initial = encode(dict(subject.context), "context")
         claimed, exception = await self._run_to_its_end(adapter, saga, decode(initial, resolve=importing_class))
+        self.leftovers.leave()
         await self.injector.deliver_late()
         changes = reference_changes = after = None
         if world and before is not None:

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+from sagaz_core.saga.context import keep_with
 
 ModelT = TypeVar("ModelT")
 
 NOTES = "_sagaz_reads"
-"""Where the noted names are, among the model's attributes and none of its fields: a copy of the model notes too."""
+"""Where the noted names are kept with the model: a copy of the model notes too."""
+
+
+class _Notes:
+    """What a model and all its copies note in."""
+
+    __slots__ = ("add",)
+
+    def __init__(self, reads: set[str]) -> None:
+        self.add = reads.add
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 def watched(model: ModelT, reads: set[str]) -> ModelT:
     """Let a pydantic model note the names of its attributes that are read, and return it."""
-    vars(model)[NOTES] = reads
+    keep_with(model, NOTES, _Notes(reads))
     kind: Any = type(model)
-    if _noting is not kind.__dict__.get("__getattribute__"):
+    if NOTES not in kind.__dict__:
         object.__setattr__(model, "__class__", _watching(kind))
     return model
 
@@ -32,13 +46,24 @@ def is_model(context: object) -> bool:
 
 @cache
 def _watching(kind: Any) -> type:
+    asked: Any = kind.__getattribute__
+
+    def noting(model: Any, name: str) -> Any:
+        if not name.startswith("_"):
+            try:
+                notes = object.__getattribute__(model, "__pydantic_private__")[NOTES]
+            except (AttributeError, KeyError, TypeError):
+                pass  # another model of this class, that the step made
+            else:
+                notes.add(name)
+        return asked(model, name)
+
     # Not by pydantic's metaclass, which would work the whole schema out again: this one has no field of its own.
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__getattribute__": _noting}
+    names = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__getattribute__": noting,
+        NOTES: True,
+    }
     made: type = ABCMeta.__new__(type(kind), kind.__name__, (kind,), names)
     return made
-
-
-def _noting(model: Any, name: str) -> Any:
-    if not name.startswith("_"):
-        object.__getattribute__(model, "__dict__")[NOTES].add(name)
-    return object.__getattribute__(model, name)

@@ -12,6 +12,7 @@ from sagaz_core.events import NO_DELTA, Delta
 
 _MISSING = object()
 _NO_RESULTS: Mapping[str, Any] = MappingProxyType({})
+_RESULTS = "_sagaz_results"
 
 
 class SagaContext(dict[str, Any]):
@@ -23,6 +24,13 @@ class SagaContext(dict[str, Any]):
 
     compensation_results: Mapping[str, Any] = _NO_RESULTS  # of the class: making a context costs no more than a dict
     _touched = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return its attributes; what only shows the results can neither be copied deep nor pickled."""
+        state = vars(self).copy()
+        if "compensation_results" in state:
+            state["compensation_results"] = dict(self.compensation_results)
+        return state
 
 
 def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,12 +105,13 @@ class TypedContext:
     def view(self, data: Mapping[str, Any], results: Mapping[str, Any]) -> Any:
         """Return the model over a copy of the data. Raises pydantic's `ValidationError` for data that does not fit."""
         made = self._view.model_validate(dict(data))
-        made.__dict__["_sagaz_results"] = MappingProxyType(results)
+        keep_with(made, _RESULTS, results)
         return made
 
     def data(self, view: Any) -> dict[str, Any]:
         """Return the model's data as a mapping, values as they are."""
-        found = {key: value for key, value in view.__dict__.items() if not key.startswith("_sagaz_")}
+        fields = self.model.model_fields
+        found = {key: value for key, value in view.__dict__.items() if key in fields}  # there are cached properties too
         return {**found, **(view.__pydantic_extra__ or {})}
 
     def put(self, view: Any, values: Mapping[str, Any]) -> None:
@@ -156,8 +165,21 @@ def _differs(one: Any, other: Any) -> bool:
         return True
 
 
+def keep_with(model: Any, name: str, value: Any) -> None:
+    """Keep something with a pydantic model, and with its copies, where its user does not come across it.
+
+    That is among its private attributes: what is in `__dict__` and no field is dumped once a field of a model that
+    allows more keys was set.
+    """
+    kept = model.__pydantic_private__
+    if kept is None:
+        kept = {}
+        object.__setattr__(model, "__pydantic_private__", kept)
+    kept[name] = value
+
+
 class _WithResults:
     @property
     def compensation_results(self) -> Mapping[str, Any]:
-        results: Mapping[str, Any] = self.__dict__.get("_sagaz_results", _NO_RESULTS)
-        return results
+        kept: dict[str, Any] = getattr(self, "__pydantic_private__", None) or {}
+        return MappingProxyType(kept.get(_RESULTS, _NO_RESULTS))

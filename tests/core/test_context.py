@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import operator
+import pickle
+from functools import cached_property
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from sagaz_core import Saga, SagaContext, action, compensate
+from sagaz_core import Saga, SagaContext, SagaStatus, action, compensate
 from sagaz_core.errors import ContextConflictError, DefinitionError, UsageError
 from sagaz_core.events import NO_DELTA, Delta
 from sagaz_core.saga.context import delta_of
@@ -214,6 +217,46 @@ def test_a_model_may_allow_more_keys_and_have_aliases() -> None:
 
     result = run(OpenSaga().run({"orderId": "1"}))
     assert result.context == {"order_id": "1", "more": "1", "again": "1"}
+
+
+@pytest.mark.parametrize("extra", ["allow", "ignore", "forbid"])
+def test_a_property_that_a_model_caches_is_no_key_of_the_context(extra: Any) -> None:
+    class Order(BaseModel):
+        model_config = ConfigDict(extra=extra)
+        price: int
+
+        @cached_property
+        def twice(self) -> int:
+            return 2 * self.price
+
+    async def act(ctx: Order) -> None:
+        ctx.price += ctx.twice
+
+    result = run(Saga[Order]("s").add_step("a", act).add_step("b", act).run({"price": 1}))
+    assert (result.status, result.context) == (SagaStatus.COMPLETED, {"price": 9})
+
+
+def test_a_step_may_copy_its_model() -> None:
+    async def act(ctx: Ctx) -> Any:
+        return {"qty": ctx.model_copy(deep=True).qty + 1}
+
+    assert run(Saga[Ctx]("s").add_step("a", act).run({"qty": 2})).context["qty"] == 3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda ctx: pickle.loads(pickle.dumps(ctx))])
+def test_a_compensation_may_copy_its_context(copied: Any) -> None:
+    seen = []
+
+    async def fails(ctx: Any) -> None:
+        raise OSError
+
+    def undo(ctx: Any) -> Any:
+        seen.append((copied(ctx), dict(copied(ctx).compensation_results)))
+        return "undone"
+
+    saga: Saga[Any] = Saga("s").add_step("a", print, undo).add_step("b", print, undo).add_step("c", fails)
+    assert run(saga.run({"k": 1})).status is SagaStatus.ROLLED_BACK
+    assert seen == [({"k": 1}, {}), ({"k": 1}, {"b": "undone"})]
 
 
 def test_an_imperative_saga_can_be_typed() -> None:

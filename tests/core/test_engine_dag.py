@@ -369,6 +369,45 @@ def test_a_step_that_cancels_its_own_task_cancels_no_other() -> None:
     assert (result.status, done) == (SagaStatus.COMPLETED, ["other"])
 
 
+@pytest.mark.xfail(strict=True, reason="steps that do not wait share the task of one that does")
+def test_cancelling_the_task_of_a_step_that_is_done_cancels_no_other() -> None:
+    tasks: list[Any] = []
+
+    async def done(ctx: Any) -> None:
+        tasks.append(asyncio.current_task())
+
+    async def other(ctx: Any) -> None:
+        asyncio.get_running_loop().call_later(1, tasks[0].cancel)
+        await asyncio.sleep(2)
+
+    _, result = tasks_made(beside(first=done, second=other))
+    assert result.status is SagaStatus.COMPLETED
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks that begin at once are of Python 3.12")
+@pytest.mark.parametrize("first", [quick, waiting])
+def test_tasks_that_begin_at_once_end_all_steps_before_the_saga_goes_on(first: Any) -> None:
+    done = []
+
+    def slow(name: str, seconds: float) -> Any:
+        async def act(ctx: Any) -> None:
+            await asyncio.sleep(seconds)
+            done.append(name)
+
+        return act
+
+    async def last(ctx: Any) -> None:
+        done.append("last")
+
+    async def main() -> Any:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+        saga = beside(a=first, b=slow("b", 2), c=slow("c", 1))
+        return await saga.add_step("d", last, depends_on=["a", "b", "c"]).run()
+
+    assert run(main()).status is SagaStatus.COMPLETED
+    assert done == ["c", "b", "last"]
+
+
 def test_where_a_step_hangs_beside_others_is_told() -> None:
     async def hang(ctx: Any) -> None:
         await asyncio.get_running_loop().create_future()  # here

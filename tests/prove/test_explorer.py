@@ -307,6 +307,50 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
+def test_an_action_that_refuses_a_second_delivery_does_not_keep_a_search_from_merging() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("refuses")
+    for name in "ab":
+
+        async def act(ctx: Any, *, name: str = name) -> None:
+            if name == "b" and "b" in desk:
+                raise RuntimeError("there is one")
+            desk[name] = 1
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            desk.pop(name, None)
+
+        saga.add_step(name, act, undo, in_doubt="compensate", retries=1)
+    exploration = explore(saga, world=world, depth=1)
+    assert (exploration.mode, exploration.reason) == ("merged", "")
+    assert verdicts(exploration) == {("NOT_IDEMPOTENT", "b")}
+
+
+@pytest.mark.xfail(strict=True, reason="a second delivery sees what the first one wrote in a run, and not in a search")
+def test_a_second_delivery_is_given_the_same_context_in_a_run_and_in_a_search() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    async def act(ctx: Any) -> None:
+        desk["seen"] = "note" in ctx
+        ctx["note"] = "written"
+
+    async def undo(ctx: Any) -> None:
+        desk.clear()
+
+    saga: Saga[Any] = Saga("twice").add_step("a", act, undo, in_doubt="compensate")
+    plan = FaultPlan((Fault("a", "repeat"),))
+    reference = {"desk": {"seen": False}}
+    outcome = run(run_trial(Subject(lambda: saga, {}, world=world), plan, reference=reference))
+    desk.clear()
+    assert {str(one.plan) for one in explore(saga, world=world, depth=1).failures} == (
+        {"a@repeat"} if outcome.findings else set()
+    )
+
+
 def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start() -> None:
     saga, _, _ = shop(lambda desk, ctx: None)
 
@@ -493,6 +537,38 @@ def test_a_compensation_that_reads_what_others_returned_keeps_its_states_apart()
 
 
 # ---- budgets, and what failed before
+
+
+def undone_in_any_order(bad: str) -> tuple[Saga[Any], World]:
+    """A saga whose root cannot be undone when both others are, `bad` last: each leaves its name in the context."""
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("any-order")
+    for name in ("root", "x", "y"):
+
+        async def act(ctx: Any, *, name: str = name) -> None:
+            desk[name] = 1
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            if name != "root":
+                ctx["last"] = name
+                desk["undone"] = desk.get("undone", 0) + 1
+            elif ctx.get("last") == bad and desk.pop("undone", 0) == 2:
+                raise RuntimeError(f"{bad} came last")
+            desk.pop(name, None)
+
+        depends = [] if name == "root" else ["root"]
+        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", compensation_retries=0)
+    return saga, world
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree"])
+@pytest.mark.parametrize("bad", ["x", "y"])
+def test_which_compensation_wrote_a_key_last_keeps_states_apart(bad: str, mode: str) -> None:
+    saga, world = undone_in_any_order(bad)
+    exploration = explore(saga, world=world, depth=1, mode=mode)
+    assert {("STUCK", "root"), ("CONTEXT_LEAK", None)} <= verdicts(exploration)
 
 
 def test_a_budget_of_executions_is_exact_and_says_how_far_it_came() -> None:

@@ -247,6 +247,44 @@ def test_a_task_that_died_with_its_process_is_not_left() -> None:
     assert found_from_the_start(starts_a_task_once, plan=FaultPlan.parse("starts_a_task_once@crash")) == ()
 
 
+def test_what_is_begun_for_the_saga_that_takes_over_is_not_the_dead_one_s() -> None:
+    held.clear()
+
+    def make() -> Saga[Any]:
+        held.append(asyncio.get_running_loop().create_task(sends_mail()))  # as a pool of connections begins it
+        return saga_of(waits_for_its_timer, gathers)[0]
+
+    assert run(run_trial(Subject(make), FaultPlan.parse("gathers@crash"))).evidence.noticed == ()
+
+
+def test_what_a_probe_leaves_is_not_the_last_step_s() -> None:
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    async def first_row() -> int:
+        async for row in rows():
+            return row
+        return 0
+
+    saga, _ = saga_of(gathers)
+    world = World()
+    world.probe("rows", first_row)
+    assert run(run_trial(Subject(lambda: saga, {}, world=world))).evidence.noticed == ()
+
+
+def test_what_an_interceptor_around_the_trial_begins_is_not_the_step_s() -> None:
+    class Metrics:
+        async def intercept(self, call: Any, proceed: Callable[[], Awaitable[Any]]) -> Any:
+            result = await proceed()
+            asyncio.get_running_loop().call_later(5, tick)
+            return result
+
+    saga, world = saga_of(gathers)
+    subject = Subject(lambda: saga, {}, world=world, interceptors=(Metrics(),))
+    assert run(run_trial(subject)).evidence.noticed == ()
+
+
 @pytest.mark.parametrize("forked", [True, False])
 def test_a_loop_that_is_not_ours_shows_tasks(forked: bool) -> None:
     async def found() -> list[str]:

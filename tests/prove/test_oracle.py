@@ -124,6 +124,18 @@ def test_a_compensation_that_undoes_nothing_makes_the_engine_lie() -> None:
     assert "Bank.balance: 100 -> 90" in outcome.findings[0].sentence
 
 
+def test_what_was_undone_at_last_is_judged_though_its_compensation_had_no_attempt_left() -> None:
+    class Lazy(Shop):
+        async def refund(self, ctx: Any) -> None:
+            """Returns as if it had paid the money back."""
+
+    bank = Bank()
+    saga = Lazy(bank)
+    saga.config = SagaConfig(on_compensation_failure="retry_then_continue")
+    outcome = trial(saga, "ship@before+pay@undo-flaky:3", world=world_of(bank))
+    assert (outcome.status.value, outcome.verdict) == ("rolled_back", Verdict.LIE)
+
+
 def test_a_step_without_compensation_that_changed_the_world_is_an_orphan() -> None:
     bank = Bank()
 

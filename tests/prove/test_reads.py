@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,74 @@ def test_what_an_extension_in_c_reads_is_found_out() -> None:
     tree = explore(saga, world=world, depth=2, mode="tree")
     assert ("STUCK", "a") in verdicts(tree)
     assert verdicts(merged) == verdicts(tree)
+
+
+def test_what_an_extension_in_c_reads_only_in_some_worlds_is_found_out() -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("packs")
+    for name in "abcde":
+
+        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
+            desk[name] = 1
+            return {name: name}
+
+        async def undo(ctx: Any, *, name: str = name) -> None:
+            if name == "b" and "d" in desk:  # not where `c` is stuck, which is explored before
+                desk["note"] = ormsgpack.packb(ctx)
+            if name == "a" and "d" in desk and b"\xa1d" not in desk.pop("note", b""):
+                raise RuntimeError("where is d?")
+            desk.pop(name, None)
+
+        depends = [chr(ord(name) - 1)] if name != "a" else []
+        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
+    merged = explore(saga, world=world, depth=2)
+    tree = explore(saga, world=world, depth=2, mode="tree")
+    assert ("STUCK", "a") in verdicts(tree)
+    assert verdicts(merged) == verdicts(tree)
+
+
+def looks_back(look: Look) -> Exploration:
+    """Explore a saga whose first compensation looks at its context in a way that must not fail."""
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("back")
+    for name in "ab":
+
+        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
+            desk[name] = 1
+            return {name: name}
+
+        async def undo(ctx: Any, *, name: str = name) -> str:
+            if name == "a":
+                assert look(ctx)
+            desk.pop(name, None)
+            return name
+
+        saga.add_step(name, act, undo, in_doubt="compensate", compensation_retries=0)
+    return explore(saga, world=world)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda ctx: ctx.compensation_results | {"c": 1},
+        lambda ctx: {"c": 1} | ctx.compensation_results,
+        lambda ctx: {**ctx.compensation_results.copy(), "c": 1},
+        lambda ctx: [*reversed(ctx.compensation_results), "c"],
+        lambda ctx: repr(ctx.compensation_results) in ("mappingproxy({})", "mappingproxy({'b': 'b'})"),
+        lambda ctx: copy.deepcopy(ctx) == ctx,
+        lambda ctx: pickle.loads(pickle.dumps(ctx)) == ctx,
+        lambda ctx: type(ctx)(ctx).get("a", "a") == type(ctx).fromkeys("a", "a")["a"],
+    ],
+    ids=["or", "ror", "copy", "reversed", "repr", "deepcopy", "pickle", "type"],
+)
+def test_whatever_a_compensation_may_do_in_a_run_it_may_do_in_a_search(look: Look) -> None:
+    exploration = looks_back(look)
+    assert exploration.mode == "merged", exploration.reason
+    assert exploration.failures == ()
 
 
 def test_what_no_compensation_reads_makes_no_difference() -> None:

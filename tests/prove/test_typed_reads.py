@@ -72,6 +72,17 @@ def test_what_is_written_and_not_read_is_not_noted() -> None:
     assert (context.ticket, context.price) == ("t1", Decimal(5))
 
 
+def test_what_is_kept_with_a_model_is_not_its_data_when_a_field_is_set() -> None:
+    class Strict(Open):
+        model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+    context, reads = view(Strict, more=1)
+    context.order = "o2"
+    assert context.order == "o2"
+    assert reads == {"order"}
+    assert TypedContext(Strict).data(context) == context.model_dump() == {"order": "o2", "more": 1}
+
+
 def test_extra_fields_are_noted() -> None:
     context, reads = view(Open, more=1)
     assert context.more == 1
@@ -95,7 +106,29 @@ def test_it_is_the_user_s_model_all_the_same() -> None:
     assert (context.twice, context.twice) == (2, 2)
     with pytest.raises(ValueError, match="price"):
         context.price = "much"
-    assert TypedContext(Order).data(context) == {**TypedContext(Order).data(plain), "twice": 2}
+    assert TypedContext(Order).data(context) == TypedContext(Order).data(plain)
+    assert context.model_copy(deep=True) == context
+
+
+def test_copies_note_what_is_read_of_them_and_others_of_the_class_note_nothing() -> None:
+    context, reads = view()
+    assert context.model_copy().ticket == ""
+    assert context.model_copy(deep=True).parcel == ""
+    assert reads == {"model_copy", "ticket", "parcel"}
+    assert type(context)(order="o2").order == "o2"
+    assert reads == {"model_copy", "ticket", "parcel"}
+
+
+def test_a_model_that_gives_its_attributes_itself_still_does() -> None:
+    class Loud(BaseModel):
+        order: str
+
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            return found.upper() if name == "order" else found
+
+    context, reads = view(Loud)
+    assert (context.order, reads) == ("O1", {"order"})
 
 
 def fighting(reads: bool) -> tuple[Saga[Order], World]:
