@@ -249,7 +249,6 @@ class Execution:
                     continue
                 rest = None  # it cancelled its own task, which the others must not feel
             for other in names[place:]:
-                self._tasks.pop(other, None)
                 self._begin([other])
             if rest is not None:
                 await rest
