@@ -75,9 +75,12 @@ def pack(value: Any) -> bytes:
 def unpack(data: bytes, what: str) -> Any:
     """Do the inverse of `pack`. Raises `CorruptDataError`."""
     try:
-        return ormsgpack.unpackb(data)
+        found = ormsgpack.unpackb(data)
     except ValueError as error:
         raise CorruptDataError(f"{what} is damaged: {error}") from error
+    if ormsgpack.packb(found) != data:  # a list with a wrong length leaves bytes over, at which nobody looks
+        raise CorruptDataError(f"{what} is damaged: it says that it is shorter than it is")
+    return found
 
 
 def seal(data: bytes) -> bytes:

@@ -160,13 +160,19 @@ def test_changes_in_redis_are_found_out(redis_url):
     async def main():
         storage = open_storage(redis_url)
         await fill(storage)
-        keys = [key for kind in ("saga", "sum", "rep", "ev", "st") for key in client.keys(f"{prefix}:{kind}:*")]
+        keys = [key for kind in ("saga", "sum", "rep", "ev", "st") for key in sorted(client.keys(f"{prefix}:{kind}:*"))]
         assert len(keys) > 9
         for number in range(FLIPS):
             key = keys[number % len(keys)]
             value = client.get(key)
             client.set(key, flipped(value, chance))
             await is_found_out(storage)
+            client.set(key, value)
+        for key in keys:  # the head of an entry says how many there are in it
+            value = client.get(key)
+            for bit in range(8):
+                client.set(key, bytes([value[0] ^ 1 << bit]) + value[1:])
+                await is_found_out(storage)
             client.set(key, value)
         await read_all(storage)
         await storage.close()
