@@ -89,12 +89,6 @@ def _end(outcome: Outcome) -> End:
     return outcome.status, outcome.world_after or {}, outcome.context
 
 
-def one_fault(kinds: str | Iterable[str] = "all") -> Plans:
-    """Return the plans of one fault, in the order in which they find most: the last steps first."""
-    wanted = parse_kinds(kinds)
-    return lambda model: single_plans(model, wanted)
-
-
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
     """Return the plans of one fault and, with all kinds, the packed ones: those first that find most.
 

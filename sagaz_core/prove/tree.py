@@ -34,7 +34,7 @@ SAMPLE = 100
 class Tree:
     """Explores one saga, in every order of its steps with `orders`.
 
-    `merged` counts the nodes that were met again; `covered` the plans known to be done.
+    `covered` counts the plans known to be done.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class Tree:
         self.scripts = scripts
         self.model = scripts.model
         self.effects = effects
-        self.merged = 0
         self.covered = 0
         self.spent = False
         self.checked: set[tuple[str, str]] = set()
@@ -84,7 +83,7 @@ class Tree:
             # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
             self.samples.clear()
-            self.covered = self.merged = 0
+            self.covered = 0
             self._hits = [0, 0]
 
     # ---- forward
@@ -331,15 +330,13 @@ class Tree:
         if not self._merge:
             return None
         known = self._memo.get(key)
-        if known is not None:
-            self.merged += 1
-            # Where the saga turned back by itself, that is what is said of the run, and not known here.
-            if self._prefix and (at.undoing is None or at.fatal):
-                # Of those that go on and of those that turn back alike, the first and then one in a hundred.
-                back = at.undoing is not None
-                self._hits[back] += 1
-                if self._hits[back] % SAMPLE == 1:
-                    self._sample(known)
+        # Where the saga turned back by itself, that is what is said of the run, and not known here.
+        if known is not None and self._prefix and (at.undoing is None or at.fatal):
+            # Of those that go on and of those that turn back alike, the first and then one in a hundred.
+            back = at.undoing is not None
+            self._hits[back] += 1
+            if self._hits[back] % SAMPLE == 1:
+                self._sample(known)
         return known
 
     def _sample(self, below: Summary) -> None:

@@ -10,12 +10,13 @@ from reference_sagas import CORRECT, chains, dag, linear, sync, typed, with_pivo
 
 from sagaz_core import Outcome, Saga, SagaContext, World, action, compensate, explore
 from sagaz_core.errors import UsageError
+from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.mutation.facts import Facts, survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
-from sagaz_core.mutation.runners import Tried, explored, one_fault, planned
+from sagaz_core.mutation.runners import Tried, explored, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
-from sagaz_core.prove.packed import few_plans
+from sagaz_core.prove.packed import few_plans, single_plans
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
@@ -291,7 +292,7 @@ def test_only_some_operators() -> None:
 
 def test_plans_that_find_most_come_first() -> None:
     model = linear(3)[0]().definition().model
-    plans = [str(plan) for plan in one_fault()(model)]
+    plans = [str(plan) for plan in single_plans(model, KINDS)]
     assert plans[:4] == ["s2@after", "s1@after", "s0@after", "s2@repeat"]
     assert len(plans) == 1 + 3 * 18
 

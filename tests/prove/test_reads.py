@@ -21,26 +21,35 @@ if TYPE_CHECKING:
 Look = Callable[[Any], bool]
 
 
-def looks(seen: Look | None) -> tuple[Saga[Any], World]:
-    """A saga whose first compensation fails when `c` is there in the world, and not in the context as it sees it."""
+def chain(names: str, before_undoing: Callable[[str, Any, dict[str, Any]], None]) -> tuple[Saga[Any], World]:
+    """A chain of steps with exact inverses; what is given is called before each of these with its name."""
     desk: dict[str, Any] = {}
     world = World()
     world.fake(desk, "desk")
-    saga: Saga[Any] = Saga("looks")
-    for name in "abcd":
+    saga: Saga[Any] = Saga("chain")
+    for name in names:
 
         async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
             desk[name] = 1
             return {name: name}
 
         async def undo(ctx: Any, *, name: str = name) -> None:
-            if name == "a" and seen is not None and "c" in desk and not seen(ctx):
-                raise RuntimeError("where is c?")
+            before_undoing(name, ctx, desk)
             desk.pop(name, None)
 
-        depends = [chr(ord(name) - 1)] if name != "a" else []
+        depends = [chr(ord(name) - 1)] if name != names[0] else []
         saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
     return saga, world
+
+
+def looks(seen: Look | None) -> tuple[Saga[Any], World]:
+    """A saga whose first compensation fails when `c` is there in the world, and not in the context as it sees it."""
+
+    def before_undoing(name: str, ctx: Any, desk: dict[str, Any]) -> None:
+        if name == "a" and seen is not None and "c" in desk and not seen(ctx):
+            raise RuntimeError("where is c?")
+
+    return chain("abcd", before_undoing)
 
 
 def verdicts(exploration: Exploration) -> set[tuple[str, str | None]]:
@@ -107,25 +116,13 @@ def test_whatever_way_a_compensation_looks_at_a_key_it_keeps_its_states_apart(ho
 
 
 def test_what_an_extension_in_c_reads_is_found_out() -> None:
-    desk: dict[str, Any] = {}
-    world = World()
-    world.fake(desk, "desk")
-    saga: Saga[Any] = Saga("packs")
-    for name in "abcd":
+    def before_undoing(name: str, ctx: Any, desk: dict[str, Any]) -> None:
+        if name == "b":
+            desk["note"] = ormsgpack.packb(ctx)  # no method of the dict is called
+        if name == "a" and "c" in desk and b"\xa1c" not in desk.pop("note", b""):
+            raise RuntimeError("where is c?")
 
-        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
-            desk[name] = 1
-            return {name: name}
-
-        async def undo(ctx: Any, *, name: str = name) -> None:
-            if name == "b":
-                desk["note"] = ormsgpack.packb(ctx)  # no method of the dict is called
-            if name == "a" and "c" in desk and b"\xa1c" not in desk.pop("note", b""):
-                raise RuntimeError("where is c?")
-            desk.pop(name, None)
-
-        depends = [chr(ord(name) - 1)] if name != "a" else []
-        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
+    saga, world = chain("abcd", before_undoing)
     merged = explore(saga, world=world, depth=2)
     tree = explore(saga, world=world, depth=2, mode="tree")
     assert ("STUCK", "a") in verdicts(tree)
@@ -133,25 +130,13 @@ def test_what_an_extension_in_c_reads_is_found_out() -> None:
 
 
 def test_what_an_extension_in_c_reads_only_in_some_worlds_is_found_out() -> None:
-    desk: dict[str, Any] = {}
-    world = World()
-    world.fake(desk, "desk")
-    saga: Saga[Any] = Saga("packs")
-    for name in "abcde":
+    def before_undoing(name: str, ctx: Any, desk: dict[str, Any]) -> None:
+        if name == "b" and "d" in desk:  # not where `c` is stuck, which is explored before
+            desk["note"] = ormsgpack.packb(ctx)
+        if name == "a" and "d" in desk and b"\xa1d" not in desk.pop("note", b""):
+            raise RuntimeError("where is d?")
 
-        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
-            desk[name] = 1
-            return {name: name}
-
-        async def undo(ctx: Any, *, name: str = name) -> None:
-            if name == "b" and "d" in desk:  # not where `c` is stuck, which is explored before
-                desk["note"] = ormsgpack.packb(ctx)
-            if name == "a" and "d" in desk and b"\xa1d" not in desk.pop("note", b""):
-                raise RuntimeError("where is d?")
-            desk.pop(name, None)
-
-        depends = [chr(ord(name) - 1)] if name != "a" else []
-        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
+    saga, world = chain("abcde", before_undoing)
     merged = explore(saga, world=world, depth=2)
     tree = explore(saga, world=world, depth=2, mode="tree")
     assert ("STUCK", "a") in verdicts(tree)
@@ -212,24 +197,12 @@ def test_what_no_compensation_reads_makes_no_difference() -> None:
 
 
 def test_a_key_that_is_first_read_late_in_the_search_begins_it_anew() -> None:
-    desk: dict[str, Any] = {}
-    world = World()
-    world.fake(desk, "desk")
-    saga: Saga[Any] = Saga("late")
-    for name in "abcd":
+    def before_undoing(name: str, ctx: Any, desk: dict[str, Any]) -> None:
+        # Only where `b` could not be undone does it look for `c`: in the first rollbacks nothing reads a thing.
+        if name == "a" and "b" in desk and "c" in desk and "c" not in ctx:
+            raise RuntimeError("where is c?")
 
-        async def act(ctx: Any, *, name: str = name) -> dict[str, str]:
-            desk[name] = 1
-            return {name: name}
-
-        async def undo(ctx: Any, *, name: str = name) -> None:
-            # Only where `b` could not be undone does it look for `c`: in the first rollbacks nothing reads a thing.
-            if name == "a" and "b" in desk and "c" in desk and "c" not in ctx:
-                raise RuntimeError("where is c?")
-            desk.pop(name, None)
-
-        depends = [chr(ord(name) - 1)] if name != "a" else []
-        saga.add_step(name, act, undo, depends_on=depends, in_doubt="compensate", retries=0, compensation_retries=0)
+    saga, world = chain("abcd", before_undoing)
     merged = explore(saga, world=world, depth=3)
     tree = explore(saga, world=world, depth=3, mode="tree")
     assert ("STUCK", "a") in verdicts(tree)
