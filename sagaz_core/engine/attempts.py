@@ -64,7 +64,7 @@ class Attempts:
                 if execution.dead:
                     return
                 self._succeeded(name, attempt, result, given, view)
-                if self._capture is not None:
+                if self._capture is not None and (self._capture.after_each or not self._written_soon(name)):
                     await self._stored(name)
                 return
             again = not execution.dead and await self._again(step, attempt, attempt - first, failure)

@@ -356,7 +356,7 @@ class Execution:
                 await capture.ended()
             except asyncio.CancelledError as error:
                 self.note_cancelled(error)
-                await self.shielded(capture.flush(last=True))
+                await self.shielded(capture.flush_at_last())
         except Exception as error:  # the store's, which may be anyone's
             if self.abort is None:
                 self.abort = error

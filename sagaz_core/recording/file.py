@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import (
@@ -97,7 +96,7 @@ def recording_to_json(record: SagaRecord, events: Sequence[Event], snapshots: Se
         {
             "format": FORMAT,
             "version": VERSION,
-            "saga": _sorted({**asdict(record), "model": model, "started_at": record.started_at.isoformat()}),
+            "saga": _sorted({**record._asdict(), "model": model, "started_at": record.started_at.isoformat()}),
             "events": [_sorted(_event_to_json(event)) for event in events],
             "snapshots": [_sorted(_snapshot_to_json(snapshot)) for snapshot in snapshots],
         }
@@ -141,7 +140,7 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
 
 
 def _record_from_json(data: Mapping[str, Any]) -> SagaRecord:
-    known = {field.name for field in fields(SagaRecord)}
+    known = set(SagaRecord._fields)
     values: dict[str, Any] = {key: value for key, value in data.items() if key in known}
     for key, value in values.items():
         if key not in ("model", "started_at") and not isinstance(value, str):

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -95,7 +94,7 @@ class Redactor:
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""
-        return replace(record, saga_id=self._in_text(record.saga_id))
+        return record._replace(saga_id=self._in_text(record.saga_id))
 
     def _error(self, error: ErrorInfo) -> ErrorInfo:
         return ErrorInfo(error.type, self._in_text(error.message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class Known:
         summary = batch.summary
         if summary is None or (self.summary is not None and summary.seq <= self.summary.seq):
             return None
-        return replace(summary, tags=dict(summary.tags))
+        return summary._replace(tags=dict(summary.tags))
 
     def bases(self, snapshot: SagaSnapshot) -> list[tuple[int, bool]]:
         """Return the entries that have the snapshot's bases, and whether they expire."""

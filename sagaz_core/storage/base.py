@@ -14,8 +14,9 @@ Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sagaz_core.errors import UsageError
@@ -23,8 +24,7 @@ from sagaz_core.errors import UsageError
 MAX_ID_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
-class SagaRecord:
+class SagaRecord(NamedTuple):
     """Who a saga is. `model` is `SagaModel.to_dict()`, which is JSON-able; `source` is `module:qualname` of its class.
 
     `adapter` names the engine; `plan` is the fault plan that it was recorded under, if any.
@@ -93,8 +93,7 @@ class SagaSnapshot(NamedTuple):
         return f"SagaSnapshot({shown})"
 
 
-@dataclass(frozen=True, slots=True)
-class SagaSummary:
+class SagaSummary(NamedTuple):
     """What a saga is now, for those who look for it: the only record that is replaced as the saga goes on.
 
     It is as of event `seq`. `step_name` is the step that failed and `failed_at` when it did, `""` and `None` when none
@@ -107,7 +106,7 @@ class SagaSummary:
     status: str
     step_name: str = ""
     failed_at: datetime | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -350,7 +349,7 @@ class FileSnapshotStorage:
                         found.append(summary)
                         if len(found) > limit:
                             break
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
+        page = [summary._replace(tags=dict(summary.tags)) for summary in found[:limit]]
         return Page(page, page[-1].saga_id if len(found) > limit else None)
 
     def _known(self, start: str, there: bool) -> Iterator[tuple[str, Facts | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
@@ -354,7 +353,7 @@ class InMemorySnapshotStorage:
 
 def _own(of: SagaSummary) -> SagaSummary:
     """Return a copy whose tags nobody else can reach."""
-    return SagaSummary(of.saga_id, of.saga_name, of.seq, of.status, of.step_name, of.failed_at, dict(of.tags))
+    return SagaSummary(*of[:-1], dict(of.tags))
 
 
 def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:
@@ -389,10 +388,10 @@ class _Record:
 
     def says(self, other: _Record) -> bool:
         """Whether it is the same as the other."""
-        return self.model == other.model and replace(self.saga, model={}) == replace(other.saga, model={})
+        return self.model == other.model and self.saga._replace(model={}) == other.saga._replace(model={})
 
     def copy(self) -> SagaRecord:
-        return replace(self.saga, model=_copied(_model(self.model)))
+        return self.saga._replace(model=_copied(_model(self.model)))
 
 
 @lru_cache(maxsize=256)

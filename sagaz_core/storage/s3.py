@@ -13,7 +13,6 @@ batch says is there as a whole or not at all.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
@@ -268,7 +267,7 @@ class S3SnapshotStorage:
                 found.append(summary)
                 if len(found) > limit:
                     break
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
+        page = [summary._replace(tags=dict(summary.tags)) for summary in found[:limit]]
         return Page(page, page[-1].saga_id if len(found) > limit else None)
 
     async def _heads(self, prefix: str, cursor: str | None, wanted: int) -> AsyncIterator[Head]:

@@ -228,7 +228,7 @@ def test_many_sagas_are_counted_together_and_only_what_is_wrong_is_named(shop: S
             for number in range(2, 31):
                 saga_id = f"ORDER-{number}"
                 first = recording.events[0]._replace(saga_id=saga_id)
-                copy = replace(recording, record=replace(recording.record, saga_id=saga_id), snapshots=())
+                copy = replace(recording, record=recording.record._replace(saga_id=saga_id), snapshots=())
                 await replace(copy, events=(first, *recording.events[1:])).to_storage(storage)
             await storage.close()
 
