@@ -130,6 +130,9 @@ class Execution:
         if self.interceptors is None:
             return call_operation(operation, arguments, None, None)
         call = StepCall(self.state.saga_id, step, kind, attempt, arguments[0], result, self.cancel)
+        if operation.is_async and operation.timeout is None and len(self.interceptors) == 1:
+            # What `call_operation` does with most calls of a run that is watched.
+            return self.interceptors[0].intercept(call, partial(operation.function, *arguments))
         return call_operation(operation, arguments, call, self.interceptors)
 
     async def sleep(self, delay: float) -> None:

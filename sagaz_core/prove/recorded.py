@@ -112,7 +112,7 @@ async def run_faithful(recorded: RecordedSubject) -> Faithful:
     """
     recording = recorded.recording
     plan = FaultPlan.parse(recording.record.plan) if recording.record.plan else NO_FAULTS
-    failures = () if plan else (RaiseRecorded(recording.events),)
+    failures = () if plan else RaiseRecorded.of(recording.events)
     subject = replace(
         recorded.subject,
         context={**recording.context, **recorded.override},
@@ -133,6 +133,12 @@ class RaiseRecorded:
                 self._failures[kind, event.step, event.attempt] = event.error, event.in_doubt
             elif isinstance(event, CompensationFailed):
                 self._failures["compensation", event.step, event.attempt] = event.error, True
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> tuple[RaiseRecorded, ...]:
+        """Return it, or nothing when nothing failed then: most recorded sagas completed."""
+        made = cls(events)
+        return (made,) if made._failures else ()
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, or fail as then."""

@@ -157,7 +157,8 @@ class Saga(Generic[ContextT]):
 
     def _typed(self) -> TypedContext | None:
         if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of
-            model = _context_model(getattr(self, "__orig_class__", None))
+            made_of = getattr(self, "__orig_class__", None)
+            model = None if made_of is None else _context_model(made_of)
             return None if model is None else TypedContext(model)
         return self._context_model
 
