@@ -122,6 +122,88 @@ def test_what_a_stuck_compensation_leaves_makes_two_faults_quadratic(n: int) -> 
     assert explore(saga, world=world, depth=2).executions <= 90 * n + 2 * n * n
 
 
+def ways(model: SagaModel, depth: int, *, cancels: bool) -> int:
+    """Count, one by one, every plan in every order of steps and with every combination of interrupted siblings."""
+    scripts, descendants = Scripts(model, KINDS), model.descendants
+
+    def back(todo: frozenset[str], left: int) -> int:
+        count = 0 if todo else 1
+        for step in todo:
+            if descendants[step] & todo:
+                continue
+            count += back(todo - {step}, left)
+            for script in scripts.of(step, True, left) if left else ():
+                count += back(todo if script[-1].kind == "undo-crash" else todo - {step}, left - len(script))
+        return count
+
+    def forward(done: frozenset[str], left: int, doubtful: frozenset[str] = frozenset()) -> int:
+        """`doubtful` are the steps that a crash has hit, and that another one may overtake."""
+        ready = [step.name for step in model.steps if step.name not in done and done.issuperset(step.depends_on)]
+        count = 0 if ready else 1
+        for step in ready:
+            count += forward(done | {step}, left, doubtful)
+            for script in scripts.of(step, False, left) if left else ():
+                below = left - len(script)
+                if scripts.fatal(script):
+                    count += back(done | doubtful | {step}, below)
+                    if cancels and len(ready) > 1 and len(script) == 1:
+                        count += 2 ** (len(ready) - 1) * back(done.union(doubtful, ready), below)
+                elif script[-1].kind == "crash":
+                    count += forward(done, below, doubtful | {step})
+                else:
+                    count += forward(done | {step}, below, doubtful)
+        return count
+
+    return forward(frozenset(), depth)
+
+
+SHAPES = {
+    "two": {"a": [], "b": []},
+    "three": {"a": [], "b": [], "c": []},
+    "diamond": {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]},
+    "crossed": {"a": [], "b": [], "c": ["a"], "d": ["a", "b"]},
+    "chain": {"a": [], "b": ["a"], "c": ["b"]},
+}
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_orders_and_combinations_of_siblings_are_counted(shape: str, cancels: bool) -> None:
+    def saga() -> tuple[Saga[Any], World]:
+        desk: dict[str, Any] = {}
+        world = World()
+        world.fake(desk, "desk")
+        config = SagaConfig(on_sibling_failure="cancel" if cancels else "wait")
+        made: Saga[Any] = Saga("shape", config=config)
+        for name, before in SHAPES[shape].items():
+            made.add_step(
+                name,
+                lambda ctx, name=name: desk.update({name: 1}),
+                lambda ctx, name=name: desk.pop(name, None) and None,
+                depends_on=before,
+                retries=1,
+                compensation_retries=1,
+                in_doubt="compensate",
+            )
+        return made, world
+
+    for depth in (0, 1, 2):
+        made, world = saga()
+        merged = explore(made, world=world, depth=depth)
+        assert merged.mode == "merged"
+        assert merged.plans + merged.orders == ways(merged.model, depth, cancels=cancels)
+        if depth < 2:
+            tree = explore(made, world=world, depth=depth, mode="tree")
+            assert (tree.plans, tree.orders) == (merged.plans, merged.orders)
+
+
+def test_other_orders_are_counted_by_what_is_known_to_be_below() -> None:
+    make, context, world = chains(4, 3)
+    exploration = explore(make, context, world=world, depth=0)
+    assert (exploration.plans, exploration.orders) == (1, 369_600 - 1)  # 12! / 3!^4
+    assert "beside: 369,599 more orders of the steps and combinations of interrupted siblings" in exploration.summary()
+
+
 # ---- the same judgement
 
 
