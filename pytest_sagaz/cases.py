@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sagaz_core.model import END
 from sagaz_core.prove.explorer import Search, explore_subject
 from sagaz_core.prove.outcome import Outcome, UnsoundError
 from sagaz_core.prove.recorded import Faithful, RecordedSubject, run_faithful
+from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
@@ -64,6 +65,15 @@ class Case:
         __tracebackhide__ = True
         return self._noted(await self.runner.arun(self._outcome, start=self._start()))
 
+    def run_in_both_orders(self) -> Outcome:
+        """Run it, and if that is sound once more, undone oldest first, where the saga leaves a choice.
+
+        Returns what is not sound, or else the first run; `.under` says which it is. Fakes are put back in between. A
+        live run (`--sagaz-allow-live`) is made once: the real outside is not put back.
+        """
+        __tracebackhide__ = True
+        return self._noted(self.runner.run(self._worse_outcome, instead="saga_case.arun", start=self._start()))
+
     @property
     def subject(self) -> Subject:
         """What is run, before the plan decides which steps are served from the recording."""
@@ -99,7 +109,10 @@ class Case:
         self.runner.outcomes.append(outcome)
         return outcome
 
-    async def _outcome(self) -> Outcome | NotRunnableError:
+    async def _worse_outcome(self) -> Outcome | NotRunnableError:
+        return await self._outcome(run_trial if self.runner.live else in_both_orders)
+
+    async def _outcome(self, trial: Callable[..., Awaitable[Outcome]] = run_trial) -> Outcome | NotRunnableError:
         self.runner.world = self.world
         try:
             subject, reference = self.subject, None
@@ -107,7 +120,7 @@ class Case:
                 subject = await self._recorded(subject, self.recording)
             elif self.compare and self.plan and not any(fault.described.fatal for fault in self.plan):
                 reference = await reference_reading(subject)
-            return await run_trial(subject, self.plan, reference=reference)
+            return await trial(subject, self.plan, reference=reference)
         except NotRunnableError as error:
             return error
 

@@ -38,7 +38,7 @@ def prove(case: Case) -> None:
     if not case.plan:
         _prove_faithful(case)
         return
-    outcome = case.run()
+    outcome = case.run_in_both_orders()
     item = case.runner.item
     item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
     if not settings_of(item.config).plans and (why := _fails_as_recorded(case, outcome)):

@@ -6,6 +6,7 @@ Fault injection, serving recorded results, the effect ledger, metrics and tracin
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -28,6 +29,27 @@ class StepCall:
     context: Any
     result: Any = None
     cancel_saga: Callable[[], object] | None = None
+
+
+def put_back(context: Any) -> Callable[[], None]:
+    """Return the function that puts a call's context back to what it is now: another delivery is given the same.
+
+    Values that are changed in place stay changed, as they do between two attempts.
+    """
+    if isinstance(context, dict):
+        values = dict(context)
+
+        def again() -> None:
+            context.clear()
+            context.update(values)
+
+    else:  # a model of pydantic's, whose fields may be frozen
+        copied = copy(context)
+
+        def again() -> None:
+            context.__setstate__(copied.__getstate__())
+
+    return again
 
 
 class Interceptor(Protocol):

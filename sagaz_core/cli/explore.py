@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,13 @@ from sagaz_core.prove.coverage import Coverage, blind_steps, struck
 from sagaz_core.prove.exploration import MODES, Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject, with_seen_world
 from sagaz_core.prove.failures import FILE, Failures
-from sagaz_core.prove.schedules import has_choice
+from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.scripts import Scripts
-from sagaz_core.prove.trial import Subject, describe, reference_reading, run_trial
+from sagaz_core.prove.trial import Subject, describe, reference_reading
 from sagaz_core.settings import Settings
 
 if TYPE_CHECKING:
     from sagaz_core.prove.outcome import Outcome
-    from sagaz_core.prove.world import Reading
 
 SHOWN = 5
 
@@ -165,23 +164,11 @@ async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
         subject, _ = with_seen_world(subject)
         reference = await reference_reading(subject)
         saved = subject.world.save() if subject.world else None
-        adapter, _ = await describe(subject)
         for plan in plans:
-            outcome = await _tried(subject, plan, reference, saved)
-            if not outcome.findings and has_choice(outcome) and not adapter.one_order:
-                again = await _tried(replace(subject, oldest_first=True), plan, reference, saved)
-                outcome = again if again.findings else outcome
-            outcomes.append(outcome)
+            outcomes.append(await in_both_orders(subject, plan, reference=reference))
+            if subject.world and saved is not None:
+                subject.world.restore(saved)
     return outcomes
-
-
-async def _tried(
-    subject: Subject, plan: FaultPlan, reference: Reading | None, saved: Mapping[str, Any] | None
-) -> Outcome:
-    outcome = await run_trial(subject, plan, reference=reference)
-    if subject.world and saved is not None:
-        subject.world.restore(saved)
-    return outcome
 
 
 def _failures(settings: Settings) -> Failures:

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
 
 from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.calls import call_operation
@@ -237,10 +239,12 @@ class Execution:
     async def _beside_each_other(self, names: list[str]) -> None:
         """Run the steps one after the other in this task while none of them waits.
 
-        When one does, those after it get a task each. As then, none sees the context variables that another one sets.
+        When one does, those after it get a task each. As then, none sees the context variables that another one sets,
+        and none is cancelled with the task of another: where someone still holds the task after a step, it is its last.
         """
         task = asyncio.current_task()
         assert task is not None
+        held = _holds_on(task)
         for place, name in enumerate(names, 1):
             task.set_name(name)
             run, context = self._attempts.run(name), copy_context()
@@ -248,13 +252,14 @@ class Execution:
                 rest = Rest(run, context.run(run.send, None), context)
             except StopIteration:
                 self._note_ended(name)
-                if not task.cancelling():
+                if not task.cancelling() and _holds_on(task) == held:
                     continue
-                rest = None  # it cancelled its own task, which the others must not feel
+                if place < len(names):
+                    self._begin(names[place:])
+                return
             for other in names[place:]:
                 self._begin([other])
-            if rest is not None:
-                await rest
+            await rest
             return
 
     def _note_over(self, names: list[str], task: asyncio.Task[None]) -> None:
@@ -414,6 +419,11 @@ class Execution:
             self.note_cancelled(error)
             return False
         return True
+
+
+def _holds_on(task: asyncio.Task[Any]) -> int:
+    """Return how many hold the task, strongly or weakly: one more than before, and someone could cancel it later."""
+    return getrefcount(task) + getweakrefcount(task)
 
 
 async def _nothing() -> None:

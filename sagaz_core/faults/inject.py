@@ -10,7 +10,7 @@ from typing import Any
 from sagaz_core.errors import InjectedFaultError
 from sagaz_core.events import CompensationSucceeded, Event, StepSucceeded
 from sagaz_core.faults.plan import Fault, FaultPlan
-from sagaz_core.interceptor import Proceed, StepCall
+from sagaz_core.interceptor import Proceed, StepCall, put_back
 
 
 class SimulatedCrash(BaseException):  # no error to be handled: the process is gone
@@ -129,7 +129,9 @@ class Injector:
         raise SimulatedCrash(str(self.plan.faults[index]))
 
     async def _repeat(self, index: int, call: StepCall, proceed: Proceed) -> Any:
+        deliver_again = put_back(call.context)
         await self._effect(index, proceed)
+        deliver_again()
         return await proceed()
 
 

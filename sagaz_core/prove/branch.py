@@ -35,6 +35,7 @@ from sagaz_core.events import (
 from sagaz_core.faults.inject import PERSISTENT, SimulatedCrash, exception_of
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault
+from sagaz_core.interceptor import put_back
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Effect, Effects, Sight
 from sagaz_core.prove.keys import unread, visible
@@ -303,6 +304,7 @@ class Branch(Execution):
         if how == "hang" or how == "late":
             raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
         if how not in ("before", "flaky", "fail"):
+            deliver_again = put_back(arguments[0]) if how == "repeat" else None
             try:
                 await self._effect(operation, arguments, kind, step, attempt)
             except Exception:
@@ -310,7 +312,8 @@ class Branch(Execution):
                 raise
             if how == "crash":
                 raise SimulatedCrash(str(fault))
-            if how == "repeat":
+            if deliver_again is not None:
+                deliver_again()
                 return await self._effect(operation, arguments, kind, step, attempt)
             if how == "cancel":
                 self._cancelled_here = True

@@ -29,8 +29,10 @@ class Exploration:
     """What was tried.
 
     `plans` of at most `depth` faults were covered, of the `possible` ones, by `executions` calls of actions and
-    compensations; `orders` of rollback were judged beside. `failures` are the outcomes that are not sound, the worst
-    first: each thing that is wrong once, with the smallest plan that shows it (in `packed` mode each plan that failed).
+    compensations. `orders` are the other ways in which these plans can go and were judged beside: undone oldest first,
+    or, when forked, in each other order of the steps, and with each combination of what interrupted siblings had done.
+    `failures` are the outcomes that are not sound, the worst first: each thing that is wrong once, with the smallest
+    plan that shows it (in `packed` mode each plan that failed).
     `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
     whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
     plan (or part) that was not run; `stopped` says why the search ended before it had tried all.
@@ -87,8 +89,7 @@ class Exploration:
             f"coverage: {share} of steps and kinds of faults; {self.mode}: {MODES[self.mode]}",
         ]
         if self.orders:
-            more = "1 more order" if self.orders == 1 else f"{self.orders:,} more orders"
-            lines.append(f"judged beside: {more} of rollback, oldest first")
+            lines.append(f"judged beside: {self._beside()}")
         if self.reason:
             lines.append(f"why {self.mode}: {self.reason}")
         if self.blind:
@@ -97,6 +98,12 @@ class Exploration:
         reasons = (reason.rpartition(" was not run: ")[2] for reason in self.not_run.values())
         lines += [f"not run: {reason}" for reason in dict.fromkeys(reasons)]
         return "\n".join(lines)
+
+    def _beside(self) -> str:
+        more = "1 more order" if self.orders == 1 else f"{self.orders:,} more orders"
+        if self.mode == "packed":
+            return f"{more} of rollback, oldest first"
+        return f"{more} of the steps and combinations of interrupted siblings"
 
     def explain(self) -> str:
         """Return the summary, and a table of the failures, each with its sentence."""

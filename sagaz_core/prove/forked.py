@@ -303,6 +303,7 @@ class Forked:
             plans=plans,
             possible=possible,
             executions=self.executions,
+            orders=summary.beside,
             outcomes=(*([self.clean] if self.clean is not None else []), *failures),
             failures=tuple(failures),
             checked=checked,

@@ -37,10 +37,14 @@ class Path(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What is below a node: how many plans of 0, 1 … faults, and for each thing that is wrong the smallest plan."""
+    """What is below a node: how many plans of 0, 1 … faults, and for each thing that is wrong the smallest plan.
+
+    `beside` is in how many other ways these plans can go: with the steps in another order, or siblings cut short.
+    """
 
     counts: tuple[int, ...]
     found: dict[Found, Path]
+    beside: int = 0
 
 
 TURNED_BACK: Found = (Verdict.CLEAN, None)
@@ -48,11 +52,12 @@ TURNED_BACK: Found = (Verdict.CLEAN, None)
 
 
 class Total:
-    """A summary in the making. `count`: the plans below are not counted yet elsewhere."""
+    """A summary in the making. `count`: the plans below are not counted yet elsewhere, and else go another way."""
 
     def __init__(self, depth: int, places: Mapping[str, int]) -> None:
         self._places = places
         self._counts = [0] * (depth + 1)
+        self._beside = 0
         self._found: dict[Found, Path] = {}
         self.count = True
 
@@ -63,6 +68,9 @@ class Total:
             counts = self._counts
             for index in range(len(counts) - spent):
                 counts[index + spent] += below.counts[index]
+        else:
+            self._beside += sum(below.counts)
+        self._beside += below.beside
         if below.found:
             self._take(move, below.found)
 
@@ -78,7 +86,7 @@ class Total:
 
     def summary(self) -> Summary:
         """Return it."""
-        return Summary(tuple(self._counts), self._found)
+        return Summary(tuple(self._counts), self._found, self._beside)
 
 
 def blamed(key: Found, faults: Sequence[Fault]) -> Found:

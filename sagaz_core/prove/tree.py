@@ -165,7 +165,7 @@ class Tree:
         branch.begin_undoing()
         below = await self._back(branch, left)
         if not branch.fatal and not (script and self.scripts.fatal(tuple(script))):
-            below = Summary(below.counts, {TURNED_BACK: Path(()), **below.found})
+            below = below._replace(found={TURNED_BACK: Path(()), **below.found})
         return below
 
     async def _interrupt(self, branch: Branch, interrupted: Sequence[tuple[str, bool]]) -> bool:
@@ -260,7 +260,7 @@ class Tree:
                 return Summary(self._zero, {})
         for key in reversed(passed):
             if below.found:
-                below = Summary(below.counts, {what: path.after(_STRAIGHT) for what, path in below.found.items()})
+                below = below._replace(found={what: path.after(_STRAIGHT) for what, path in below.found.items()})
             self._keep(key, below)
         return below
 

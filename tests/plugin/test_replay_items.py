@@ -349,3 +349,64 @@ def test_a_step_that_fails_as_it_was_recorded_to_is_not_forced_to(shop: Shop) ->
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*VACUOUS under look_up@after*"])
     shop.replay('--sagaz-override=prices={"W1": 5}', "-k", "after").assert_outcomes(passed=1, deselected=2)
+
+
+# -- steps beside each other
+
+PAIR = """
+    from sagaz_core import Saga, action, compensate
+
+    class Pair(Saga):
+        saga_name = "pair"
+
+        @action("reserve", depends_on=[])
+        async def reserve(self, ctx):
+            return {"ticket": "t1"}
+
+        @compensate("reserve")
+        async def release(self, ctx): ...
+
+        @action("charge", depends_on=[])
+        async def charge(self, ctx): ...  # by then there is a ticket
+
+        @compensate("charge")
+        async def refund(self, ctx):
+            assert ctx["ticket"] == "t1"
+    """
+
+
+def test_a_plan_is_tried_in_both_orders_where_the_saga_leaves_a_choice(shop: Shop) -> None:
+    shop.write("pairs", PAIR)
+    shop.record("pairs:Pair", context={})
+    result = shop.replay("--sagaz-plan=charge@before", "--sagaz-plan=end@before")
+    result.assert_outcomes(passed=1, failed=1)
+    line = "FAILED ORDER-1::end@before - UnsoundError: STUCK under end@before (undone oldest first): *"
+    result.stdout.fnmatch_lines(["*undone oldest first*", "and newest first      it is sound: *", line])
+
+
+def test_a_live_run_is_made_once(shop: Shop) -> None:
+    shop.write("pairs", PAIR)
+    shop.record("pairs:Pair", context={})
+    shop.replay("--sagaz-plan=end@before", "--sagaz-allow-live").assert_outcomes(passed=1)
+
+
+def test_a_matrix_is_tried_in_both_orders_on_request(shop: Shop) -> None:
+    shop.write("pairs", PAIR)
+    shop.write(
+        "test_pair",
+        """
+        from pairs import Pair
+        from pytest_sagaz import saga_matrix
+
+        @saga_matrix(Pair, {}, kinds="undo-flaky")
+        def test_once(saga_case):
+            saga_case.run().assert_sound()
+
+        @saga_matrix(Pair, {}, kinds="undo-flaky")
+        def test_both(saga_case):
+            saga_case.run_in_both_orders().assert_sound()
+        """,
+    )
+    result = shop.run("test_pair.py")
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["FAILED *test_both*reserve@undo-flaky* - *STUCK under * (undone oldest first)*"])

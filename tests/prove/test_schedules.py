@@ -12,7 +12,7 @@ from sagaz_core import Saga, World, explore
 from sagaz_core.engine.rollback import oldest_first
 from sagaz_core.faults.plan import FaultPlan
 from sagaz_core.model import SagaModel, StepModel
-from sagaz_core.prove.schedules import has_choice
+from sagaz_core.prove.schedules import has_choice, in_both_orders
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
@@ -118,3 +118,36 @@ def test_a_world_is_the_same_before_both_orders() -> None:
     exploration = explore(saga, world=world, mode="packed", kinds="before")
     assert (exploration.failures, exploration.orders) == ((), 1)
     assert {start["n"] for start in starts} == {0, 1}
+
+
+@pytest.mark.parametrize(("plan", "ends"), [("end@before", "ROLLED_BACK"), ("charge@before", "ROLLED_BACK")])
+def test_one_plan_is_tried_in_both_orders_where_there_are_two(plan: str, ends: str) -> None:
+    outcome = run(in_both_orders(Subject(lost_edge), FaultPlan.parse(plan)))
+    if plan == "end@before":
+        assert (outcome.verdict.value, outcome.under) == ("STUCK", " under end@before (undone oldest first)")
+    else:  # one step is left to be undone
+        assert (outcome.findings, outcome.under) == ((), " under charge@before")
+
+
+def test_a_run_that_the_first_has_spoiled_is_not_blamed_on_the_order() -> None:
+    hidden: list[int] = []
+
+    async def once(ctx: Any) -> None:
+        hidden.append(1)
+        if len(hidden) > 1:
+            raise ValueError("there is one already")
+
+    async def nothing(ctx: Any) -> None: ...
+
+    saga: Saga[Any] = (
+        Saga("pair").add_step("a", once, nothing, depends_on=[]).add_step("b", nothing, nothing, depends_on=[])
+    )
+    outcome = run(in_both_orders(Subject(lambda: saga), FaultPlan.parse("end@before")))
+    assert (outcome.findings, outcome.evidence.oldest_first, len(hidden)) == ((), False, 3)
+
+
+def test_the_fakes_are_put_back_before_the_other_order() -> None:
+    make, context, world = dag()
+    outcome = run(in_both_orders(Subject(make, context, world=world), FaultPlan.parse("end@before")))
+    assert has_choice(outcome)
+    assert outcome.findings == ()
