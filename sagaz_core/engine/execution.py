@@ -68,6 +68,8 @@ class Execution:
         self._deaths: list[BaseException] = []
         self._waiter: asyncio.Future[None] | None = None
         self._siblings_stopped = False
+        self.another_follows = False
+        """Whether, should the step that is running end without having waited, another one starts right behind it."""
 
     async def run(self) -> None:
         """Run on to an end. Raises `CancelledError` when the task was cancelled, and `abort`, both after undoing.
@@ -248,6 +250,7 @@ class Execution:
         for place, name in enumerate(names, 1):
             task.set_name(name)
             run, context = self._attempts.run(name), copy_context()
+            self.another_follows = place < len(names)
             try:
                 rest = Rest(run, context.run(run.send, None), context)
             except StopIteration:
@@ -255,8 +258,10 @@ class Execution:
                 if not task.cancelling() and _holds_on(task) == held:
                     continue
                 if place < len(names):
+                    self.another_follows = False
                     self._begin(names[place:])
                 return
+            self.another_follows = False
             for other in names[place:]:
                 self._begin([other])
             await rest
