@@ -6,7 +6,7 @@ Each rule below reads the evidence and yields what is wrong; no rule needs anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cache
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from sagaz_core.events import CompensationFailed, CompensationStarted, Compensat
 from sagaz_core.model import END
 from sagaz_core.plugins import results_by_plugin
 from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
 
@@ -204,13 +205,9 @@ def _order(case: Case) -> Iterator[Finding]:
             if name in kept:
                 yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
         return
-    undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
-    tried_before = _tried_before(case)
-    for index, entry in enumerate(undos):
-        # One that is never undone, or not after this, is an orphan if it is still there, and not out of order; nor is
-        # one that was tried before this and could not be undone.
-        later = {other.step for other in undos[index + 1 :]} - tried_before.get(entry.step, set())
-        for dependant in sorted(case.model.descendants[entry.step] & later, key=case.model.order.index):
+    for entry, dependants in reversed(list(_undone_before(case))):
+        # One that was tried before this and could not be undone is not out of order.
+        for dependant in sorted(dependants - _failed_before(case, entry.step), key=case.model.order.index):
             if _alive_at(case, dependant, entry.began):
                 yield Finding(
                     Verdict.OUT_OF_ORDER,
@@ -221,16 +218,28 @@ def _order(case: Case) -> Iterator[Finding]:
                 break
 
 
-def _tried_before(case: Case) -> dict[str, set[str]]:
-    """Return, for each step that was undone, those whose compensation had failed by when its own first ran."""
+def _undone_before(case: Case) -> Iterator[tuple[Entry, Set[str]]]:
+    """Yield the compensations that came before those of dependants, the last one first, with these.
+
+    One that is never undone, or not after this, is an orphan if it is still there, and not out of order.
+    """
+    later: set[str] = set()
+    for entry in reversed(case.evidence.ledger.entries):
+        if entry.undo:
+            if not later.isdisjoint(dependants := case.model.descendants[entry.step]):
+                yield entry, dependants & later
+            later.add(entry.step)
+
+
+def _failed_before(case: Case, step: str) -> set[str]:
+    """Return the steps whose compensation had failed by when that of this step first ran."""
     failed: set[str] = set()
-    found: dict[str, set[str]] = {}
     for event in case.evidence.events:
         if isinstance(event, CompensationFailed):
             failed.add(event.step)
-        elif isinstance(event, (CompensationStarted, CompensationSucceeded)):
-            found.setdefault(event.step, failed.copy())
-    return found
+        elif isinstance(event, (CompensationStarted, CompensationSucceeded)) and event.step == step:
+            return failed
+    return set()
 
 
 def _alive_at(case: Case, step: str, moment: int) -> bool:
