@@ -68,6 +68,28 @@ def test_a_stuck_saga_is_a_failure_that_names_the_step(cli):
     assert status_of(cli, "a") == "failed"
 
 
+@pytest.mark.parametrize("time", ["--real-time", "--virtual-time"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_step_that_ends_the_process_is_a_failure_and_leaves_what_a_crash_leaves(cli, time, code):
+    ran = cli("record", "cli_shop:ExitSaga", "--context", json.dumps({"exit": code}), "--id", "a", time)
+    assert ran.fails(1) == f"step 'second' called sys.exit({code}); 'a' is what a crash leaves"
+    assert "executing at second, not at an end" in ran.out
+    assert effects() == ["do first"]
+    assert status_of(cli, "a") == "executing"
+
+
+def test_how_it_ended_is_one_line_whatever_the_error_says(cli):
+    out = cli("record", "cli_shop:ExitSaga", "--context", '{"fail": 1}', "--id", "a").ok()
+    assert "rolled back, 1 step undone (RuntimeError: one line\\nand another)" in out.splitlines()
+
+
+def test_what_is_recorded_in_memory_is_only_proved_from_the_file_that_was_asked_for(cli):
+    out = cli("record", ORDER, "--store", "memory://").ok()
+    assert out.endswith("recorded in memory://, which ends here; keep it with --out FILE, or in another --store\n")
+    out = cli("record", ORDER, "--store", "memory://", "--out", "a.json").ok()
+    assert out.endswith("recorded in a.json; prove it with:  pytest --sagaz-replay=a.json --app=cli_shop\n")
+
+
 def test_without_an_id_it_gets_a_new_one(cli):
     first, second = (cli("record", ORDER).ok().split()[0] for _ in range(2))
     assert len(first) == 36
