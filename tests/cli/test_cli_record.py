@@ -148,6 +148,7 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
     [
         ("cli_shop", "write MODULE:CLASS, such as shop.orders:OrderSaga"),
         ("cli_shop:", "write MODULE:CLASS"),
+        ("cli_instance:Nothing", "module 'cli_instance' has no 'Nothing'; its sagas: 'an_order'"),
         ("cli_shop:OrderSagas", "module 'cli_shop' has no 'OrderSagas' (did you mean 'OrderSaga'?)"),
         ("cli_shopp:OrderSaga", "there is no module 'cli_shopp'"),
         ("cli_shop.more:OrderSaga", "no module"),
@@ -157,6 +158,7 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
         ("cli_shop:NOT_A_SAGA", "7 is not a saga"),
         ("cli_shop:Money", "Money is not a saga"),
         ("cli_shop:EmptySaga", "saga 'EmptySaga' has no steps"),
+        ("cli_shop:BareSaga", "BareSaga.__init__ must call super().__init__() before it uses the saga"),
         ("sagaz_core:Saga", "has no steps"),
         ("cli_shop:AbstractSaga", "cannot be made without arguments"),
         ("cli_shop:PickySaga", "cannot be made without arguments"),
@@ -171,6 +173,18 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
 def test_a_wrong_saga_is_one_line_and_nothing_is_written(cli, spec, says):
     assert says in cli("record", spec).fails()
     assert not Path(".sagaz").exists()
+
+
+def test_without_the_sagaz_package_a_saga_of_it_says_what_to_install(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sagaz", None)
+    assert cli("record", "sagaz:OrderSaga").fails() == (
+        "there is no module 'sagaz': for the sagaz package, pip install 'pytest-sagaz[sagaz]'"
+    )
+
+
+def test_a_module_that_runs_a_loop_when_it_is_imported_can_be_recorded_and_replayed(shell):
+    shell("record", "cli_runs:saga", "--id", "a").ok()
+    assert "success" in shell("replay", "run", "a", "--from-step", "two").ok()
 
 
 @pytest.mark.parametrize(

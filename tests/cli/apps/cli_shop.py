@@ -192,6 +192,13 @@ class EmptySaga(Saga):
     """It has no steps."""
 
 
+class BareSaga(OrderSaga):
+    """Does not begin as a saga."""
+
+    def __init__(self) -> None:
+        self.stock = 1
+
+
 class AbstractSaga(Saga, abc.ABC):
     """It cannot be made."""
 
