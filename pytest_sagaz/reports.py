@@ -40,9 +40,9 @@ def prove(case: Case) -> None:
         return
     outcome = case.run_in_both_orders()
     item = case.runner.item
-    item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
     if not settings_of(item.config).plans and (why := _fails_as_recorded(case, outcome)):
-        pytest.skip(why)
+        pytest.skip(why)  # not run, so it has no verdict
+    item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
     if outcome.findings:
         _show_users_error(case.runner.item, outcome)
     outcome.assert_sound()

@@ -343,7 +343,10 @@ def test_a_step_that_fails_as_it_was_recorded_to_is_not_forced_to(shop: Shop) ->
     result = shop.replay("-rs")
     result.assert_outcomes(passed=2, skipped=1)  # the faithful replay, and look_up@before
     result.stdout.fnmatch_lines(
-        ["SKIPPED *not run: 'look_up' fails by itself, as it was recorded to (KeyError: 'W1'); see --sagaz-override"]
+        [
+            "ORDER-1: faithful, 2 plans, 1 sound, 1 not run",
+            "SKIPPED *not run: 'look_up' fails by itself, as it was recorded to (KeyError: 'W1'); see --sagaz-override",
+        ]
     )
     result = shop.replay("--sagaz-plan=look_up@after")  # who asks for it by name is told that it tried nothing
     result.assert_outcomes(failed=1)
