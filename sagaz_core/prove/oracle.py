@@ -162,20 +162,23 @@ def _world_differs(case: Case) -> Iterator[Finding]:
         return
     changes = "; ".join(map(str, evidence.world_changes[:3]))
     kept = [name for name in case.alive if not case.model.step(name).has_compensation]
+    again = [name for name, moments in case.undone.items() if len(moments) > len(case.done.get(name, moments))]
+    # Of advice only: whether a compensation ran once or more is not told apart where equal states are merged.
+    first = f"let the compensation of {again[0]!r}, which ran twice, notice that it has run; else: " if again else ""
     if kept:
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
             f"the saga says rolled back, but the world is not as it was ({changes}), and these steps have no "
             f"compensation: {', '.join(kept)}",
-            "add a compensation, put the step last, or declare the data append_only in the world",
+            f"{first}add a compensation, put the step last, or declare the data append_only in the world",
         )
     else:
         yield Finding(
             Verdict.LIE,
             None,
             f"the saga says rolled back, but the world is not as it was ({changes})",
-            "a compensation returned without undoing all that its action did",
+            f"{first}a compensation returned without undoing all that its action did",
         )
 
 
