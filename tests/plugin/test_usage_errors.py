@@ -29,6 +29,8 @@ BAD_OPTIONS = [
     (["ORDER-1::explore:"], "ORDER-1::explore: is '': write how many faults at a time, 1 to 20"),
     (["--sagaz-override", "quantity"], "write KEY=VALUE"),
     (["--sagaz-override", "quantty=1", "--sagaz-strict"], "no key 'quantty' to override (did you mean 'quantity'?)"),
+    (["--sagaz-from=ship", "--sagaz-plan=charge@before"], "charge@before: step 'charge' is not run from 'ship' on"),
+    (["--sagaz-from=ship", "ORDER-1::charge@before"], "step 'charge' is not run from 'ship' on"),
     (["--sagaz-store=nowhere"], "'nowhere' is not a storage URL"),
     (["--sagaz-store=sqlit:///x.db"], "has an unknown scheme (did you mean 'sqlite'?)"),
     (["--app=nowhere"], "there is no module 'nowhere'"),
@@ -219,3 +221,8 @@ def test_markers_are_registered(order: Shop) -> None:
     order.write("test_a", "import pytest\n\n@pytest.mark.force_failre('a')\ndef test_it(): pass")
     assert "'force_failre' not found" in order.run("--strict-markers", "test_a.py").stdout.str()
     order.run("--markers").stdout.fnmatch_lines(["@pytest.mark.force_failure(step, at=*", "@pytest.mark.saga_matrix(*"])
+
+
+def test_a_marked_failure_of_a_step_that_is_not_run_is_a_usage_error(order: Shop) -> None:
+    marker = 'replay_from("ORDER-1", step="ship")\n        @pytest.mark.force_failure("charge")'
+    assert "charge@before: step 'charge' is not run from 'ship' on" in run_marked(order, marker)
