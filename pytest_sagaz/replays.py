@@ -110,6 +110,11 @@ def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
             raise
         saga = None
     model = model_or_none(saga, has_factory=has_factory) or recording.model
+    if model.name != recording.saga_name and not has_factory:
+        raise UnknownSagaClassError(
+            f"recording {recording.saga_id!r} is of saga {recording.saga_name!r}, and {recording.record.source} is "
+            f"{model.name!r} now: name the module that has it with --app MODULE, or override the fixture saga_factory"
+        )
     step = settings.from_step
     if step is not None:
         _check_step(step, recording, model)

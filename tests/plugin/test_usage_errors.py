@@ -111,6 +111,13 @@ def test_a_class_that_has_moved_away(order: Shop) -> None:
     assert "there is no module 'shop'" in error_of(order.replay())
 
 
+def test_a_class_that_was_given_another_name(order: Shop) -> None:
+    order.write("shop", (order.path / "shop.py").read_text().replace('saga_name = "order"', 'saga_name = "purchase"'))
+    assert error_of(order.replay()).startswith(
+        "recording 'ORDER-1' is of saga 'order', and shop:Order is 'purchase' now: name the module that has it"
+    )
+
+
 def test_two_sagas_of_one_name(order: Shop) -> None:
     order.write("other", "from shop import Order\n\nclass Second(Order):\n    saga_name = 'order'\n")
     assert "two sagas are named 'order', other:Second and shop:Order" in error_of(order.replay("--app=other"))
