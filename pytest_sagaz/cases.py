@@ -20,6 +20,7 @@ from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
+from sagaz_core.replay.start import check_runs
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -139,6 +140,7 @@ class Case:
         check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
         if self.step is not None:
             model.step(self.step)
+            check_runs(self.plan, recording.served_before(self.step), self.step)
         if self.step is not None or self.plan:
             recorded = RecordedSubject(recording, subject, self.override, from_step=self.step)
             subject = recorded.at(self.plan, model)

@@ -17,7 +17,7 @@ from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
 from sagaz_core.model import SagaModel
 from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
-from sagaz_core.replay.start import KeepOverride, Start, check_drift, start_at
+from sagaz_core.replay.start import KeepOverride, Start, check_drift, check_runs, start_at
 from sagaz_core.saga.config import ReplayConfig
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
@@ -128,7 +128,7 @@ class SagaReplay:
         plan.check(model)
         _check_live(plan, adapter)
         start = await self._start(saga, model, step_name, found, dict(context_override or {}), migration, strict=strict)
-        _check_runs(plan, start, step_name)
+        check_runs(plan, start.served, step_name)
         start = replace(start, warnings=(*start.warnings, *drift))
         if dry_run:
             return self._dry_run(step_name, start, model)
@@ -330,17 +330,6 @@ def _check_live(plan: FaultPlan, adapter: Adapter) -> None:
             )
         if fault.kind in adapter.cannot:
             raise PlanError(f"{fault}: {adapter.cannot[fault.kind]}")
-
-
-def _check_runs(plan: FaultPlan, start: Start, step: str) -> None:
-    """Raise `PlanError` for a fault in the action of a step that is not run."""
-    served = {one.step for one in start.served}
-    for fault in plan:
-        if fault.step in served and not fault.described.undo:
-            raise PlanError(
-                f"{fault}: step {fault.step!r} is not run from {step!r} on, its recorded result is taken; "
-                f"replay from {fault.step!r}"
-            )
 
 
 def _migration(saga: Any, record: SagaRecord) -> Callable[[dict[str, Any]], Mapping[str, Any]] | None:

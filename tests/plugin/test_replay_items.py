@@ -252,6 +252,39 @@ def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
     result.stdout.fnmatch_lines(["UnfaithfulError: DRIFT: result of reserve.reservation was 'R-1', is 'S-1'*"])
 
 
+TIMES = """
+    from datetime import datetime
+    from sagaz_core import Saga, action
+
+    class Times(Saga):
+        saga_name = "times"
+
+        @action("stamp")
+        async def stamp(self, ctx):
+            now = datetime.now()
+            return {"at": now, "in": [now], "text": "x" * 100 + str(now), "token": str(now), "day": now.date()}
+"""
+
+
+def test_drift_shows_where_long_values_differ_and_no_secret_and_no_class_of_the_frozen_clock(shop: Shop) -> None:
+    shop.write("times", TIMES)
+    shop.record("times:Times")
+    shop.write("times", TIMES.replace("datetime.now()", "datetime(2000, 1, 1)"))
+    result = shop.replay("-k", "faithful")
+    result.stdout.fnmatch_lines(
+        [
+            "  result of stamp.at     20??-*T*  2000-01-01T00:00:00",
+            "  result of stamp.in     [[]datetime.datetime(20*  [[]datetime.datetime(2000, 1, 1, 0, 0)]",
+            "  result of stamp.text   ...xxxxxxxxx*20*  ...xxxxxxxxx*2000-01-01 00:00:00'",
+            "  result of stamp.token  ***  [*][*][*] (another)",
+            "  result of stamp.day    20??-??-??  *2000-01-01",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Fake*")
+    result = shop.replay("-k", "faithful", "--sagaz-strict")
+    assert len([line for line in result.outlines if "stamp.token" in line]) == 1
+
+
 def test_a_bug_of_the_saga_keeps_its_traceback(order: Shop) -> None:
     order.write(
         "shop", (order.path / "shop.py").read_text().replace('ctx["quantity"] * ctx["price"]', 'ctx["qantity"]')
