@@ -213,7 +213,9 @@ class _Packed:
         """Run them all and return what came of it."""
         search, model = self.search, self.model
         clean = self.clean = await self._run(NO_FAULTS)
-        if clean is not None and self.saved is not None and clean.status is SagaStatus.COMPLETED:
+        if clean is not None and clean.status is not SagaStatus.COMPLETED:
+            self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
+        elif clean is not None and self.saved is not None:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []

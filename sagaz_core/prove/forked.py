@@ -100,7 +100,9 @@ class Forked:
 
     async def _run_twice(self) -> None:
         first = await self._trial(NO_FAULTS)
-        if first.status is SagaStatus.COMPLETED and self.subject.world:
+        if first.status is not SagaStatus.COMPLETED:
+            self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
+        elif self.subject.world:
             self.reference = self._after
         second = await self._trial(NO_FAULTS)
         self.clean = first
@@ -292,7 +294,8 @@ class Forked:
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
-            not_run = {}  # compensations are struck by the second fault
+            # Compensations are struck by the second fault.
+            not_run = {part: why for part, why in not_run.items() if part == "*"}
         compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
         called = tree.effects.reads.keys()
         return Exploration(

@@ -108,6 +108,8 @@ def _benign_was_fatal(case: Case) -> Iterator[Finding]:
         return
     if evidence.exhausted(undo=False) or evidence.exhausted(undo=True):
         return
+    if evidence.fails_at is not None and evidence.fails_at == case.state.failed_step:
+        return
     error = case.state.error
     yield Finding(
         Verdict.NOT_IDEMPOTENT,

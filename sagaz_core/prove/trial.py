@@ -47,7 +47,8 @@ class Subject:
 
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
-    command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched.
+    command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
+    step at which the saga is known to fail without any fault.
     """
 
     make: Callable[[], Any]
@@ -60,6 +61,7 @@ class Subject:
     clock: Clock = utc_now
     oldest_first: bool = False
     calls: Calls | None = None
+    fails_at: str | None = None
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -174,6 +176,7 @@ class Trial:
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
             oldest_first=subject.oldest_first,
+            fails_at=subject.fails_at,
             noticed=(*await self.leftovers.findings(), *self._fights(model)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)

@@ -390,6 +390,37 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
+def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("past").add_step("p", lambda ctx: desk.update(p=1), lambda ctx: desk.clear(), pivot=True)
+    return saga.add_step("q", lambda ctx: act(desk)), world
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_a_benign_fault_behind_a_pivot_that_the_saga_does_not_get_over_is_found(mode: str) -> None:
+    def refuses(desk: dict[str, Any]) -> None:
+        if "q" in desk:
+            raise RuntimeError("there is one")
+        desk["q"] = 1
+
+    saga, world = past_a_pivot(refuses)
+    assert ("NOT_IDEMPOTENT", "q") in verdicts(explore(saga, world=world, depth=1, mode=mode))
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed", "auto"])
+def test_a_benign_fault_is_not_blamed_for_a_step_that_fails_by_itself(mode: str) -> None:
+    def fails(desk: dict[str, Any]) -> None:
+        raise OSError("always")
+
+    saga, world = past_a_pivot(fails)
+    exploration = explore(saga, world=world, depth=1, mode=mode)
+    assert exploration.mode == (mode if mode != "auto" else "merged")
+    assert "NOT_IDEMPOTENT" not in {verdict for verdict, _ in verdicts(exploration)}
+    assert exploration.not_run["*"] == "without faults the saga ends failed at 'q' (OSError: always)"
+
+
 def test_an_action_that_refuses_a_second_delivery_does_not_keep_a_search_from_merging() -> None:
     desk: dict[str, Any] = {}
     world = World()
