@@ -30,6 +30,7 @@ from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.unordered import every_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
@@ -137,6 +138,8 @@ class Forked:
         self.executions += len(outcome.evidence.ledger.entries)
         self._before_that, self._after = self._after, self.worlds.look()
         self.worlds.put(self.initial)
+        if (endless := outcome.evidence.endless) is not None:
+            raise NeverEndsError(endless.sentence, step=endless.step)
         return outcome
 
     # ---- the search
@@ -177,7 +180,7 @@ class Forked:
         )
         before = dict(vars(self.saga))
         if self.subject.calls is not None:
-            self.subject.calls.search = effects.current
+            self.subject.calls.search = effects
         summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
         self.executions += effects.executions
@@ -314,6 +317,7 @@ class Forked:
             blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
+            notes=tree.effects.hidden.sentences,
         )
 
     def _why(self, step: str, kind: str) -> str:

@@ -57,6 +57,8 @@ class Case:
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
     """Return all that is wrong with the run, or `()`."""
+    if evidence.endless is not None:
+        return (evidence.endless,)
     if evidence.missed:
         return tuple(_vacuous(evidence))
     case = Case(evidence)
