@@ -240,7 +240,7 @@ class _Packed:
             self.clean = None
         elif clean is not None and clean.status is not SagaStatus.COMPLETED:
             self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
-        elif clean is not None and self.saved is not None:
+        elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []

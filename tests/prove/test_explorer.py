@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from reference_sagas import CORRECT, chains, dag, linear
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, action, compensate, explore
+from sagaz_core.engine.run import Served
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault, FaultPlan
@@ -345,6 +346,14 @@ def shop(action: Any, undo: Any = None, **more: Any) -> tuple[Saga[Any], World, 
     saga.add_step("a", lambda ctx: action(desk, ctx), None if undo is None else lambda ctx: undo(desk, ctx), **more)
     saga.add_step("b", lambda ctx: None)
     return saga, world, desk
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+def test_recorded_steps_that_were_not_run_are_no_reference_for_those_that_are(mode: str) -> None:
+    saga, world, _ = shop(lambda desk, ctx: desk.update(n=1), lambda desk, ctx: desk.update(n=0), in_doubt="compensate")
+    search = Search(tuple(KINDS), 1, mode, recorded={name: Served(name, None) for name in "ab"})
+    exploration = run(explore_subject(Subject(lambda: saga, {}, world=world), search))
+    assert {(str(o.plan), o.verdict.value) for o in exploration.failures if o.plan.faults[0].step == "a"} == set()
 
 
 def test_two_runs_that_differ_are_not_merged_and_the_first_difference_is_named() -> None:
