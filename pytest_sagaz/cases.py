@@ -87,6 +87,7 @@ class Case:
             saga_id=self.saga_id if recording is None else recording.saga_id,
             reproduce=self.reproduce,
             clock=self.runner.clock(),
+            fails_at=None if recording is None or recording.record.plan else recording.failed_step,
         )
 
     def run_faithful(self) -> Faithful:

@@ -240,6 +240,7 @@ def _data(exploration: Exploration) -> dict[str, Any]:
         "applicable": there_are,
         "blind": [name for name in exploration.model.order if name in exploration.blind],
         "not_run": dict(exploration.not_run),
+        "notes": list(exploration.notes),
         "complete": exploration.complete,
         "failures": [_outcome_data(outcome) for outcome in exploration.failures],
         "outcomes": [_outcome_data(outcome) for outcome in exploration.outcomes],

@@ -37,10 +37,11 @@ from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault
 from sagaz_core.interceptor import put_back
 from sagaz_core.model import END
-from sagaz_core.prove.effects import Effect, Effects, Sight
+from sagaz_core.prove.effects import Effect, Effects, Sight, Stopped
 from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
+from sagaz_core.prove.watch import MOST_ATTEMPTS, tried_too_often
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import FOLD, SagaState, SagaStatus
 
@@ -294,6 +295,8 @@ class Branch(Execution):
         result: Any = None,
     ) -> Any:
         """Make the call as the script has it."""
+        if attempt > MOST_ATTEMPTS:
+            raise Stopped(tried_too_often(kind, step))
         fault = self._next_fault(kind, step)
         if fault is None:
             return await self._effect(operation, arguments, kind, step, attempt)

@@ -15,6 +15,7 @@ from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
 from sagaz_core.prove.stacks import Stacks
@@ -90,7 +91,10 @@ class Effects:
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
         self._keep = keep
-        self._scope = Scope(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._scope = Scope(loop)
+        self.hidden = Hidden(worlds.world)
+        self._count_turns_anew: Any = getattr(loop, "count_turns_anew", int)  # a loop of ours has it
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and what is being called now, or `""`."""
@@ -120,8 +124,12 @@ class Effects:
         if self.limit is not None and self.executions >= self.limit:
             raise Stopped
         self.executions += 1
+        self._count_turns_anew()
+        looked_into = None
         try:
             self.worlds.put(sight.world)
+            if self.hidden and sight.kind == "action" and sight.step not in self.reads:
+                looked_into = self.hidden.look()
             made = _Made(self._typed, context, undone)
             self.under_way = sight
             effect = await self._called(sight, operation, made, second)
@@ -129,6 +137,8 @@ class Effects:
             world = self.worlds.look()
         except NotForkableError as error:
             raise Stopped(error) from error
+        if looked_into is not None:
+            self.hidden.note(looked_into)
         if world != sight.world:
             self.seen_by_world.add(sight.step)
         looked = made.looked

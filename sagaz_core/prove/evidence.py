@@ -24,7 +24,8 @@ class Evidence:
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
     faults; each is `None` when there is no world to look at. `noticed` was found before any judgement. `oldest_first`:
-    what nothing orders was undone in that order.
+    what nothing orders was undone in that order. `fails_at`: the step that fails without any fault too, if one does.
+    `endless` is what never ended, for which the run was given up.
     """
 
     model: SagaModel
@@ -41,6 +42,8 @@ class Evidence:
     left_in_context: Mapping[str, str] = field(default_factory=dict)
     noticed: Sequence[Finding] = ()
     oldest_first: bool = False
+    fails_at: str | None = None
+    endless: Finding | None = None
 
     @property
     def turned_back(self) -> bool:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def explain(outcome: Outcome) -> str:
     """Return the report of one outcome."""
     evidence, state = outcome.evidence, outcome.evidence.state
-    lines = [f"saga {outcome.saga_name!r}{outcome.under} ended {outcome.status.value}: {outcome.verdict.value}"]
+    ended = "was given up" if evidence.endless is not None else f"ended {outcome.status.value}"
+    lines = [f"saga {outcome.saga_name!r}{outcome.under} {ended}: {outcome.verdict.value}"]
     if outcome.findings:
         lines[0] += f", {MEANING[outcome.verdict]}"
     lines += ["", *table(("step", "done", "undone", "left"), _rows(outcome)), ""]

@@ -35,7 +35,8 @@ class Exploration:
     plan that shows it (in `packed` mode each plan that failed).
     `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
     whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
-    plan (or part) that was not run; `stopped` says why the search ended before it had tried all.
+    plan (or part) that was not run; `stopped` says why the search ended before it had tried all. `notes` are what else
+    was noticed, a sentence each.
     """
 
     model: SagaModel
@@ -54,6 +55,7 @@ class Exploration:
     blind: frozenset[str] = frozenset()
     not_run: Mapping[str, str] = field(default_factory=dict)
     stopped: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def saga_name(self) -> str:
@@ -95,6 +97,7 @@ class Exploration:
         if self.blind:
             names = ", ".join(name for name in self.model.order if name in self.blind)
             lines.append(f"the world shows nothing of {names}: of them only the calls were judged")
+        lines += self.notes
         reasons = (reason.rpartition(" was not run: ")[2] for reason in self.not_run.values())
         lines += [f"not run: {reason}" for reason in dict.fromkeys(reasons)]
         return "\n".join(lines)

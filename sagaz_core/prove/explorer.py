@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core._leftovers import tells_scopes
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import CannotStoreError, PlanError, RunningLoopError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
@@ -20,13 +20,14 @@ from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
+from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
-from sagaz_core.prove.watch import Calls, watched
-from sagaz_core.prove.worlds import NotForkableError
+from sagaz_core.prove.watch import Calls, NeverEndsError, watched
+from sagaz_core.prove.worlds import LyingFakeError, NotForkableError
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.outcome import Outcome
+    from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Reading, World
 
 DEFAULT_DEPTH = 2
@@ -140,12 +142,12 @@ async def aexplore(
 async def explore_subject(subject: Subject, search: Search) -> Exploration:
     """Explore what is tried of a subject. Its world's fakes end as they were.
 
-    Raises `NeverYieldsError` for a step that keeps the loop for itself.
+    What never ends is named (`ENDLESS`), and plans that do not get there are run from the start.
     """
-    calls = Calls(of_runs=tells_scopes(asyncio.get_running_loop()))  # in another loop steps wait really, for long
+    calls = Calls(asyncio.get_running_loop())
     subject = replace(subject, calls=calls)
     try:
-        with watched(calls.current):
+        with calls.bounded(), watched(calls.current):
             return await _explored(subject, search)
     except Stopped as stopped:
         raise stopped.error or stopped from None
@@ -166,31 +168,45 @@ async def _explored(subject: Subject, search: Search) -> Exploration:
     if search.mode == "packed":
         reason = "asked for"
     subject, unseen = with_seen_world(subject)
-    if unseen and search.mode != "auto":
-        raise UsageError(f"mode={search.mode!r}: {unseen}")
+    if unseen and search.mode in ("merged", "tree"):
+        raise UsageError(f"mode={search.mode!r}: {unseen.removesuffix(f'; {_ONLY_CALLS}')}")
     reason = unseen or reason
     if not reason:
-        saved = subject.world.save() if subject.world else None
+        world = subject.world
+        saved = world.save() if world else None
         try:
-            return await Forked(subject, saga, model, search).explore()
-        except NotForkableError as error:
+            assert subject.calls is not None
+            return await subject.calls.ended(Forked(subject, saga, model, search).explore())
+        except LyingFakeError as error:
+            if search.mode != "auto":
+                raise
+            subject, reason = replace(subject, world=None), f"{error}; {_ONLY_CALLS}"
+        except (NotForkableError, NeverEndsError) as error:
             if search.mode != "auto":
                 raise
             reason = str(error)
         finally:
-            if saved is not None and subject.world is not None:
-                subject.world.restore(saved)
+            if saved is not None and world is not None:
+                with suppress(UsageError):  # one that cannot be put back was named
+                    world.restore(saved)
     return await _Packed(subject, model, search, reason, adapter).explore()
 
 
 def with_seen_world(subject: Subject) -> tuple[Subject, str]:
-    """Return the subject and `""`; or, if its world cannot be copied, the subject without it, and why."""
+    """Return the subject and `""`; or, if its world cannot be copied or put back, the subject without it, and why."""
+    world, wrong = subject.world, ""
     try:
-        if subject.world:
-            subject.world.save()
+        if world:
+            saved = world.save()
+            if world.restorable:
+                world.restore(saved)
+                wrong = world.not_put_back(saved)
     except UsageError as error:
-        return replace(subject, world=None), f"{error}; until then only the calls are judged"
-    return subject, ""
+        wrong = str(error)
+    return (replace(subject, world=None), f"{wrong}; {_ONLY_CALLS}") if wrong else (subject, "")
+
+
+_ONLY_CALLS = "until then only the calls are judged"
 
 
 class _Packed:
@@ -205,6 +221,7 @@ class _Packed:
         self.outcomes: dict[FaultPlan, Outcome] = {}
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
+        self.endless: set[Finding] = set()
         self.executions = 0
         self.orders = 0
         self.stopped = ""
@@ -212,12 +229,22 @@ class _Packed:
         self.reference: Reading | None = None
         world = subject.world
         self.saved = world.save() if world is not None and world.restorable else None
+        self.hidden = Hidden(world)
 
     async def explore(self) -> Exploration:
         """Run them all and return what came of it."""
         search, model = self.search, self.model
         clean = self.clean = await self._run(NO_FAULTS)
-        if clean is not None and self.saved is not None and clean.status is SagaStatus.COMPLETED:
+        if self.subject.world and self.saved is not None and (wrong := self.subject.world.not_put_back(self.saved)):
+            self.reason = f"{wrong}; {_ONLY_CALLS}"
+            self.subject, self.saved = replace(self.subject, world=None), None
+            self.outcomes.clear()
+            clean = self.clean = await self._run(NO_FAULTS)
+        if clean is not None and clean.evidence.endless is not None:
+            self.clean = None
+        elif clean is not None and clean.status is not SagaStatus.COMPLETED:
+            self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
+        elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
@@ -258,6 +285,7 @@ class _Packed:
             applicable=applicable,
             not_run=self.not_run,
             stopped=self.stopped,
+            notes=self.hidden.sentences,
         )
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
@@ -275,6 +303,12 @@ class _Packed:
         except (NotRunnableError, CannotStoreError) as error:
             self.not_run[str(plan)] = str(error)
             return None
+        if (endless := outcome.evidence.endless) is not None:
+            self.not_run["*"] = "what comes after a call that never ends"
+            if endless in self.endless:
+                self.not_run[str(plan)] = self.not_run["*"]
+                return None
+            self.endless.add(endless)
         if not outcome.findings and has_choice(outcome):
             outcome = await self._other_order(subject, plan) or outcome
         if outcome.evidence.missed and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
@@ -291,7 +325,9 @@ class _Packed:
         return False
 
     async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
+        before = self.hidden.look()
         outcome = await run_trial(subject, plan, reference=self.reference)
+        self.hidden.note(before)
         self.executions += len(outcome.evidence.ledger.entries)
         if subject.world is not None and self.saved is not None:
             subject.world.restore(self.saved)

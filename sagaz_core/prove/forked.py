@@ -30,6 +30,7 @@ from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.unordered import every_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
@@ -100,7 +101,9 @@ class Forked:
 
     async def _run_twice(self) -> None:
         first = await self._trial(NO_FAULTS)
-        if first.status is SagaStatus.COMPLETED and self.subject.world:
+        if first.status is not SagaStatus.COMPLETED:
+            self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
+        elif self.subject.world:
             self.reference = self._after
         second = await self._trial(NO_FAULTS)
         self.clean = first
@@ -135,6 +138,8 @@ class Forked:
         self.executions += len(outcome.evidence.ledger.entries)
         self._before_that, self._after = self._after, self.worlds.look()
         self.worlds.put(self.initial)
+        if (endless := outcome.evidence.endless) is not None:
+            raise NeverEndsError(endless.sentence, step=endless.step)
         return outcome
 
     # ---- the search
@@ -175,7 +180,7 @@ class Forked:
         )
         before = dict(vars(self.saga))
         if self.subject.calls is not None:
-            self.subject.calls.search = effects.current
+            self.subject.calls.search = effects
         summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
         self.executions += effects.executions
@@ -292,7 +297,8 @@ class Forked:
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
-            not_run = {}  # compensations are struck by the second fault
+            # Compensations are struck by the second fault.
+            not_run = {part: why for part, why in not_run.items() if part == "*"}
         compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
         called = tree.effects.reads.keys()
         return Exploration(
@@ -311,6 +317,7 @@ class Forked:
             blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
+            notes=tree.effects.hidden.sentences,
         )
 
     def _why(self, step: str, kind: str) -> str:

@@ -58,6 +58,8 @@ class Case:
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
     """Return all that is wrong with the run, or `()`."""
+    if evidence.endless is not None:
+        return (evidence.endless,)
     if evidence.missed:
         return tuple(_vacuous(evidence))
     case = Case(evidence)
@@ -108,6 +110,8 @@ def _benign_was_fatal(case: Case) -> Iterator[Finding]:
     if not faults or any(f.described.fatal or f.attempt is not None for f in faults) or not evidence.turned_back:
         return
     if evidence.exhausted(undo=False) or evidence.exhausted(undo=True):
+        return
+    if evidence.fails_at is not None and evidence.fails_at == case.state.failed_step:
         return
     error = case.state.error
     yield Finding(

@@ -63,7 +63,7 @@ class Normaliser:
         if deeper > _DEEPEST:
             return "…"  # it may hold itself
         if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{k!r}: {self.value(v, str(k), deeper)}" for k, v in value.items()) + "}"
+            return "{" + ", ".join(f"{k!r}: {self.value(v, str(k), deeper)}" for k, v in dict(value).items()) + "}"
         if type(value) in (list, tuple):
             inner = ", ".join(self.value(item, "", deeper) for item in value)
             return f"[{inner}]" if type(value) is list else f"({inner})"

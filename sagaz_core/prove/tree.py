@@ -161,9 +161,10 @@ class Tree:
         if branch.past_pivot:
             if await branch.recover():
                 return await self._forward(branch, left, spine)
-            return await self._ended(branch)
-        branch.begin_undoing()
-        below = await self._back(branch, left)
+            below = await self._ended(branch)
+        else:
+            branch.begin_undoing()
+            below = await self._back(branch, left)
         if not branch.fatal and not (script and self.scripts.fatal(tuple(script))):
             below = below._replace(found={TURNED_BACK: Path(()), **below.found})
         return below

@@ -18,6 +18,7 @@ from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
 from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
+from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 
@@ -47,7 +48,8 @@ class Subject:
 
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
-    command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched.
+    command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
+    step at which the saga is known to fail without any fault.
     """
 
     make: Callable[[], Any]
@@ -60,6 +62,7 @@ class Subject:
     clock: Clock = utc_now
     oldest_first: bool = False
     calls: Calls | None = None
+    fails_at: str | None = None
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -113,14 +116,17 @@ class Trial:
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
+        self.endless: Finding | None = None
 
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
         if not self.began:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
-        if self.subject.calls is not None and self.subject.calls.of_runs:
-            proceed = partial(self.subject.calls.watch, call, proceed)
+        calls = self.subject.calls
+        if calls is not None and calls.of_runs:
+            calls.check(call)
+            proceed = partial(calls.watch, call, proceed)
         if self.fights is not None and call.kind == "action":
             proceed = partial(self.fights.watch, call, proceed)
         if self.injector.concerns(call):
@@ -150,9 +156,10 @@ class Trial:
         world = subject.world or None
         before = await world.read() if world else None
         initial = encode(dict(subject.context), "context")
-        claimed, exception = await self._run_to_its_end(adapter, saga, decode(initial, resolve=importing_class))
+        claimed, exception = await self._ended(adapter, saga, decode(initial, resolve=importing_class))
         self.leftovers.leave()
-        await self.injector.deliver_late()
+        if self.endless is None:
+            await self.injector.deliver_late()
         changes = reference_changes = after = None
         if world and before is not None:
             after = await world.read()
@@ -174,6 +181,8 @@ class Trial:
             cancelled=self.cancelled,
             left_in_context=left_in_context(self.state, self.began),
             oldest_first=subject.oldest_first,
+            fails_at=subject.fails_at,
+            endless=self.endless,
             noticed=(*await self.leftovers.findings(), *self._fights(model)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
@@ -190,6 +199,18 @@ class Trial:
             replay_config=_no_capture(),
             oldest_first=self.subject.oldest_first,
         )
+
+    async def _ended(
+        self, adapter: Adapter, saga: Any, context: dict[str, Any]
+    ) -> tuple[SagaStatus, BaseException | None]:
+        run, calls = self._run_to_its_end(adapter, saga, context), self.subject.calls
+        if calls is None:
+            return await run
+        try:
+            return await calls.ended(run)
+        except NeverEndsError as error:
+            self.endless = error.finding
+            return SagaStatus.EXECUTING, error
 
     async def _run_to_its_end(
         self, adapter: Adapter, saga: Any, context: dict[str, Any]

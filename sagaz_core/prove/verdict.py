@@ -10,6 +10,7 @@ class Verdict(StrEnum):
     """How a run ended, in the eyes of the oracle. The first ones outweigh the later ones."""
 
     VACUOUS = "VACUOUS"
+    ENDLESS = "ENDLESS"
     LIE = "LIE"
     ORPHAN = "ORPHAN"
     DOUBLE_UNDO = "DOUBLE_UNDO"
@@ -23,6 +24,7 @@ class Verdict(StrEnum):
 
 MEANING = {
     Verdict.VACUOUS: "the fault never happened, so nothing was tried",
+    Verdict.ENDLESS: "the saga does not end",
     Verdict.LIE: "the engine says one thing, what happened is another",
     Verdict.ORPHAN: "an effect was left behind",
     Verdict.DOUBLE_UNDO: "an effect was undone twice",

@@ -1,55 +1,189 @@
-"""Noticing a step that never yields: a loop of its own, which no timeout and no event loop can end."""
+"""Noticing a step that never ends: it waits for what never comes, is tried for ever, or never yields.
+
+What never yields is a loop of its own, which no timeout and no event loop can end.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.errors import SagazError
 from sagaz_core.prove.effects import Stopped
-from sagaz_core.virtual_time import VirtualClockLoop
+from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.virtual_time import VirtualClockLoop, WaitingTask
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sagaz_core.errors import DeadlockError
     from sagaz_core.interceptor import Proceed, StepCall
+    from sagaz_core.prove.effects import Effects
 
 PATIENCE = 60.0
 """Real seconds that one call may keep the event loop for itself."""
 
+MOST_TURNS = 1_000_000
+"""How often the loop may go round within one call."""
+
+MOST_ATTEMPTS = 10_000
+"""How often one operation may be tried in a run."""
+
 _TICK = 1.0
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PATIENT = 3  # a call may take its cancelling for an error, and go on
+
+T = TypeVar("T")
 
 
-class NeverYieldsError(SagazError):
-    """A step kept the event loop for itself for too long; the message names it."""
+class NeverEndsError(SagazError):
+    """A call never ends; the message names it (`call`)."""
+
+    advice = "give the step a timeout, or fewer retries"
+
+    def __init__(self, message: str, call: str = "", step: str | None = None) -> None:
+        super().__init__(message)
+        self.call = call
+        self.step = step
+
+    @property
+    def finding(self) -> Finding:
+        """What is said of a run that was given up for it."""
+        return Finding(Verdict.ENDLESS, self.step, str(self), self.advice)
+
+
+class NeverYieldsError(NeverEndsError):
+    """A step kept the event loop for itself for too long; the message names it, and says what to do."""
+
+    advice = ""
 
 
 class Calls:
-    """Which call is being made: of runs from the start (`of_runs`), and of a `search` that makes calls of its own."""
+    """Which call is being made: of runs from the start (`of_runs`), and of a `search` that makes calls of its own.
 
-    def __init__(self, *, of_runs: bool) -> None:
-        self.of_runs = of_runs
+    In virtual time a call that never ends is noticed: the loop has nothing left to do, or goes round and round. Then
+    the task that explores is cancelled, which ends the run, and `ended` raises `NeverEndsError`. A call that was found
+    to be endless is not made again.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop if isinstance(loop, VirtualClockLoop) else None  # in another one steps wait really, for long
+        self._task = asyncio.current_task(loop)
+        self._before = asyncio.all_tasks(loop)
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
+        self._never: NeverEndsError | None = None
+        self._asked = 0
+        self._endless: dict[str, NeverEndsError] = {}
+        self._steps: dict[str, str] = {}  # of each call by its name
         self.made = 0
-        self.under_way: list[str] = []
-        self.search: Callable[[], tuple[int, str]] | None = None
+        self.under_way: dict[str, None] = {}
+        self.search: Effects | None = None
+
+    @property
+    def of_runs(self) -> bool:
+        """Whether the calls of runs are watched."""
+        return self._loop is not None
+
+    def check(self, call: StepCall) -> None:
+        """Raise `Stopped` for an operation that was tried too often."""
+        if call.attempt > MOST_ATTEMPTS:
+            raise Stopped(tried_too_often(call.kind, call.step))
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
         """Make a call."""
         self.made += 1
         name = f"the {call.kind} of step {call.step!r}"
-        self.under_way.append(name)
+        if name in self._endless:
+            raise Stopped(self._endless[name])
+        if self._loop is not None:
+            self._loop.count_turns_anew()
+        self._steps[name] = call.step
+        self.under_way[name] = None
         try:
             return await proceed()
         finally:
-            self.under_way.remove(name)
+            self.under_way.pop(name, None)
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and which one is being made, or `""`."""
-        made, under_way = self.search() if self.search is not None else (0, "")
+        made, under_way = self.search.current() if self.search is not None else (0, "")
         return self.made + made, under_way or " and ".join(self.under_way)
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Notice what never ends."""
+        loop = self._loop
+        if loop is None:
+            yield
+            return
+        before, loop.when_stuck = loop.when_stuck, self._stuck
+        turns, loop.max_turns = loop.max_turns, min(loop.max_turns, MOST_TURNS)
+        try:
+            yield
+        finally:
+            loop.when_stuck, loop.max_turns = before, turns
+
+    async def ended(self, work: Awaitable[T]) -> T:
+        """Return what the work comes to. Raises `NeverEndsError` when a call in it never ends."""
+        try:
+            result = await work
+        except (asyncio.CancelledError, Stopped, NeverEndsError) as error:
+            cause = error.error if isinstance(error, Stopped) else error
+            never = self._taken() or (cause if isinstance(cause, NeverEndsError) else None)
+            if never is None:
+                raise
+            never.step = never.step or self._step_of(never.call)
+            self._endless.setdefault(never.call, never)
+            self.search = None
+            raise never from None
+        if (never := self._taken()) is not None:
+            raise never
+        return result
+
+    def _stuck(self, error: DeadlockError) -> bool:
+        """End what is under way: its task first and, if that is shielded, all that it has begun."""
+        name = self.current()[1]
+        if not name or self._task is None or self._asked == _PATIENT:
+            return False
+        self._asked += 1
+        if self._never is None:
+            first = next(iter(self.under_way), name)
+            self._never = NeverEndsError(f"{name} never ends{_where(error)}", name, self._step_of(first))
+            self._endless.update(dict.fromkeys(self.under_way, self._never))
+        tasks = [self._task] if self._asked == 1 else [*asyncio.all_tasks() - self._before - {self._task}]
+        for task in tasks:
+            task.cancel()
+        return True
+
+    def _step_of(self, name: str) -> str | None:
+        sight = self.search.under_way if self.search is not None else None
+        return self._steps.get(name, sight.step if sight is not None else None)
+
+    def _taken(self) -> NeverEndsError | None:
+        never, self._never, self._asked = self._never, None, 0
+        if never is not None:
+            while self._task is not None and self._task.cancelling() > self._cancelling:
+                self._task.uncancel()
+        return never
+
+
+def _where(error: DeadlockError) -> str:
+    """Say where the user's own code waits, and what is the matter there."""
+    tasks = [task for task in error.tasks if isinstance(task, WaitingTask)]
+    own = [task for task in tasks if not os.path.abspath(task.where).startswith(_PACKAGE)]
+    what = str(error).partition("): ")[0]
+    return "".join(f", it waits at {task.where} for {task.waits_for}" for task in own[:1]) + f": {what})"
+
+
+def tried_too_often(kind: str, step: str) -> NeverEndsError:
+    """Return the error for an operation that goes on being tried."""
+    name = f"the {kind} of step {step!r}"
+    return NeverEndsError(f"{name} was tried {MOST_ATTEMPTS:,} times in one run, and goes on", name, step)
 
 
 @contextmanager
@@ -75,7 +209,8 @@ def watched(call: Callable[[], tuple[int, str]], patience: float = PATIENCE) -> 
             raise Stopped(
                 NeverYieldsError(
                     f"{now[1]} did not yield for {patience:g} s: let it await what it waits for, or run it in a thread "
-                    f"(asyncio.to_thread)"
+                    f"(asyncio.to_thread)",
+                    now[1],
                 )
             )
 

@@ -112,7 +112,7 @@ class World:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Put the fakes' states back to what `save` returned."""
         for name, state in saved.items():
-            _put_back(self._fakes[name], _copied(state))
+            self.put_back(name, _copied(state))
 
     @property
     def probes(self) -> tuple[str, ...]:
@@ -129,8 +129,23 @@ class World:
         return _state_now(self._fakes[name])
 
     def put_back(self, name: str, state: Any) -> None:
-        """Put one fake into a state, which becomes the fake's own."""
-        _put_back(self._fakes[name], state)
+        """Put one fake into a state, which becomes the fake's own. Raises `UsageError`."""
+        try:
+            _put_back(self._fakes[name], state)
+        except Exception as error:  # the user's restore()
+            raise UsageError(
+                f"the fake {name!r} cannot be put back ({type(error).__name__}: {error}): let restore(state) take what "
+                f"snapshot() gives"
+            ) from error
+
+    def with_snapshot(self) -> dict[str, Any]:
+        """Return the fakes that say themselves what their state is."""
+        return {name: fake for name, fake in self._fakes.items() if _says_its_state(fake)}
+
+    def not_put_back(self, saved: Mapping[str, Any]) -> str:
+        """Say which fake is not in the state that was just put back, or return `""`."""
+        where = next((change.where for change in self.changes(dict(saved), self.save())), "").split(".")[0]
+        return where and not_what_it_was(where)
 
     def without_append_only(self, name: str, state: Any) -> Any:
         """Return a fake's state without what may grow."""
@@ -158,10 +173,18 @@ def _state_of(name: str, fake: Any) -> Any:
     try:
         return _copied(_state_now(fake))
     except Exception as error:  # what is in it is the user's
-        raise UsageError(
-            f"the fake {name!r} cannot be copied ({type(error).__name__}: {error}): "
-            f"give it snapshot() and restore(state)"
-        ) from error
+        advice = (
+            "let snapshot() return plain data" if _says_its_state(fake) else "give it snapshot() and restore(state)"
+        )
+        raise UsageError(f"the fake {name!r} cannot be copied ({type(error).__name__}: {error}): {advice}") from error
+
+
+def not_what_it_was(name: str) -> str:
+    """Say that a fake does not take its own state."""
+    return (
+        f"the fake {name!r} is not what it was after its own state was put back: let restore(state) take what "
+        f"snapshot() gives"
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -192,10 +215,13 @@ def _copied_plain(value: Any, seen: set[int]) -> Any:
     raise _NotPlainError
 
 
+def _says_its_state(fake: Any) -> bool:
+    return callable(getattr(fake, "snapshot", None)) and callable(getattr(fake, "restore", None))
+
+
 def _state_now(fake: Any) -> Any:
-    snapshot = getattr(fake, "snapshot", None)
-    if callable(snapshot) and callable(getattr(fake, "restore", None)):
-        return snapshot()
+    if _says_its_state(fake):
+        return fake.snapshot()
     return fake if isinstance(fake, (dict, list, set)) else vars(fake)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import SagazError
+from sagaz_core.errors import SagazError, UsageError
+from sagaz_core.prove.world import not_what_it_was
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ class NotForkableError(SagazError):
     """The saga, its context or its world cannot be copied; the message says what, and why."""
 
 
+class LyingFakeError(NotForkableError):
+    """A fake is not what it says; the message names it. What it shows is worth nothing."""
+
+
 class Worlds:
     """Numbers for the states of a world of fakes. `current` is the one that the fakes are in.
 
@@ -27,7 +32,7 @@ class Worlds:
     """
 
     def __init__(self, world: World | None, *, ordered: bool = True) -> None:
-        self._world = world
+        self.world = world
         self._ordered = ordered
         self._fakes = tuple(world.fakes) if world is not None else ()
         self._blobs: list[tuple[bytes, ...]] = []
@@ -43,7 +48,7 @@ class Worlds:
 
     def look(self) -> int:
         """Return the number of the state that the fakes are in now. Raises `NotForkableError`."""
-        world = self._world
+        world = self.world
         states = [] if world is None else [(name, world.state_of(name)) for name in self._fakes]
         if not self._ordered:
             states = [(name, _ordered(state)) for name, state in states]
@@ -57,7 +62,7 @@ class Worlds:
         return number
 
     def _key_of(self, states: list[tuple[str, Any]]) -> int:
-        world = self._world
+        world = self.world
         if world is None:
             return 0
         parts = [encode(_ordered(world.without_append_only(name, state))) for name, state in states]
@@ -77,26 +82,26 @@ class Worlds:
 
     def put(self, number: int) -> None:
         """Put the fakes into this state. Raises `NotForkableError` for a fake that does not take its own state."""
-        if number == self.current or self._world is None:
+        if number == self.current or self.world is None:
             return
         now, wanted = self._blobs[self.current], self._blobs[number]
         for name, is_now, blob in zip(self._fakes, now, wanted, strict=True):
             if is_now == blob:
                 continue
-            self._world.put_back(name, _decoded(blob))
+            try:
+                self.world.put_back(name, _decoded(blob))
+            except UsageError as error:
+                raise LyingFakeError(str(error)) from error
             if name not in self._proved:
                 self._prove(name, blob)
         self.current = number
 
     def _prove(self, name: str, blob: bytes) -> None:
-        assert self._world is not None
+        assert self.world is not None
         self._proved.add(name)
-        got = _encoded(name, self._world.state_of(name))
+        got = _encoded(name, self.world.state_of(name))
         if got != blob and _ordered(_decoded(got)) != _ordered(_decoded(blob)):
-            raise NotForkableError(
-                f"the fake {name!r} is not what it was after its own state was put back: let restore(state) take what "
-                f"snapshot() gives"
-            )
+            raise LyingFakeError(not_what_it_was(name))
 
     def reading(self, number: int) -> Reading:
         """Return the state as `World.read` gives it."""
@@ -104,11 +109,11 @@ class Worlds:
 
     def changes(self, before: int, after: int) -> tuple[Change, ...]:
         """Return where two states differ."""
-        if self._world is None or self._keys[before] == self._keys[after]:
+        if self.world is None or self._keys[before] == self._keys[after]:
             return ()
         found = self._changes.get((before, after))
         if found is None:
-            found = self._world.changes(self.reading(before), self.reading(after))
+            found = self.world.changes(self.reading(before), self.reading(after))
             self._changes[before, after] = found
         return found
 

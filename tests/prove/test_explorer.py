@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from reference_sagas import CORRECT, chains, dag, linear
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, action, compensate, explore
+from sagaz_core.engine.run import Served
 from sagaz_core.errors import RunningLoopError, UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault, FaultPlan
@@ -347,6 +348,14 @@ def shop(action: Any, undo: Any = None, **more: Any) -> tuple[Saga[Any], World, 
     return saga, world, desk
 
 
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+def test_recorded_steps_that_were_not_run_are_no_reference_for_those_that_are(mode: str) -> None:
+    saga, world, _ = shop(lambda desk, ctx: desk.update(n=1), lambda desk, ctx: desk.update(n=0), in_doubt="compensate")
+    search = Search(tuple(KINDS), 1, mode, recorded={name: Served(name, None) for name in "ab"})
+    exploration = run(explore_subject(Subject(lambda: saga, {}, world=world), search))
+    assert {(str(o.plan), o.verdict.value) for o in exploration.failures if o.plan.faults[0].step == "a"} == set()
+
+
 def test_two_runs_that_differ_are_not_merged_and_the_first_difference_is_named() -> None:
     counter = iter(range(1000))
     saga, world, _ = shop(lambda desk, ctx: {"n": next(counter)})
@@ -388,6 +397,37 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert (exploration.mode, exploration.reason, exploration.failures) == ("merged", "", ())
     assert exploration.plans <= exploration.possible
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
+
+
+def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("past").add_step("p", lambda ctx: desk.update(p=1), lambda ctx: desk.clear(), pivot=True)
+    return saga.add_step("q", lambda ctx: act(desk)), world
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_a_benign_fault_behind_a_pivot_that_the_saga_does_not_get_over_is_found(mode: str) -> None:
+    def refuses(desk: dict[str, Any]) -> None:
+        if "q" in desk:
+            raise RuntimeError("there is one")
+        desk["q"] = 1
+
+    saga, world = past_a_pivot(refuses)
+    assert ("NOT_IDEMPOTENT", "q") in verdicts(explore(saga, world=world, depth=1, mode=mode))
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed", "auto"])
+def test_a_benign_fault_is_not_blamed_for_a_step_that_fails_by_itself(mode: str) -> None:
+    def fails(desk: dict[str, Any]) -> None:
+        raise OSError("always")
+
+    saga, world = past_a_pivot(fails)
+    exploration = explore(saga, world=world, depth=1, mode=mode)
+    assert exploration.mode == (mode if mode != "auto" else "merged")
+    assert "NOT_IDEMPOTENT" not in {verdict for verdict, _ in verdicts(exploration)}
+    assert exploration.not_run["*"] == "without faults the saga ends failed at 'q' (OSError: always)"
 
 
 def test_an_action_that_refuses_a_second_delivery_does_not_keep_a_search_from_merging() -> None:
@@ -484,7 +524,7 @@ def test_a_world_that_cannot_be_copied_is_named_and_the_plans_run_from_the_start
             self.state = {"n": 0}
 
         def snapshot(self) -> Any:
-            return {"n": self.state["n"], "odd": memoryview(b"x").tolist, "lock": 1j}
+            return {"n": self.state["n"], "odd": print}
 
         def restore(self, state: Any) -> None:
             self.state["n"] = state["n"]

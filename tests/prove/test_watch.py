@@ -6,16 +6,17 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 
 from sagaz_core import Saga, World, explore
 from sagaz_core.errors import UsageError
-from sagaz_core.prove import explorer, watch
+from sagaz_core.prove import branch, explorer, watch
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.effects import Stopped
-from sagaz_core.prove.watch import NeverYieldsError, watched
+from sagaz_core.prove.watch import NeverEndsError, NeverYieldsError, watched
 
 TICK = 0.001
 
@@ -85,8 +86,12 @@ def test_a_step_of_an_explored_saga_is_named(mode: str, quiet_runs: int, monkeyp
     monkeypatch.setattr(explorer, "watched", lambda call: watched(call, patience=5 * TICK))
     saga: Saga[Any] = Saga("spins")
     saga.add_step("greedy", act, lambda ctx: None)
-    with pytest.raises(NeverYieldsError, match=r"^the action of step 'greedy' did not yield for 0\.005 s"):
-        explore(saga, world=world, mode=mode)
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.mode == "packed"
+    assert exploration.failures[0].verdict.value == "ENDLESS"
+    said = exploration.failures[0].findings[0].sentence
+    assert said.startswith("the action of step 'greedy' did not yield for 0.005 s: let it await")
+    assert mode == "packed" or exploration.reason == said
     assert desk == {"runs": 0}
 
 
@@ -97,8 +102,103 @@ def test_steps_side_by_side_are_watched_too(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(explorer, "watched", lambda call: watched(call, patience=5 * TICK))
     saga: Saga[Any] = Saga("spins").add_step("a", waits, depends_on=[]).add_step("b", waits, depends_on=[])
-    with pytest.raises(NeverYieldsError, match="did not yield"):
-        explore(saga)
+    first = explore(saga).failures[0].findings[0]
+    assert (first.verdict.value, "did not yield" in first.sentence) == ("ENDLESS", True)
+
+
+async def nothing(ctx: Any) -> None: ...
+
+
+async def waits_for_ever(ctx: Any) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def polls(ctx: Any) -> None:
+    while True:  # noqa: ASYNC110  # that is what it is about
+        await asyncio.sleep(1)
+
+
+async def fails(ctx: Any) -> None:
+    raise OSError("no")
+
+
+def ending(last: Any, undo: Any = nothing, **options: Any) -> tuple[Saga[Any], World]:
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("endless").add_step("a", nothing, undo, in_doubt="compensate")
+    return saga.add_step("b", last, nothing, in_doubt="compensate", **options), world
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MOST_TURNS", 1_000)
+    monkeypatch.setattr(watch, "MOST_ATTEMPTS", 50)
+    monkeypatch.setattr(branch, "MOST_ATTEMPTS", 50)
+
+
+@pytest.mark.parametrize("mode", ["auto", "packed"])
+@pytest.mark.parametrize(
+    ("last", "options", "said"),
+    [
+        (waits_for_ever, {}, "never ends, it waits at *test_watch.py:* for a future: deadlock: nothing is left *"),
+        (polls, {}, "never ends, it waits at *test_watch.py:* for sleep: gave up after 1,000 turns of the loop *"),
+        (fails, {"retries": 10**9}, "was tried 50 times in one run, and goes on"),
+    ],
+)
+@pytest.mark.usefixtures("soon")
+def test_a_saga_that_never_ends_is_named_and_tried_as_far_as_it_gets(
+    last: Any, options: Any, said: str, mode: str
+) -> None:
+    saga, world = ending(last, **options)
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.mode == "packed"
+    assert [(str(o.plan), o.verdict.value, o.findings[0].step) for o in exploration.failures] == [("", "ENDLESS", "b")]
+    assert fnmatch(exploration.failures[0].findings[0].sentence, f"the action of step 'b' {said}")
+    assert mode == "packed" or exploration.reason == exploration.failures[0].findings[0].sentence
+    assert not exploration.complete
+    assert set(exploration.not_run.values()) == {"what comes after a call that never ends"}
+    assert {"a@before", "a@after"} <= {str(outcome.plan) for outcome in exploration.outcomes}
+    assert "ended" not in exploration.failures[0].explain().splitlines()[0]
+    with pytest.raises(AssertionError, match=r"^ENDLESS: the action of step 'b'"):
+        exploration.assert_sound()
+
+
+def test_a_compensation_that_never_ends_is_named_though_it_is_shielded() -> None:
+    saga, world = ending(nothing, waits_for_ever)
+    exploration = explore(saga, world=world)
+    assert [(o.verdict.value, o.findings[0].step) for o in exploration.failures] == [("ENDLESS", "a")]
+    assert exploration.reason.startswith("the compensation of step 'a' never ends, it waits at ")
+
+
+def test_a_step_with_a_timeout_ends() -> None:
+    saga, world = ending(waits_for_ever, timeout=5)
+    exploration = explore(saga, world=world)
+    assert (exploration.mode, exploration.failures) == ("merged", ())
+
+
+def test_one_of_several_steps_side_by_side_never_ends() -> None:
+    saga: Saga[Any] = Saga("beside")
+    for name, act in {"a": nothing, "b": waits_for_ever, "c": nothing}.items():
+        saga.add_step(name, act, nothing, depends_on=[], in_doubt="compensate")
+    failures = explore(saga).failures
+    assert [(o.verdict.value, o.findings[0].step) for o in failures] == [("ENDLESS", "b")]
+
+
+def test_a_mode_that_was_asked_for_is_not_left_for_another() -> None:
+    saga, world = ending(waits_for_ever)
+    with pytest.raises(NeverEndsError, match=r"^the action of step 'b' never ends"):
+        explore(saga, world=world, mode="merged")
+
+
+def test_polling_that_comes_to_an_end_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MOST_TURNS", 1_000)
+
+    async def patient(ctx: Any) -> None:
+        for _ in range(400):
+            await asyncio.sleep(1)
+
+    saga, world = ending(patient)
+    assert explore(saga, world=world).failures == ()  # all of them together are more
 
 
 def test_a_thread_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
