@@ -17,6 +17,7 @@
     │   ├── CorruptDataError                  stored data that is damaged
     │   │   └── DamagedSnapshotError          a snapshot, or one that it is based on
     │   ├── UnknownTypeError                  stored data of a class that is not known here
+    │   ├── EncryptedValueError               a stored value that must be decrypted, and cannot be
     │   └── NewerFormatError                  stored data of a format newer than this code
     ├── StorageError (OSError)                a store could not do what it was asked
     │   ├── StoreUnavailableError             it cannot be reached, or did not answer in time
@@ -139,6 +140,14 @@ class UnknownTypeError(CodecError):
     def __init__(self, message: str, type_name: str = "") -> None:
         super().__init__(message)
         self.type_name = type_name
+
+
+class EncryptedValueError(CodecError):
+    """A stored value is encrypted and is needed as it was. `key` is its key in the context."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class NewerFormatError(CodecError):
