@@ -15,7 +15,8 @@
     ├── CodecError (ValueError)               a value or a stored byte string
     │   ├── CannotStoreError (TypeError)      a value that would not survive the store
     │   ├── CorruptDataError                  stored data that is damaged
-    │   │   └── DamagedSnapshotError          a snapshot, or one that it is based on
+    │   │   ├── DamagedSnapshotError          a snapshot, or one that it is based on
+    │   │   └── DamagedListingError           a record in a listing, which goes on behind it
     │   ├── UnknownTypeError                  stored data of a class that is not known here
     │   ├── EncryptedValueError               a stored value that must be decrypted, and cannot be
     │   └── NewerFormatError                  stored data of a format newer than this code
@@ -38,10 +39,10 @@ Messages are one line: what, where, expected and got, what to do. The parts are 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class SagazError(Exception):
@@ -132,6 +133,15 @@ class DamagedSnapshotError(CorruptDataError):
         super().__init__(message)
         self.snapshot_id = snapshot_id
         self.readable = readable
+
+
+class DamagedListingError(CorruptDataError):
+    """A record in a listing is damaged. `items` are those of the page before it, `cursor` goes on behind it."""
+
+    def __init__(self, message: str, items: Sequence[Any], cursor: str) -> None:
+        super().__init__(message)
+        self.items = items
+        self.cursor = cursor
 
 
 class UnknownTypeError(CodecError):
