@@ -13,6 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.fields import encrypted_fields
 from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
@@ -64,8 +65,6 @@ class Capture:
         *,
         resumed: bool = False,
     ) -> None:
-        if config.encrypt_fields:
-            raise UsageError("encrypt_fields: this release cannot encrypt, so leave those keys out of the context")
         self.storage = storage
         self._config = config
         self._record = record
@@ -85,7 +84,7 @@ class Capture:
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
         self._before: set[str] = set()
-        self._encoded = Encoded(state)
+        self._encoded = Encoded(state, encrypted_fields(config))
         self._summary = Summarizer(state, config.index_keys)
         self._lost_failure = resumed and bool(state.failed_step)
         self._writing: asyncio.Future[None] | None = None

@@ -82,7 +82,10 @@ async def run_saga(
 
 async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
     """Run the saga on from a state that another process left. The state is not copied."""
+    from sagaz_core.engine.fields import FieldReader  # a run without a store does not load the codec
+
     definition = await saga.prepare()
+    FieldReader(state.saga_id, options.replay_config or saga.replay_config).fill(state)
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
     execution.oldest_first = options.oldest_first

@@ -19,6 +19,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from sagaz_core.encryption import Encrypted
 from sagaz_core.errors import UsageError
 from sagaz_core.events import (
     CompensationFailed,
@@ -221,7 +222,7 @@ def _of_type(value: Any, digest: bytes, number: int) -> Any:
         return timedelta(seconds=number % 86400)
     if isinstance(value, UUID):
         return UUID(bytes=digest[:16], version=4)
-    if isinstance(value, (bytes, bytearray)):
+    if isinstance(value, (bytes, bytearray, Encrypted)):
         return type(value)(digest)
     if isinstance(value, PurePath):
         return type(value)(f"redacted-{digest.hex()[:12]}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
+from sagaz_core.engine.fields import FieldReader, encrypted_fields
 from sagaz_core.engine.load import load_checkpoint, load_record, load_state, load_state_before
 from sagaz_core.engine.run import RunOptions
 from sagaz_core.errors import PlanError, UnknownSagaClassError, UnknownStepError, UsageError
@@ -167,6 +168,7 @@ class SagaReplay:
         undone = await self._undone_since(checkpoint, found)
         typed = getattr(getattr(saga, "_context_model", None), "model", None)
         declared = frozenset(getattr(typed, "model_fields", ()))
+        FieldReader(self.saga_id, _own_config(saga), override, resolve=self._resolve).fill(checkpoint)
         start = start_at(checkpoint, override, undone, model=model, declared=declared, strict=strict)
         if migration is None:
             return start
@@ -217,6 +219,8 @@ class SagaReplay:
         override: Mapping[str, Any],
     ) -> ReplayResult:
         replay_id, identity = self._new_id(), self._new_id()
+        own = _own_config(saga)
+        fields = None if own is None else encrypted_fields(own)
         entry = ReplayRecord(
             replay_id,
             self.saga_id,
@@ -225,14 +229,14 @@ class SagaReplay:
             self._initiated_by,
             ReplayStatus.STARTED.value,
             self._clock(),
-            encode(dict(override), "override"),
+            encode(dict(override if fields is None else fields.hidden(override)), "override"),
             str(plan),
         )
         await log_replay(self._storage, entry)
         injector = Injector(plan)
         options = RunOptions(
             storage=self._storage,
-            replay_config=self._config(saga),
+            replay_config=self._config(own),
             interceptors=(
                 *((KeepOverride(override, start.reran),) if override and start.reran else ()),
                 *self._interceptors,
@@ -257,9 +261,8 @@ class SagaReplay:
             self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
         )
 
-    def _config(self, saga: Any) -> ReplayConfig | None:
+    def _config(self, own: ReplayConfig | None) -> ReplayConfig | None:
         """Return the saga's configuration, `None` for its own. Replays that run at the same time write together."""
-        own: ReplayConfig | None = getattr(saga, "replay_config", None)
         if not answers_together(self._storage) or (own is not None and own.durability != "sync"):
             return None
         return _TOGETHER if own is None else own.model_copy(update={"durability": "group"})
@@ -308,6 +311,11 @@ async def make_saga(factory: SagaFactory, saga_name: str) -> Any:
         takes_name = False
     made = factory(saga_name) if takes_name else factory()
     return await made if inspect.isawaitable(made) else made
+
+
+def _own_config(saga: Any) -> ReplayConfig | None:
+    own: ReplayConfig | None = getattr(saga, "replay_config", None)
+    return own
 
 
 def _plan(step: str, force_failure: bool | str | FaultPlan) -> FaultPlan:

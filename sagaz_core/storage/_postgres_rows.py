@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
 from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
@@ -81,6 +81,11 @@ def same_saga(row: Row, mine: tuple[Any, ...]) -> bool:
     return (*row[:5], _moment(row[5]), *row[6:9]) == mine[:9]
 
 
+def saga_id_of(row: Row) -> str:
+    """Return the saga's id, which such rows begin with."""
+    return from_text(row[0])
+
+
 def saga_from(row: Row) -> SagaRecord:
     saga_id, name, version, fingerprint, model = map(from_text, row[:5])
     source, adapter, plan = map(from_text, row[6:9])
@@ -110,8 +115,11 @@ def tags_json(tags: Mapping[str, str]) -> str:
 
 
 def summary_from(row: Row) -> SagaSummary:
-    tags = {from_text(key): from_text(value) for key, value in json.loads(row[6]).items()}
     saga_id, name, status, step = map(from_text, (row[0], row[1], row[3], row[4]))
+    try:
+        tags = {from_text(key): from_text(value) for key, value in json.loads(row[6]).items()}
+    except (AttributeError, TypeError) as error:
+        raise CorruptDataError(f"the stored tags of saga {saga_id!r} are damaged: {error}") from error
     summary = SagaSummary(saga_id, name, row[2], status, step, _moment_or_none(row[5]), tags)
     check_sum(row[7], summary_sum(summary), f"the summary of saga {saga_id!r}")
     return summary

@@ -100,6 +100,11 @@ def unseal(data: bytes, what: str) -> Any:
     return unpack(data[5:], what)
 
 
+def _check_place(found: object, expected: str, what: str) -> None:
+    if found != expected:
+        raise CorruptDataError(f"{what} is damaged: it is that of another one, {found!r:.80}")
+
+
 def as_key(text: str) -> bytes:
     """Return the text as a part of a key."""
     try:
@@ -115,9 +120,11 @@ def pack_saga(record: SagaRecord) -> bytes:
     return seal(pack([*names, model_to_json(record), started, record.source, record.adapter, record.plan]))
 
 
-def unpack_saga(data: bytes) -> SagaRecord:
-    """Do the inverse of `pack_saga`."""
-    saga_id, name, version, fingerprint, model, started, source, adapter, plan = unseal(data, "a saga's record")
+def unpack_saga(saga_id: str, data: bytes) -> SagaRecord:
+    """Do the inverse of `pack_saga`; the id is that under which it is stored."""
+    what = f"the record of saga {saga_id!r}"
+    found, name, version, fingerprint, model, started, source, adapter, plan = unseal(data, what)
+    _check_place(found, saga_id, what)
     fields = model_from_json(saga_id, model)
     return SagaRecord(saga_id, name, version, fingerprint, fields, _moment(started), source, adapter, plan)
 
@@ -128,9 +135,11 @@ def pack_summary(summary: SagaSummary) -> bytes:
     return seal(pack([*names, micros_or_none(summary.failed_at), dict(summary.tags)]))
 
 
-def unpack_summary(data: bytes) -> SagaSummary:
-    """Do the inverse of `pack_summary`."""
-    saga_id, name, seq, status, step, failed_at, tags = unseal(data, "a saga's summary")
+def unpack_summary(saga_id: str, data: bytes) -> SagaSummary:
+    """Do the inverse of `pack_summary`; the id is that under which it is stored."""
+    what = f"the summary of saga {saga_id!r}"
+    found, name, seq, status, step, failed_at, tags = unseal(data, what)
+    _check_place(found, saga_id, what)
     return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), tags)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import another_event, another_saga, another_snapshot
 from sagaz_core.storage._redis_records import (
     as_key,
@@ -66,7 +67,7 @@ class StoredSaga:
         """Return what is known of it."""
         heads = [(number, unpack_log(self._entries[number][0])[2]) for number in self._numbers]
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
-        summary = None if self._summary is None else unpack_summary(self._summary)
+        summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
         return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads))
 
@@ -74,7 +75,7 @@ class StoredSaga:
         """Return what of the batch is not there yet. Raises `DuplicateSagaError` for what is there, and differs."""
         record = batch.saga
         if record is not None and self._record is not None:
-            if unpack_saga(self._record) != record:
+            if unpack_saga(self.saga_id, self._record) != record:
                 raise another_saga(record)
             record = None
         events: dict[int, StoredEvent] = {}
@@ -145,7 +146,10 @@ class StoredSaga:
             doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
         for snapshot in self.heads:
             doomed += [of(kind, as_key(snapshot.snapshot_id)) for kind in (b"id", b"g")]
-        summary = None if self._summary is None else unpack_summary(self._summary)
+        try:
+            summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
+        except CorruptDataError:
+            summary = None  # it stays in indices that nobody knows of: who reads them looks at what they lead to
         indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(summary)))]
         return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
 

@@ -140,7 +140,8 @@ class Batch(NamedTuple):
 class StoreInfo:
     """What a store holds. `bytes` is what it takes up where it is kept, as far as that can be told.
 
-    `snapshots` are those that are stored, also the ones that are no longer served and not pruned yet.
+    `snapshots` are those that are stored, also the ones that are no longer served and not pruned yet. What is too
+    damaged to be counted is not.
     """
 
     url: str
@@ -204,7 +205,10 @@ class SnapshotStorage(Protocol):
         """Return who the saga is."""
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
-        """Return `SagaRecord`s in order of id (by code point), those whose id starts with `prefix`."""
+        """Return `SagaRecord`s in order of id (by code point), those whose id starts with `prefix`.
+
+        Raises `DamagedListingError` for one that is damaged, with the page before it and the cursor behind it.
+        """
 
     async def find_sagas(
         self,
@@ -220,7 +224,7 @@ class SnapshotStorage(Protocol):
         """Return the `SagaSummary`s of which all that is given is true, in order of id (by code point).
 
         `step_name` is the step that failed, and `failed_between` both ends of when, themselves included. `tags` are
-        all to be there with exactly these values.
+        all to be there with exactly these values. A damaged one is told of as `list_sagas` does.
         """
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:

@@ -30,6 +30,7 @@ from sagaz_core.storage._checks import (
     read_snapshot_cursor,
     snapshot_cursor,
 )
+from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._network import (
     LostConnectionError,
     count,
@@ -60,6 +61,7 @@ from sagaz_core.storage._postgres_rows import (
     replay_from,
     replay_row,
     saga_from,
+    saga_id_of,
     same_saga,
     snapshot_from,
     summary_from,
@@ -257,8 +259,7 @@ class PostgresSnapshotStorage:
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
         rows = await self._rows(sql.LIST_SAGAS, as_text(start), as_text(above_prefix(prefix)), limit + 1)
-        found = [saga_from(row) for row in rows[:limit]]
-        return Page(found, found[-1].saga_id if len(rows) > limit else None)
+        return page_of(limit, rows, saga_from, saga_id_of)
 
     async def find_sagas(
         self,
@@ -287,8 +288,7 @@ class PostgresSnapshotStorage:
             values.append(tags_json(wanted))
             where += f" AND tags @> ${len(values)}::jsonb"
         rows = await self._rows(sql.FIND_SAGAS.replace("{where}", where), *values)
-        found = [summary_from(row) for row in rows[:limit]]
-        return Page(found, found[-1].saga_id if len(rows) > limit else None)
+        return page_of(limit, rows, summary_from, saga_id_of)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""

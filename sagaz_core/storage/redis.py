@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from sagaz_core.clock import new_id, utc_now
-from sagaz_core.errors import CodecError, StorageError, UsageError
+from sagaz_core.errors import CodecError, CorruptDataError, StorageError, UsageError
 from sagaz_core.storage._checks import (
     above_prefix,
     check_batch,
@@ -29,6 +30,7 @@ from sagaz_core.storage._checks import (
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._network import count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
 from sagaz_core.storage._redis_records import (
@@ -216,18 +218,18 @@ class RedisSnapshotStorage:
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
         (found,) = await self._send(("GET", self._keys.of(b"saga", as_key(saga_id))))
-        return None if found is None else unpack_saga(found)
+        return None if found is None else unpack_saga(saga_id, found)
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
-        found: list[SagaRecord] = []
+        page = Listing(limit)
         start = as_key(prefix if cursor is None else max(prefix, cursor + "\0"))
-        async for _, data in self._in_order(b"sagas", b"saga", start, as_key(above_prefix(prefix)), limit + 1):
-            found.append(unpack_saga(data))
-            if len(found) > limit:
+        async for saga, data in self._in_order(b"sagas", b"saga", start, as_key(above_prefix(prefix)), limit + 1):
+            saga_id = saga.decode()
+            if not page.takes(saga_id, page.made(saga_id, unpack_saga, saga_id, data)):
                 break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+        return page.page()
 
     async def _in_order(
         self, index: bytes, kind: bytes, start: bytes, end: bytes, some: int
@@ -271,15 +273,14 @@ class RedisSnapshotStorage:
         asked = (("step", step_name), ("status", status), ("name", saga_name))
         names += [index_name(kind, value) for kind, value in asked if value is not None]
         index = b"f:" + names[0] if names else b"sums"
-        found = []
+        page = Listing(limit)
         start = as_key("" if cursor is None else cursor + "\0")
-        async for _, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
-            summary = unpack_summary(data)
-            if fits(summary, status, saga_name, step_name, between, wanted):
-                found.append(summary)
-                if len(found) > limit:
-                    break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+        async for saga, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
+            saga_id = saga.decode()
+            summary = page.made(saga_id, unpack_summary, saga_id, data)
+            if fits(summary, status, saga_name, step_name, between, wanted) and not page.takes(saga_id, summary):
+                break
+        return page.page()
 
     async def _snapshots(self, index: bytes, name: str) -> list[SagaSnapshot]:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
@@ -469,7 +470,9 @@ class RedisSnapshotStorage:
             sagas += record is not None
             size += len(record or b"") + sum(len(data) for data in entries if data is not None)
             for log, states in zip(entries[::3], entries[1::3], strict=True):
-                if log is not None:
+                if log is None:
+                    continue
+                with suppress(CorruptDataError):
                     _, number, headers = unpack_log(log)
                     events += number
                     snapshots += 0 if states is None else len(headers)
@@ -537,7 +540,7 @@ def _checkpoint(saga_id: str, step: str, record: bytes | None, entries: Sequence
     after = -1 if before is None else before.seq
     heads = [EventHead(event.seq, event.kind, event.step) for event in events if event.seq > after]
     return Checkpoint(
-        None if record is None else unpack_saga(record), before, None if last is None else last.seq, heads
+        None if record is None else unpack_saga(saga_id, record), before, None if last is None else last.seq, heads
     )
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
@@ -32,6 +33,7 @@ from sagaz_core.storage._checks import (
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._rows import micros, micros_or_none, summary_sum
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage._sqlite_rows import (
@@ -115,7 +117,7 @@ class SqliteSnapshotStorage:
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
         rows = self._connections.rows(sql.LIST_SAGAS, (start, above_prefix(prefix), limit + 1))
-        return Page([saga_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        return page_of(limit, rows, saga_from, itemgetter(0))
 
     async def find_sagas(
         self,
@@ -137,7 +139,7 @@ class SqliteSnapshotStorage:
         asked = (cursor or "", status, saga_name, step_name, first, last, limit + 1)
         words: list[str | None] = [text for tag in wanted.items() for text in tag] or [None, None]
         rows = self._connections.rows(sql.find_sagas(by, len(words) // 2 - 1), (*asked, *words))
-        return Page([summary_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        return page_of(limit, rows, summary_from, itemgetter(0))
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
