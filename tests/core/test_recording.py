@@ -135,6 +135,7 @@ def test_reading_a_recording_decodes_no_event_twice_and_no_state(monkeypatch: py
         run(saga.run(CONTEXT, saga_id=f"S-{number}"))
     decoded: list[bytes] = []
     monkeypatch.setattr(records, "decode", lambda data, **_: decoded.append(data) or decode(data))
+    monkeypatch.setattr(records, "_common", {})  # as in a new process
     monkeypatch.setattr(frames, "_Frame", None)  # what takes a frame apart
     found = [run(Recording.from_storage(store, f"S-{number}")) for number in range(4)]
     same = 4  # the starts of the three steps, and the end, are the same in all four
