@@ -54,7 +54,7 @@ def prove(case: Case) -> None:
 def _fails_as_recorded(case: Case, outcome: Outcome) -> str:
     """Say why a plan that nobody asked for by name could not be tried: its step fails by itself, as it did then."""
     now = outcome.evidence.state
-    then = case.recording.failed_step if case.recording is not None else None
+    then = case.recording.state.failed_step if case.recording is not None else None  # also of one that is stuck there
     missed = {fault.step for fault in outcome.evidence.missed}
     if not missed or missed != {then} or now.failed_step != then:
         return ""

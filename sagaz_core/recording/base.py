@@ -83,8 +83,11 @@ class Recording:
     def _summary(self) -> SagaSummary:
         state = self._end
         failed = next((event for event in self.events if isinstance(event, StepFailed) and event.final), None)
-        turned_back = failed is not None and not self.completed
-        step, at = (failed.step or "", failed.at) if failed is not None and turned_back else ("", None)
+        step, at = "", None
+        if failed is not None and not self.completed:
+            step, at = failed.step or "", failed.at
+        elif state.status is SagaStatus.FAILED:  # stuck behind its pivot: nothing turned it back
+            step, at = state.failed_step or "", state.at
         return SagaSummary(self.saga_id, self.saga_name, state.seq, state.status.value, step, at)
 
     @classmethod

@@ -112,10 +112,10 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CorruptDataError(f"{where} is not a recording: it does not say format {FORMAT!r}")
     version = content.get("version")
-    if version != VERSION:
-        if isinstance(version, int) and version > VERSION:
+    if type(version) is not int or version != VERSION:  # to Python, true is 1
+        if type(version) is int and version > VERSION:
             raise NewerFormatError(
-                f"{where} has format version {version}, this release reads {VERSION}: install a newer pytest-sagaz"
+                f"{where} has format version {version!r:.40}, this release reads {VERSION}: install a newer pytest-sagaz"
             )
         raise CorruptDataError(f"{where} has no format version that was ever written: {version!r:.40}")
     try:

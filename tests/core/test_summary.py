@@ -7,7 +7,7 @@ from enum import Enum
 
 import pytest
 
-from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga
+from sagaz_core import InMemorySnapshotStorage, Recording, ReplayConfig, Saga, SagaConfig
 from sagaz_core.engine.run import RunOptions, resume_stored, run_saga
 from sagaz_core.engine.summary import tag_text
 from sagaz_core.storage.base import SagaSummary
@@ -163,3 +163,21 @@ def test_an_attempt_that_is_tried_again_is_no_failure():
         ("executing", ""),
         ("completed", ""),
     ]
+
+
+@pytest.mark.parametrize("pivot", ["", "charge_payment"])
+def test_an_imported_saga_is_found_as_the_recorded_one_is(pivot):
+    async def fail(ctx):
+        raise OSError("down")
+
+    store, other = Counting(), Counting()
+    saga = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(), config=SagaConfig(forward_retries=0))
+    saga.add_step("charge_payment", lambda ctx: None, pivot=bool(pivot)).add_step("ship", fail)
+    ran(store, saga, "s")
+    run(_copy(store, other))
+    assert other.summaries == store.summaries[-1:]
+    assert found(other, step_name="ship") == found(store, step_name="ship") == ["s"]
+
+
+async def _copy(store, other):
+    await (await Recording.from_storage(store, "s")).to_storage(other)

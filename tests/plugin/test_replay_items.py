@@ -446,3 +446,41 @@ def test_a_matrix_is_tried_in_both_orders_on_request(shop: Shop) -> None:
     result = shop.run("test_pair.py")
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(["FAILED *test_both*reserve@undo-flaky* - *STUCK under * (undone oldest first)*"])
+
+
+PIVOT = """
+    from sagaz_core import Saga, SagaConfig, action, compensate
+
+    class Pivot(Saga):
+        saga_name = "pivot"
+
+        def __init__(self):
+            super().__init__(config=SagaConfig(forward_retries=0))
+
+        @action("hold", in_doubt="compensate")
+        async def hold(self, ctx): pass
+
+        @compensate("hold")
+        async def let_go(self, ctx): pass
+
+        @action("pay", pivot=True, in_doubt="compensate")
+        async def pay(self, ctx): pass
+
+        @compensate("pay")
+        async def refund(self, ctx): pass
+
+        @action("send")
+        async def send(self, ctx):
+            raise RuntimeError("no mail")
+"""
+
+
+def test_of_a_saga_that_is_stuck_behind_its_pivot_the_compensations_are_tried_by_failing_the_pivot(shop: Shop) -> None:
+    shop.write("pivot", PIVOT)
+    shop.record("pivot:Pivot", context={})
+    names = [name.removeprefix("ORDER-1::") for name in shop.ids("--sagaz-replay=ORDER-1")]
+    assert names == [
+        "faithful", "hold@before", "hold@after", "pay@before+hold@undo-fail", "pay@before", "pay@after",
+        "send@before", "send@after",
+    ]  # fmt: skip
+    shop.replay().assert_outcomes(passed=7, skipped=1)  # send@after: it fails by itself

@@ -195,6 +195,8 @@ class EmptySaga(Saga):
 class BareSaga(OrderSaga):
     """Does not begin as a saga."""
 
+    saga_name = "bare"
+
     def __init__(self) -> None:
         self.stock = 1
 
