@@ -12,7 +12,7 @@ from sagaz_core import Outcome, Saga, SagaContext, World, action, compensate, ex
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.mutation.facts import Facts, survey
+from sagaz_core.mutation.facts import Facts, changed_by, survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
 from sagaz_core.mutation.runners import Tried, explored, one_fault_and_packed, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
@@ -416,3 +416,16 @@ def test_a_percentage_says_100_only_of_all(percent: float, text: str) -> None:
 
 def test_no_mutants_are_all_caught() -> None:
     assert Score("shop", ()).percent == 100
+
+
+def test_what_a_change_makes_of_a_saga_is_worked_out_once() -> None:
+    saga = linear(2)[0]()
+    skip, twice = (mutant for mutant in mutants(saga.definition(), Facts()) if str(mutant) in ("skip:s0", "skip:s1"))
+    once = changed_by(saga, skip.change)
+    assert once.definition() is once.definition()
+    both = changed_by(once, twice.change)
+    changed = [name for name, step in both.definition().steps.items() if step != saga.definition().steps[name]]
+    assert changed == ["s0", "s1"]
+    once.add_step("more", lambda ctx: None)
+    assert list(once.definition().steps) == ["s0", "s1", "more"]
+    assert list(saga.definition().steps) == ["s0", "s1"]
