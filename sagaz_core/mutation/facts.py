@@ -191,5 +191,18 @@ def _there_and_back(model: SagaModel) -> list[FaultPlan]:
 def changed_by(saga: SagaT, change: Callable[[Definition], Definition]) -> SagaT:
     """Return a copy of the saga whose definition is changed so; the saga and its class are left as they are."""
     made = object.__new__(type(saga))  # copy.copy() leaves a note of its own in the class
-    made.__dict__.update(vars(saga), _added=dict(saga._added), _changes=(*saga._changes, change))
+    made.__dict__.update(vars(saga), _added=dict(saga._added), _changes=(*saga._changes, _Once(change)))
     return made
+
+
+class _Once:
+    """A change that is made once for as long as it is of the same definition: a run asks several times."""
+
+    def __init__(self, change: Callable[[Definition], Definition]) -> None:
+        self._change = change
+        self._known: tuple[Definition, Definition] | None = None
+
+    def __call__(self, definition: Definition) -> Definition:
+        if self._known is None or self._known[0] is not definition:
+            self._known = definition, self._change(definition)
+        return self._known[1]

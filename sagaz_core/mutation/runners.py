@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.kinds import KINDS, parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.explorer import aexplore
-from sagaz_core.prove.packed import few_plans, single_plans
+from sagaz_core.prove.packed import finding_most_first, packed_plans, single_plans
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.trial import Subject, describe, run_trial
 from sagaz_core.state import SagaStatus
@@ -43,7 +44,11 @@ Runner = Callable[[Make, Values, "World | None"], Awaitable[Tried]]
 
 
 def planned(plans: Plans) -> Runner:
-    """Return the runner that runs the saga without faults, and then under one plan after the other from the start."""
+    """Return the runner that runs the saga under one plan after the other from the start, and once without faults.
+
+    What a benign fault does is compared with that one run, which therefore comes before all but a first fatal plan. A
+    plan that is undone in another order too is so at the end: what only that order shows is rare.
+    """
 
     async def tried(make: Make, context: Values, world: World | None) -> Tried:
         adapter, model = await describe(Subject(make, context))
@@ -51,9 +56,10 @@ def planned(plans: Plans) -> Runner:
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
         runs, subject = 0, Subject(make, context, world=world)
-        turns = [(subject, plan) for plan in reversed((NO_FAULTS, *plans(model)))]
+        turns = deque((subject, plan) for plan in _with_clean_run(plans(model)))
+        vacuous: Tried | None = None
         while turns:
-            subject, plan = turns.pop()
+            subject, plan = turns.popleft()
             outcome = await run_trial(subject, plan, reference=reference)
             runs += 1
             if world is not None and saved is not None:
@@ -62,14 +68,27 @@ def planned(plans: Plans) -> Runner:
                 if outcome.status is not SagaStatus.COMPLETED:
                     return Tried(f"without any fault the saga ended {outcome.status.value}", "none", runs)
                 reference = outcome.world_after if saved is not None else None
+            if vacuous is not None:
+                return replace(vacuous, runs=runs)
             if outcome.findings:
-                return Tried(outcome.findings[0].sentence, str(plan) or "none", runs)
+                found = Tried(outcome.findings[0].sentence, str(plan) or "none", runs)
+                if not outcome.evidence.missed or ends:
+                    return found
+                vacuous = found  # unless the saga fails without any fault, which says more
+                continue
             ends[f"{plan}, {OLDEST_FIRST}" if subject.oldest_first else str(plan)] = _end(outcome)
             if not adapter.one_order and not subject.oldest_first and has_choice(outcome):
                 turns.append((replace(subject, oldest_first=True), plan))
         return Tried(runs=runs, ends=ends)
 
     return tried
+
+
+def _with_clean_run(plans: Iterable[FaultPlan]) -> Iterator[FaultPlan]:
+    first, *others = plans
+    clean_first = not any(fault.described.fatal for fault in first)
+    yield from (NO_FAULTS, first) if clean_first else (first, NO_FAULTS)
+    yield from others
 
 
 def explored(**options: Any) -> Runner:
@@ -90,10 +109,7 @@ def _end(outcome: Outcome) -> End:
 
 
 def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
-    """Return the plans of one fault and, with all kinds, the packed ones: those first that find most.
-
-    A step that fails after its effect shows most mutants, and the packed plans most of the others.
-    """
+    """Return the plans of one fault and, with all kinds, the packed ones: those first that find most."""
     wanted = parse_kinds(kinds)
     everything = set(wanted) == set(KINDS)
     known: dict[SagaModel, list[FaultPlan]] = {}
@@ -101,10 +117,9 @@ def one_fault_and_packed(kinds: str | Iterable[str] = "all") -> Plans:
     def plans(model: SagaModel) -> list[FaultPlan]:
         found = known.get(model)
         if found is None:
-            single = single_plans(model, wanted)
-            after = [plan for plan in single if plan.faults[-1].kind == "after"]
-            packed = few_plans(model) if everything else ()
-            found = known[model] = list(dict.fromkeys([*after, *packed, *single]))
+            packed = packed_plans(model, KINDS) if everything else []
+            plans = [*packed, *single_plans(model, wanted)]
+            found = known[model] = finding_most_first(plans, model)
         return found
 
     return plans

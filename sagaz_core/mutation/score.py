@@ -72,7 +72,8 @@ class Score:
         caught = len(self.counted) - len(self.survivors)
         lines = [f"saga {self.saga_name!r}: {caught} of {len(self.counted)} mutants caught ({shown(self.percent)} %)"]
         if caught:
-            lines[0] += f", in {self.median_runs:g} runs (median)"
+            runs = self.median_runs
+            lines[0] += ", in 1 run (median)" if runs == 1 else f", in {runs:g} runs (median)"
         rows = [self._row(operator) for operator in OPERATORS]
         lines += ["", *table(("operator", "caught", "of", "no difference"), [row for row in rows if row])]
         if self.survivors:

@@ -43,9 +43,24 @@ def packed_plans(model: SagaModel, kinds: Iterable[str], first: str | None = Non
 
 @lru_cache(maxsize=64)
 def few_plans(model: SagaModel) -> tuple[FaultPlan, ...]:
-    """Return at most 2N + 10 plans: the packed ones, and each step failed after and before."""
-    last, *fatal = [FaultPlan((Fault(step, kind),)) for kind in ("after", "before") for step in reversed(model.order)]
-    return (last, *packed_plans(model, KINDS), *fatal)  # what undoes everything finds most
+    """Return at most 2N + 10 plans: the packed ones, and each step failed after and before; what finds most first."""
+    fatal = [FaultPlan((Fault(step, kind),)) for kind in ("after", "before") for step in reversed(model.order)]
+    return tuple(finding_most_first([*packed_plans(model, KINDS), *fatal], model))
+
+
+def finding_most_first(plans: Iterable[FaultPlan], model: SagaModel) -> list[FaultPlan]:
+    """Return the plans with those in front that find most of what can be wrong.
+
+    That is a lost acknowledgement after which all is undone; all done twice, and all undone twice; and then the other
+    lost acknowledgements, those behind a pivot last, because nothing is undone after them.
+    """
+    pivots = [step.name for step in model.steps if step.pivot]
+    behind = frozenset[str]().union(*(model.descendants[pivot] for pivot in pivots))
+    given = list(plans)
+    lost = [plan for plan in given if len(plan.faults) == 1 and _last(plan).kind == "after"]
+    lost.sort(key=lambda plan: _last(plan).step in behind)
+    twice = [plan for plan in given if sum(fault.kind in ("repeat", "undo-repeat") for fault in plan) > 1]
+    return list(dict.fromkeys([*lost[:1], *twice, *lost[1:], *given]))
 
 
 def _in_a_chain(steps: Iterable[str], model: SagaModel) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.effects import Effects
     from sagaz_core.prove.fights import Fights
@@ -39,7 +41,13 @@ def ideals(model: SagaModel, limit: int) -> int:
 def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]:
     """Return what was seen of steps that nothing orders: one reads what the other writes."""
     found: dict[Found, Finding] = dict(effects.noticed)
+    writers: dict[str, set[str]] = {}
+    for writer, written in effects.writes.items():
+        for key in written:
+            writers.setdefault(key, set()).add(writer)
     for reader, keys in effects.reads.items():
+        if not _unordered(reader, keys, writers, model):
+            continue
         for writer, written in effects.writes.items():
             if reader == writer or reader in model.ancestors[writer] or writer in model.ancestors[reader]:
                 continue
@@ -54,3 +62,10 @@ def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]
                     ),
                 )
     return found
+
+
+def _unordered(reader: str, keys: Iterable[str], writers: Mapping[str, set[str]], model: SagaModel) -> bool:
+    """Whether any of the keys is written by a step that nothing orders with the reader."""
+    before = model.ancestors[reader]
+    others = set[str]().union(*[writers[key] for key in keys if key in writers])
+    return any(other != reader and other not in before and reader not in model.ancestors[other] for other in others)

@@ -12,9 +12,9 @@ from sagaz_core import Outcome, Saga, SagaContext, World, action, compensate, ex
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.mutation.facts import Facts, survey
+from sagaz_core.mutation.facts import Facts, changed_by, survey
 from sagaz_core.mutation.operators import OPERATORS, mutants
-from sagaz_core.mutation.runners import Tried, explored, planned
+from sagaz_core.mutation.runners import Tried, explored, one_fault_and_packed, planned
 from sagaz_core.mutation.score import NoScoreError, Score, score, shown
 from sagaz_core.prove.packed import few_plans, single_plans
 from sagaz_core.prove.trial import Subject, run_trial
@@ -225,7 +225,9 @@ def test_the_kinds_of_faults_say_which_mutants_can_be_found() -> None:
 
 def test_a_saga_that_is_not_sound_has_no_score() -> None:
     saga, world = simple()
-    with pytest.raises(UsageError, match=r"^saga 'Simple' is not sound itself, under take@after: .* a score says "):
+    with pytest.raises(
+        UsageError, match=r"^saga 'Simple' is not sound itself, under take@repeat\+tell@repeat: .* a score says "
+    ):
         score(saga, {}, world=world)
 
 
@@ -261,7 +263,7 @@ def test_without_a_world_it_says_what_nobody_can_see() -> None:
     assert {verdict.mutant.operator for verdict in found.survivors} == {"skip", "twice", "swallow", "needs-result"}
     assert [str(verdict.mutant) for verdict in found.counted if verdict.caught] == ["drop-key:pay.id"]
     text = found.explain()
-    assert text.startswith("saga 'shop': 1 of 5 mutants caught (20 %), in 2 runs (median)")
+    assert text.startswith("saga 'shop': 1 of 5 mutants caught (20 %), in 1 run (median)")
     assert "nobody notices that the compensation of 'pay' does nothing  (skip:pay)" in text
     assert "without a world only the ledger watches" in text
     assert "to try partial-undo, not-idempotent, undo-not-idempotent." in text
@@ -295,6 +297,31 @@ def test_plans_that_find_most_come_first() -> None:
     plans = [str(plan) for plan in single_plans(model, KINDS)]
     assert plans[:4] == ["s2@after", "s1@after", "s0@after", "s2@repeat"]
     assert len(plans) == 1 + 3 * 18
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("linear", ["s4@after", "s0@repeat+s1@repeat+s2@repeat+s3@repeat+s4@repeat"]),
+        ("with_pivot", ["s2@after", "s0@repeat+s1@repeat+s2@repeat+s3@repeat+s4@repeat"]),
+    ],
+)
+def test_what_finds_most_mutants_is_run_first(name: str, first: list[str]) -> None:
+    model = CORRECT[name]()[0]().definition().model
+    plans = [str(plan) for plan in one_fault_and_packed()(model)]
+    assert plans[:2] == first
+    assert plans[2].count("@undo-repeat") == (5 if name == "linear" else 2)
+    assert plans[3:5] == (["s3@after", "s2@after"] if name == "linear" else ["s1@after", "s0@after"])
+    assert len(set(plans)) == len(plans)
+
+
+def test_a_mutant_that_fails_without_any_fault_is_said_to_do_so() -> None:
+    async def broken(ctx: Any) -> None:
+        raise OSError("always")
+
+    saga = Saga("broken").add_step("a", broken, broken).add_step("b", broken, broken)
+    found = run(planned(one_fault_and_packed())(lambda: saga, {}, None))
+    assert (found.found, found.plan, found.runs) == ("without any fault the saga ended rolled_back", "none", 2)
 
 
 def test_a_process_dies_once_however_many_steps_run_side_by_side() -> None:
@@ -389,3 +416,16 @@ def test_a_percentage_says_100_only_of_all(percent: float, text: str) -> None:
 
 def test_no_mutants_are_all_caught() -> None:
     assert Score("shop", ()).percent == 100
+
+
+def test_what_a_change_makes_of_a_saga_is_worked_out_once() -> None:
+    saga = linear(2)[0]()
+    skip, twice = (mutant for mutant in mutants(saga.definition(), Facts()) if str(mutant) in ("skip:s0", "skip:s1"))
+    once = changed_by(saga, skip.change)
+    assert once.definition() is once.definition()
+    both = changed_by(once, twice.change)
+    changed = [name for name, step in both.definition().steps.items() if step != saga.definition().steps[name]]
+    assert changed == ["s0", "s1"]
+    once.add_step("more", lambda ctx: None)
+    assert list(once.definition().steps) == ["s0", "s1", "more"]
+    assert list(saga.definition().steps) == ["s0", "s1"]
