@@ -226,6 +226,7 @@ class Capture:
             encoded,
             None if retention is None else state.at + retention,
             completed_steps=tuple(state.results),
+            tags=self._summary.tags(),
         )
         self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
 

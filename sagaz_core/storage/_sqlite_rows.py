@@ -44,16 +44,19 @@ def saga_from(row: tuple[Any, ...]) -> SagaRecord:
 
 def snapshot_from(row: tuple[Any, ...]) -> SagaSnapshot:
     times = moment(row[8], row[0]), _moment_or_none(row[10], row[0])
-    return SagaSnapshot._make((*row[:8], times[0], row[9], times[1], row[11], (), _steps(row)))
+    steps, tags = row[12] and tuple(_plain(row, 12)), row[13] and tuple(_plain(row, 13).items())
+    return SagaSnapshot._make((*row[:8], times[0], row[9], times[1], row[11], (), steps or (), tags or ()))
 
 
-def _steps(row: tuple[Any, ...]) -> tuple[str, ...]:
-    if not row[12]:
-        return ()
+def _plain(row: tuple[Any, ...], column: int) -> Any:
     try:
-        return tuple(json.loads(row[12]))
+        found = json.loads(row[column])
+        if not isinstance(found, list if column == 12 else dict):
+            raise ValueError("of another kind")
     except ValueError as error:
-        raise CorruptDataError(f"the completed steps of snapshot {row[0]!r} are damaged: {error}") from error
+        what = "completed steps" if column == 12 else "tags"
+        raise CorruptDataError(f"the {what} of snapshot {row[0]!r} are damaged: {error}") from error
+    return found
 
 
 def summary_from(row: tuple[Any, ...]) -> SagaSummary:
