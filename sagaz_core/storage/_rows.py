@@ -170,7 +170,8 @@ def replay_from_row(row: Row) -> ReplayRecord:
 
 def micros(at: datetime) -> int:
     """Return the time as microseconds since 1970, UTC. Raises `NaiveTimeError`."""
-    check_moment(at)
+    if at.tzinfo is None:
+        check_moment(at)
     since = at - _EPOCH
     found = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if not _MIN <= found <= _MAX:
