@@ -229,6 +229,7 @@ class Capture:
             None,
             (),
             tuple(state.results),
+            self._summary.tags(),
         )
         snapshot: SagaSnapshot = _new(SagaSnapshot, fields)
         self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))

@@ -47,6 +47,10 @@ class Summarizer:
         failed_at = (self.failed_at or state.at) if step else None
         return SagaSummary(state.saga_id, state.saga_name, state.seq, status._value_, step, failed_at, tags)
 
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """Return the tags of now, in order of key."""
+        return tuple(sorted(tags_of(self._state.context, self._keys).items())) if self._keys else ()
+
     def told(self, summary: SagaSummary) -> None:
         """Take the summary for told: it is in the store."""
         self._told = (summary.status, summary.step_name, summary.tags)

@@ -177,6 +177,7 @@ def _snapshot_to_json(snapshot: SagaSnapshot) -> dict[str, Any]:
         "seq": snapshot.seq,
         "created_at": snapshot.created_at.isoformat(),
         "retention_until": snapshot.retention_until.isoformat() if snapshot.retention_until else None,
+        **({"tags": dict(snapshot.tags)} if snapshot.tags else {}),
         "state": to_json(decode(state_bytes(snapshot), resolve=opaque_class), "state"),
     }
 
@@ -200,5 +201,6 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
         data=b"",
         retention_until=aware(until) if until else None,
         completed_steps=tuple(state.results),
+        tags=tuple(sorted((str(key), str(value)) for key, value in data.get("tags", {}).items())),
     )
     return standalone(snapshot, encode(plain, "state"))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sagaz_core.encryption import Encrypted
+from sagaz_core.engine.summary import tags_of
 from sagaz_core.errors import UsageError
 from sagaz_core.events import (
     CompensationFailed,
@@ -90,7 +91,11 @@ class Redactor:
         if state.get("error") is not None:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
-        hidden = snapshot._replace(saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name))
+        hidden = snapshot._replace(
+            saga_id=state["saga_id"],
+            step_name=self._in_text(snapshot.step_name),
+            tags=tuple(sorted(tags_of(state["context"], dict(snapshot.tags)).items())),
+        )
         return standalone(hidden, encode(state, "state"))
 
     def record(self, record: SagaRecord) -> SagaRecord:

@@ -146,6 +146,7 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
         *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
         *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(snapshot.completed_steps)),
+        tags_json(dict(snapshot.tags)) if snapshot.tags else None,
     )
 
 
@@ -157,12 +158,17 @@ def _steps_from(text: str | None) -> tuple[str, ...]:
     return tuple(map(from_text, json.loads(text))) if text else ()
 
 
+def _tags_from(text: str | None) -> tuple[tuple[str, str], ...]:
+    found = json.loads(text).items() if text else ()
+    return tuple(sorted((from_text(key), from_text(value)) for key, value in found))
+
+
 def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
     """Return the snapshot of a row of its own columns, and of two more with its bases."""
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq, done = row[:13]
+    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row[:12]
     found: tuple[Base, ...] = ()
-    if bases and row[13] is not None:
-        found = tuple([Base(from_text(name), held) for name, held in zip(row[13], row[14], strict=True)])
+    if bases and row[14] is not None:
+        found = tuple([Base(from_text(name), held) for name, held in zip(row[14], row[15], strict=True)])
     return SagaSnapshot(
         from_text(snapshot_id),
         from_text(saga_id),
@@ -177,7 +183,8 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
         _moment_or_none(until),
         base_seq,
         found,
-        _steps_from(done),
+        _steps_from(row[12]),
+        _tags_from(row[13]),
     )
 
 

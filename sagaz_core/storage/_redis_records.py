@@ -11,6 +11,7 @@ n+1 if there is none is to append behind what one knows. In keys an entry is `n:
 | `ev:n:ID` | of an entry: its events |
 | `st:n:ID` | of an entry: the states of its snapshots, which expire with the last that needs them |
 | `v:ID` | changes when entries are changed, by deleting |
+| `o:ID` | there when some snapshot comes before one that is in an earlier entry |
 | `id:SNAPSHOT` | the entry that a snapshot is in |
 | `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
 | `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
@@ -194,14 +195,14 @@ def unpack_events(saga_id: str, data: bytes) -> Iterator[StoredEvent]:
 
 def pack_log(saga_id: str, events: int, snapshots: list[SagaSnapshot]) -> bytes:
     """Return the head of an entry."""
-    return pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]])
+    return seal(pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]]))
 
 
 def _header(snapshot: SagaSnapshot) -> list[Any]:
     return [
         *(snapshot.snapshot_id, snapshot.saga_name, snapshot.step_name, snapshot.step_index, snapshot.seq),
         *(snapshot.phase, snapshot.status, micros(snapshot.created_at), micros_or_none(snapshot.retention_until)),
-        *(snapshot.base_seq, list(snapshot.completed_steps)),
+        *(snapshot.base_seq, list(snapshot.completed_steps), dict(snapshot.tags)),
     ]
 
 
@@ -210,17 +211,17 @@ def pack_states(snapshots: list[SagaSnapshot]) -> bytes:
     return pack([snapshot.data for snapshot in snapshots])
 
 
-def unpack_log(log: bytes) -> tuple[str, int, list[list[Any]]]:
-    """Return the saga, the number of events, and the heads of the snapshots."""
-    saga_id, events, headers = unpack(log, "an entry")
+def unpack_log(log: bytes, of: str) -> tuple[str, int, list[list[Any]]]:
+    """Return the saga, the number of events, and the heads of the snapshots; `of` is what an error names."""
+    saga_id, events, headers = unseal(log, f"an entry of {of!r}")
     return saga_id, events, headers
 
 
-def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
-    """Return an entry's snapshots; none when their states have expired."""
+def unpack_snapshots(log: bytes, states: bytes | None, of: str) -> list[SagaSnapshot]:
+    """Return an entry's snapshots; none when their states have expired. `of` is what an error names."""
+    saga_id, _, headers = unpack_log(log, of)
     if states is None:
         return []
-    saga_id, _, headers = unpack_log(log)
     held = unpack(states, f"an entry of saga {saga_id!r}")
     try:
         return [_snapshot(saga_id, header, data) for header, data in zip(headers, held, strict=True)]
@@ -231,10 +232,12 @@ def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
 def _snapshot(saga_id: str, header: list[Any], data: bytes) -> SagaSnapshot:
     snapshot_id, saga_name, step, index, seq, phase, status, created, until, base_seq, *others = header
     times = _moment(created), _moment_or_none(until)
-    completed = tuple(others[0]) if others else ()  # an earlier release wrote none
+    without: list[Any] = [(), {}]  # earlier releases wrote none
+    completed, tags, *_ = *others, *without[len(others) :]
     return SagaSnapshot(
         *(snapshot_id, saga_id, saga_name, step, index, seq, phase, status, times[0], _bytes(data), times[1], base_seq),
-        completed_steps=completed,
+        completed_steps=tuple(completed),
+        tags=tuple(tags.items()),
     )
 
 

@@ -173,6 +173,8 @@ class Addition:
         if ends:
             after.append(("ZADD", of(b"exp"), "LT", min(ends), saga))
         after += self._keep_bases(saga, kept_for)
+        if min((s.seq, s.snapshot_id) for s in batch.snapshots) < self.known.last_snapshot:
+            after.append(("SET", of(b"o", saga), b""))
 
     def _kept_for(self) -> int | None:
         """Return for how many milliseconds the states are kept, `None` for ever.

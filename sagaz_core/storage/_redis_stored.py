@@ -51,7 +51,7 @@ class StoredSaga:
         self._numbers = sorted(self._entries)
         # Those whose states have expired in the server are there too, until they are pruned.
         self._stored = {
-            number: unpack_snapshots(log, _no_states(log) if states is None else states)
+            number: unpack_snapshots(log, _no_states(log, saga_id) if states is None else states, saga_id)
             for number, (log, states) in self._entries.items()
         }
         self.heads = sorted((s for found in self._stored.values() for s in found), key=_place)
@@ -65,7 +65,7 @@ class StoredSaga:
 
     def known(self) -> Known:
         """Return what is known of it."""
-        heads = [(number, unpack_log(self._entries[number][0])[2]) for number in self._numbers]
+        heads = [(number, unpack_log(self._entries[number][0], self.saga_id)[2]) for number in self._numbers]
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
         summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
@@ -125,7 +125,7 @@ class StoredSaga:
             place = b"%d:%s" % (number, self._saga)
             log, states = self._entries[number]
             # An entry stays when it is empty: by its number another process knows that there was a write.
-            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log)[1], kept)))
+            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log, self.saga_id)[1], kept)))
             if not kept:
                 commands.append(("DEL", of(b"st", place)))
             elif states is not None:
@@ -140,7 +140,7 @@ class StoredSaga:
     def deleting(self) -> list[Command]:
         """Return what deletes all of it."""
         of = self._keys.of
-        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v")]
+        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v", b"o")]
         for number in self._numbers:
             place = b"%d:%s" % (number, self._saga)
             doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
@@ -154,5 +154,5 @@ class StoredSaga:
         return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
 
 
-def _no_states(log: bytes) -> bytes:
-    return pack([b""] * len(unpack_log(log)[2]))
+def _no_states(log: bytes, saga_id: str) -> bytes:
+    return pack([b""] * len(unpack_log(log, saga_id)[2]))

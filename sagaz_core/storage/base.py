@@ -63,8 +63,8 @@ class SagaSnapshot(NamedTuple):
     """The state of a saga at a `seq`: `data` is `SagaState.to_data()`, encoded and (not in memory) framed: `frames.py`.
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
-    `completed_steps` are those that are done and not undone, in order, and `step_index` is their number. Times are
-    aware, UTC. `snapshot_id` is unique in a store.
+    `completed_steps` are those that are done and not undone, in order, and `step_index` is their number. `tags` are the
+    pairs that the summary had at that `seq`, in order of key. Times are aware, UTC. `snapshot_id` is unique in a store.
     Snapshots are in order of `seq`; those of one `seq` (after a step, before the next) in order of `snapshot_id`.
 
     `base_seq` is `None` when `data` stands alone; else all that is needed to read it are the saga's snapshots from
@@ -86,6 +86,7 @@ class SagaSnapshot(NamedTuple):
     base_seq: int | None = None
     bases: tuple[Base, ...] = ()
     completed_steps: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         hidden = ("data", "bases")

@@ -178,7 +178,8 @@ async def _read(storage: SnapshotStorage, saga_id: str) -> _Found:
     try:
         async for snapshot in _snapshots(storage, saga_id):
             until = snapshot.retention_until
-            said = (*snapshot[1:8], snapshot.created_at - _EPOCH, until and until - _EPOCH, snapshot.completed_steps)
+            times = snapshot.created_at - _EPOCH, until and until - _EPOCH
+            said = (*snapshot[1:8], *times, snapshot.completed_steps, snapshot.tags)
             try:
                 found.checksums[_name(snapshot)] = _checksum(said, state_bytes(snapshot))
             except CorruptDataError as error:

@@ -571,6 +571,7 @@ def _snapshot(segment: Segment, entry: SnapshotEntry) -> SagaSnapshot:
         *(name, segment.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention, base_seq),
         bases,
         entry.completed_steps,
+        entry.tags,
     )
 
 

@@ -27,6 +27,7 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_prune,
     contested,
+    misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
 )
@@ -331,13 +332,20 @@ class PostgresSnapshotStorage:
         """See `SnapshotStorage.read_events`."""
         statement = sql.READ_EVENTS if until is None else sql.READ_EVENTS_UNTIL
         last = () if until is None else (as_time(until),)
-        read, more = as_seq(after_seq), True
+        read, more, event = as_seq(after_seq), True, None
         while more:
             rows = await self._rows(statement, as_text(saga_id), read, _EVENTS_AT_ONCE, *last)
-            for row in rows:
-                read = row[0]
-                yield event_from(saga_id, row)
             more = len(rows) == _EVENTS_AT_ONCE
+            for *row, highest in rows:
+                if highest is not None and row[0] > highest:
+                    if until is not None and event_from(saga_id, row).at <= until:
+                        raise misplaced(saga_id, row[0])
+                    more = False
+                    break
+                read, event = row[0], event_from(saga_id, row)
+                yield event
+        if until is not None and event is not None and event.at > until:
+            raise misplaced(saga_id, read)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""

@@ -26,6 +26,7 @@ from sagaz_core.storage._checks import (
     contested,
     expired,
     fits,
+    not_a_cursor,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
@@ -48,6 +49,7 @@ from sagaz_core.storage._redis_records import (
 )
 from sagaz_core.storage._redis_sagas import Addition, Keys, Known
 from sagaz_core.storage._redis_stored import StoredSaga
+from sagaz_core.storage._redis_window import Window
 from sagaz_core.storage.base import (
     Batch,
     Page,
@@ -71,6 +73,8 @@ Result = TypeVar("Result")
 _PREFIX = re.compile(r"[A-Za-z0-9_.{}-]{1,100}")
 _KNOWN_SAGAS = 10_000
 _AT_ONCE = 500
+_BACK = 24  # the entries before a page that have the bases of its first snapshots: those are up to 15, in most sagas
+_MOST_ENTRIES = 1 << 53
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _place = attrgetter("seq", "snapshot_id")
 
@@ -286,7 +290,7 @@ class RedisSnapshotStorage:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
         entries = self._keys.of(index, as_key(name))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st")))
-        return _in_entries(reply[::2], reply[1::2])
+        return _in_entries(name, reply[::2], reply[1::2])
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -310,14 +314,40 @@ class RedisSnapshotStorage:
         return _latest(stored, self.clock(), step, phase, until, max_seq)
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """See `SnapshotStorage.list_snapshots`."""
+        """See `SnapshotStorage.list_snapshots`.
+
+        Of a saga whose snapshots are in the order of its entries, as almost all are, only the page's entries are read,
+        and some before them for the bases.
+        """
         check_limit(limit)
-        after = read_snapshot_cursor(cursor)
+        entry, after = _read_cursor(cursor)
+        now, wanted, back = self.clock(), limit + 2, _BACK  # with the entry of the cursor, and one more
+        while entry:
+            window = await self._window(saga_id, max(1, entry - back), min(entry + wanted, _MOST_ENTRIES))
+            if window.unordered:
+                break
+            found = [one for one in window.stored if _place(one) > after and not expired(one, now)]
+            if len(found) <= limit and not window.at_end:
+                wanted *= 2
+            elif not window.has_bases(found[:limit]):
+                back *= 8
+            else:
+                page = with_bases(found[:limit], window.stored)
+                return Page(page, window.cursor(page[-1]) if len(found) > limit else None)
         stored = await self._snapshots(b"x", saga_id)
-        now = self.clock()
         found = [snapshot for snapshot in stored if _place(snapshot) > after and not expired(snapshot, now)]
         page = with_bases(found[:limit], stored)
-        return Page(page, snapshot_cursor(page[-1]) if len(found) > limit else None)
+        return Page(page, f"0@{snapshot_cursor(page[-1])}" if len(found) > limit else None)
+
+    async def _window(self, saga_id: str, first: int, end: int) -> Window:
+        """Return the snapshots in the entries from `first` to before `end`. Entry n is the index's n-th, for ever."""
+        saga = as_key(saga_id)
+        part = ("LIMIT", first - 1, end - first)
+        entries, unordered = await self._send(
+            ("SORT_RO", self._keys.of(b"x", saga), "BY", "nosort", *part, *self._joined(b"log", b"st")),
+            ("EXISTS", self._keys.of(b"o", saga)),
+        )
+        return Window(saga_id, first, end, entries, bool(unordered))
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -353,7 +383,7 @@ class RedisSnapshotStorage:
         entries = self._keys.of(b"x", as_key(saga_id))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log")))
         now = micros(self.clock())
-        return sum(is_served(header, now) for log in reply if log is not None for header in unpack_log(log)[2])
+        return sum(is_served(header, now) for log in reply if log is not None for header in unpack_log(log, saga_id)[2])
 
     # ---- deleting
 
@@ -473,7 +503,7 @@ class RedisSnapshotStorage:
                 if log is None:
                     continue
                 with suppress(CorruptDataError):
-                    _, number, headers = unpack_log(log)
+                    _, number, headers = unpack_log(log, saga.decode())
                     events += number
                     snapshots += 0 if states is None else len(headers)
         return StoreInfo(safe_url(self.url), int(version or SCHEMA_VERSION), sagas, events, snapshots, replays, size)
@@ -499,13 +529,23 @@ class RedisSnapshotStorage:
         await self._connections.close()
 
 
-def _in_entries(logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
+def _read_cursor(cursor: str | None) -> tuple[int, tuple[int, str]]:
+    """Return the entry that the last snapshot before the page is in, 0 where that is of no use, and its place."""
+    if cursor is None:
+        return 1, read_snapshot_cursor(None)
+    entry, _, place = cursor.partition("@")
+    if not entry.isdecimal() or len(entry) > 15:
+        raise not_a_cursor(cursor)
+    return int(entry), read_snapshot_cursor(place)
+
+
+def _in_entries(of: str, logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
     """Return the snapshots that are in these entries, in order."""
     found = [
         snapshot
         for log, held in zip(logs, states, strict=True)
         if log is not None
-        for snapshot in unpack_snapshots(log, held)
+        for snapshot in unpack_snapshots(log, held, of)
     ]
     found.sort(key=_place)
     return found
@@ -533,7 +573,7 @@ def _latest(
 
 
 def _checkpoint(saga_id: str, step: str, record: bytes | None, entries: Sequence[Any], now: datetime) -> Checkpoint:
-    stored = _in_entries(entries[::3], entries[1::3])
+    stored = _in_entries(saga_id, entries[::3], entries[1::3])
     before, last = _latest(stored, now, step, "before"), _latest(stored, now)
     events = [event for data in entries[2::3] if data is not None for event in unpack_events(saga_id, data)]
     events.sort(key=attrgetter("seq"))

@@ -554,6 +554,7 @@ def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases
         *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
         tuple(bases),
         entry.completed_steps,
+        entry.tags,
     )
 
 

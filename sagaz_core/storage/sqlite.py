@@ -29,6 +29,7 @@ from sagaz_core.storage._checks import (
     check_find,
     check_limit,
     check_prune,
+    misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
@@ -186,13 +187,15 @@ class SqliteSnapshotStorage:
     ) -> AsyncIterator[StoredEvent]:
         """See `SnapshotStorage.read_events`."""
         last = _MAX if until is None else micros(until)
-        read, more = min(max(after_seq, -1), _MAX_EVENT_SEQ), True
+        read, more, at = min(max(after_seq, -1), _MAX_EVENT_SEQ), True, _MIN
         while more:
             asked = (saga_id, read)
             rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
                 read = event_id & _MAX_EVENT_SEQ
                 yield StoredEvent(saga_id, read, moment(at, saga_id), kind, step, data)
+        if at > last:
+            raise misplaced(saga_id, read)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
@@ -356,6 +359,7 @@ def _add_snapshots(
             *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
             *(micros(s.created_at), s.data, micros_or_none(s.retention_until), s.base_seq),
             json.dumps(s.completed_steps) if s.completed_steps else None,
+            json.dumps(dict(s.tags)) if s.tags else None,
         )
         for s in snapshots
     ]
@@ -403,6 +407,8 @@ def _some_events(
     try:
         for row in rows:
             if row[5] > last:
+                if row[1] <= last:
+                    raise misplaced(asked[0], row[0] & _MAX_EVENT_SEQ)
                 break
             found.append(row)
             size += len(row[4])

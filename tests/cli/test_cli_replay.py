@@ -271,7 +271,7 @@ def test_nothing_that_a_file_names_is_imported(cli, order, place):
         (lambda text: text[: len(text) // 2], "is not a recording: no JSON"),
         (lambda text: "", "is not a recording: no JSON"),
         (lambda text: "{}", "does not say format"),
-        (lambda text: text.replace('"version": 1\n', '"version": 2\n'), "install a newer pytest-sagaz"),
+        (lambda text: text.replace('"version": 1\n', '"version": 2\n'), "upgrade pytest-sagaz"),
         (lambda text: text.replace("StepStarted", "StepStopped"), "is damaged"),
         (lambda text: text.replace('"seq": 1', '"seq": 5'), "is damaged"),
         (lambda text: text.replace('"events"', '"event"'), "is damaged"),

@@ -78,7 +78,7 @@ def test_a_file_that_is_not_there(shop: Shop) -> None:
         ("{", "is not a recording: no JSON"),
         ("[" * 100_000, "is not a recording"),
         ('{"a": 1}', "does not say format"),
-        ('{"format": "sagaz-recording", "version": 99}', "install a newer pytest-sagaz"),
+        ('{"format": "sagaz-recording", "version": 99}', "upgrade pytest-sagaz"),
         ('{"format": "sagaz-recording", "version": 1}', "is damaged"),
     ],
     ids=["empty", "truncated", "deep", "other", "newer", "damaged"],
