@@ -116,7 +116,8 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
     if type(version) is not int or version != VERSION:  # to Python, true is 1
         if type(version) is int and version > VERSION:
             raise NewerFormatError(
-                f"{where} has format version {version!r:.40}, this release reads {VERSION}: install a newer pytest-sagaz"
+                f"{where} has format version {version!r:.40}, this release reads {VERSION}: "
+                f"install a newer pytest-sagaz"
             )
         raise CorruptDataError(f"{where} has no format version that was ever written: {version!r:.40}")
     try:
