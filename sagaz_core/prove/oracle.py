@@ -6,7 +6,7 @@ Each rule below reads the evidence and yields what is wrong; no rule needs anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cache
 from itertools import pairwise
 
@@ -165,25 +165,31 @@ def _world_differs(case: Case) -> Iterator[Finding]:
     if case.expected_stuck & case.alive or any(_left_behind(case)):
         return
     changes = "; ".join(map(str, evidence.world_changes[:3]))
+    sentence = f"the saga says rolled back, but the world is not as it was ({changes})"
     kept = [name for name in case.alive if not case.model.step(name).has_compensation]
-    again = [name for name, moments in case.undone.items() if len(moments) > len(case.done.get(name, moments))]
-    # Of advice only: whether a compensation ran once or more is not told apart where equal states are merged.
-    first = f"let the compensation of {again[0]!r}, which ran twice, notice that it has run; else: " if again else ""
-    if kept:
+    twice = [name for name in evidence.struck(*_UNDONE_AGAIN) if len(case.undone.get(name, ())) > 1]
+    if kept and not twice:
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
-            f"the saga says rolled back, but the world is not as it was ({changes}), and these steps have no "
-            f"compensation: {', '.join(kept)}",
-            f"{first}add a compensation, put the step last, or declare the data append_only in the world",
+            f"{sentence}, and these steps have no compensation: {', '.join(kept)}",
+            "add a compensation, put the step last, or declare the data append_only in the world",
         )
     else:
-        yield Finding(
-            Verdict.LIE,
-            None,
-            f"the saga says rolled back, but the world is not as it was ({changes})",
-            f"{first}a compensation returned without undoing all that its action did",
+        yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept))
+
+
+def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str]) -> str:
+    if twice:
+        or_else = f"what {', '.join(kept)} did has no compensation" if kept else "it does not undo all that was done"
+        return (
+            f"let the compensation of {', '.join(sorted(twice))} do nothing when there is nothing left to undo: it ran "
+            f"twice; or else {or_else}"
         )
+    if case.undone and case.undone.keys().isdisjoint(case.done):
+        names = ", ".join(case.undone)
+        return f"let the compensation of {names} do nothing when there is nothing to undo: its action had not happened"
+    return "a compensation returned without undoing all that its action did"
 
 
 def _claim(case: Case) -> Iterator[Finding]:
