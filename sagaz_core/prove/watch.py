@@ -198,10 +198,15 @@ def watched(call: Callable[[], tuple[int, str]], patience: float = PATIENCE) -> 
         return
     seen = (-1, "")
     since = 0.0
+    looking = False
 
     def look(_: int, frame: FrameType | None) -> None:
-        nonlocal seen, since
+        nonlocal seen, since, looking
+        if looking:
+            return  # the machine is so busy that a look takes longer than until the next one
+        looking = True
         now = call()
+        looking = False
         since = since + _TICK if now == seen and now[1] and not _waits(frame) else 0.0
         seen = now
         if since >= patience:
