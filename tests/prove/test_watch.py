@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -202,16 +203,16 @@ def test_polling_that_comes_to_an_end_may_take_long(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_thread_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = threading.Semaphore(0)
+    looked: SimpleQueue[None] = SimpleQueue()  # which a signal's handler may be in twice
 
     def call(calls: Any) -> tuple[int, str]:
-        looked.release()
+        looked.put(None)
         found: tuple[int, str] = calls()
         return found
 
     def takes_long(ctx: Any) -> None:
         for _ in range(100):  # until it was looked at more often than one who does not wait would be
-            looked.acquire(timeout=30)
+            looked.get(timeout=30)
 
     async def act(ctx: Any) -> None:
         await asyncio.to_thread(takes_long, ctx)
