@@ -20,6 +20,7 @@ from sagaz_core.errors import (
     UsageError,
 )
 from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage import s3 as store_module
 from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
 from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_saga, a_snapshot, an_event
 
@@ -463,3 +464,27 @@ def test_a_store_that_was_opened_before_a_fork_is_refused_in_the_child(s3, bucke
         "os._exit(2)"
     )
     assert subprocess.run([sys.executable, "-c", code, s3.url(bucket)], check=False).returncode == 0
+
+
+def test_a_further_page_of_snapshots_is_not_sent_the_head_again(s3, storage, do, bucket, monkeypatch):
+    snapshots = [a_snapshot("s", seq, data=b"%04d" % seq) for seq in range(250)]
+    do(storage.write(Batch("s", a_saga("s"), (), snapshots)))
+    read = []
+    unpacked = store_module.unpacked_head
+    monkeypatch.setattr(store_module, "unpacked_head", lambda *given: read.append(given[0]) or unpacked(*given))
+    found, cursor = [], None
+    for number in range(3):
+        page, took = asked(s3, do, storage.list_snapshots("s", cursor=cursor))
+        assert took == ["GET"]
+        assert len(read) == (0 if number == 1 else 1)
+        read.clear()
+        found += page.items
+        cursor = page.cursor
+        if number == 1:  # somebody else writes
+            other = open_storage(s3.url(bucket))
+            do(other.write(Batch("s", None, (), [a_snapshot("s", 250, data=b"0250")])))
+            do(other.close())
+            read.clear()
+    assert [one.data for one in found] == [b"%04d" % seq for seq in range(251)]
+    assert do(storage.list_snapshots("s", limit=300)).items[-1].seq == 250
+    assert len(read) == 1
