@@ -12,6 +12,7 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core._within import Within
 from sagaz_core.engine.encoded import Encoded, begun
 from sagaz_core.engine.fields import encrypted_fields
 from sagaz_core.engine.rest import Rest, coroutine_of
@@ -407,14 +408,14 @@ class Capture:
         self._writing = loop.create_future()
         limit = self._config.capture_timeout
         try:
-            async with asyncio.timeout(limit) as scope:
+            with Within(limit) as scope:
                 await rest
         except asyncio.CancelledError as error:
             if _being_cancelled():
                 raise
             raise self._cancelled_itself() from error
         except TimeoutError as error:
-            if not scope.expired():
+            if not scope.expired:
                 raise
             self._not_before = loop.time() + limit
             raise StoreUnavailableError(

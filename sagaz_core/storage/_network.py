@@ -7,9 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from sagaz_core._within import Within
 from sagaz_core.clock import monotonic
 from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError, nearest, quoted
-from sagaz_core.storage._within import Within
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:

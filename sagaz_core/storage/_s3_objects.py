@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    NotModifiedError,
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
@@ -47,6 +48,10 @@ class Changed(Exception):  # noqa: N818 - it is what happened, and always handle
     """The object is not what the write was conditional on."""
 
 
+class Unchanged(Exception):  # noqa: N818 - as above
+    """The object is the one that is known."""
+
+
 class Objects:
     """The objects below a prefix of a bucket. `shown` is the URL for messages, `timeout` is in seconds."""
 
@@ -63,12 +68,17 @@ class Objects:
         except (BaseError, ValueError, TypeError) as error:
             raise UsageError(f"{shown!r} cannot be opened: {_first_line(error)}") from None
 
-    async def get(self, key: str) -> tuple[bytes, Version] | None:
-        """Return the object's bytes and version, `None` when there is none. Raises `CorruptDataError`."""
+    async def get(self, key: str, *, known: Version | None = None) -> tuple[bytes, Version] | None:
+        """Return the object's bytes and version, `None` when there is none. Raises `CorruptDataError`.
+
+        Raises `Unchanged`, and nothing is sent but that, when it is still the `known` one.
+        """
         try:
-            stored, meta = await self._request(self._get, key)
+            stored, meta = await self._request(self._get, key, known and known.e_tag)
         except FileNotFoundError:
             return None
+        except NotModifiedError:
+            raise Unchanged from None
         data = stored[12:]
         if stored[:3] == _MARK[:3] and stored[3:4].isdigit() and stored[3:4] > _MARK[3:]:
             raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
@@ -119,8 +129,8 @@ class Objects:
         if threads is not None:
             threads.shutdown(wait=False)
 
-    def _get(self, key: str) -> tuple[bytes, Any]:
-        result = self._store.get(key)
+    def _get(self, key: str, e_tag: str | None) -> tuple[bytes, Any]:
+        result = self._store.get(key, options={"if_none_match": e_tag} if e_tag else None)
         return bytes(result.bytes()), result.meta
 
     def _put(self, key: str, body: bytes, mode: Any) -> Any:
@@ -138,7 +148,7 @@ class Objects:
             self._threads = ThreadPoolExecutor(_AT_ONCE, "sagaz-s3")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
-        except (AlreadyExistsError, PreconditionError):
+        except (AlreadyExistsError, NotModifiedError, PreconditionError):
             raise
         except FileNotFoundError as error:
             if _NO_BUCKET in str(error):

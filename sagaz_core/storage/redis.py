@@ -26,14 +26,13 @@ from sagaz_core.storage._checks import (
     contested,
     expired,
     fits,
-    not_a_cursor,
-    read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
 from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._network import count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
+from sagaz_core.storage._redis_reading import Window, checkpoint_of, in_entries, latest_of, place_of, read_cursor
 from sagaz_core.storage._redis_records import (
     as_key,
     index_name,
@@ -44,12 +43,10 @@ from sagaz_core.storage._redis_records import (
     unpack_log,
     unpack_replay,
     unpack_saga,
-    unpack_snapshots,
     unpack_summary,
 )
 from sagaz_core.storage._redis_sagas import Addition, Keys, Known
 from sagaz_core.storage._redis_stored import StoredSaga
-from sagaz_core.storage._redis_window import Window
 from sagaz_core.storage.base import (
     Batch,
     Page,
@@ -60,7 +57,7 @@ from sagaz_core.storage.base import (
     StoreInfo,
     checked_id,
 )
-from sagaz_core.storage.together import Checkpoint, EventHead
+from sagaz_core.storage.together import Checkpoint
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -76,7 +73,6 @@ _AT_ONCE = 500
 _BACK = 24  # the entries before a page that have the bases of its first snapshots: those are up to 15, in most sagas
 _MOST_ENTRIES = 1 << 53
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_place = attrgetter("seq", "snapshot_id")
 
 
 class RedisSnapshotStorage:
@@ -290,7 +286,7 @@ class RedisSnapshotStorage:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
         entries = self._keys.of(index, as_key(name))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st")))
-        return _in_entries(name, reply[::2], reply[1::2])
+        return in_entries(name, reply[::2], reply[1::2])
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -311,7 +307,7 @@ class RedisSnapshotStorage:
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
         stored = await self._snapshots(b"x", saga_id)
-        return _latest(stored, self.clock(), step, phase, until, max_seq)
+        return latest_of(stored, self.clock(), step, phase, until, max_seq)
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`.
@@ -320,13 +316,13 @@ class RedisSnapshotStorage:
         and some before them for the bases.
         """
         check_limit(limit)
-        entry, after = _read_cursor(cursor)
+        entry, after = read_cursor(cursor)
         now, wanted, back = self.clock(), limit + 2, _BACK  # with the entry of the cursor, and one more
         while entry:
             window = await self._window(saga_id, max(1, entry - back), min(entry + wanted, _MOST_ENTRIES))
             if window.unordered:
                 break
-            found = [one for one in window.stored if _place(one) > after and not expired(one, now)]
+            found = [one for one in window.stored if place_of(one) > after and not expired(one, now)]
             if len(found) <= limit and not window.at_end:
                 wanted *= 2
             elif not window.has_bases(found[:limit]):
@@ -335,7 +331,7 @@ class RedisSnapshotStorage:
                 page = with_bases(found[:limit], window.stored)
                 return Page(page, window.cursor(page[-1]) if len(found) > limit else None)
         stored = await self._snapshots(b"x", saga_id)
-        found = [snapshot for snapshot in stored if _place(snapshot) > after and not expired(snapshot, now)]
+        found = [snapshot for snapshot in stored if place_of(snapshot) > after and not expired(snapshot, now)]
         page = with_bases(found[:limit], stored)
         return Page(page, f"0@{snapshot_cursor(page[-1])}" if len(found) > limit else None)
 
@@ -374,7 +370,7 @@ class RedisSnapshotStorage:
             commands.append(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st", b"ev")))
         replies, now = await self._send(*commands), self.clock()
         return [
-            _checkpoint(saga_id, step, record, entries, now)
+            checkpoint_of(saga_id, step, record, entries, now)
             for (saga_id, step), record, entries in zip(asked, replies[::2], replies[1::2], strict=True)
         ]
 
@@ -527,61 +523,6 @@ class RedisSnapshotStorage:
     async def close(self) -> None:
         """See `SnapshotStorage.close`. The connections are those of the running loop; the next use opens some again."""
         await self._connections.close()
-
-
-def _read_cursor(cursor: str | None) -> tuple[int, tuple[int, str]]:
-    """Return the entry that the last snapshot before the page is in, 0 where that is of no use, and its place."""
-    if cursor is None:
-        return 1, read_snapshot_cursor(None)
-    entry, _, place = cursor.partition("@")
-    if not entry.isdecimal() or len(entry) > 15:
-        raise not_a_cursor(cursor)
-    return int(entry), read_snapshot_cursor(place)
-
-
-def _in_entries(of: str, logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
-    """Return the snapshots that are in these entries, in order."""
-    found = [
-        snapshot
-        for log, held in zip(logs, states, strict=True)
-        if log is not None
-        for snapshot in unpack_snapshots(log, held, of)
-    ]
-    found.sort(key=_place)
-    return found
-
-
-def _latest(
-    stored: Sequence[SagaSnapshot],
-    now: datetime,
-    step: str | None = None,
-    phase: str | None = None,
-    until: datetime | None = None,
-    max_seq: int | None = None,
-) -> SagaSnapshot | None:
-    """Return the latest of the snapshots, which are in order, of which all that is true."""
-    for snapshot in reversed(stored):
-        if (
-            step in (None, snapshot.step_name)
-            and phase in (None, snapshot.phase)
-            and (until is None or snapshot.created_at <= until)
-            and (max_seq is None or snapshot.seq <= max_seq)
-            and not expired(snapshot, now)
-        ):
-            return with_bases([snapshot], stored)[0]
-    return None
-
-
-def _checkpoint(saga_id: str, step: str, record: bytes | None, entries: Sequence[Any], now: datetime) -> Checkpoint:
-    stored = _in_entries(saga_id, entries[::3], entries[1::3])
-    before, last = _latest(stored, now, step, "before"), _latest(stored, now)
-    events = [event for data in entries[2::3] if data is not None for event in unpack_events(saga_id, data)]
-    events.sort(key=attrgetter("seq"))
-    after = -1 if before is None else before.seq
-    heads = [EventHead(event.seq, event.kind, event.step) for event in events if event.seq > after]
-    return Checkpoint(
-        None if record is None else unpack_saga(saga_id, record), before, None if last is None else last.seq, heads
-    )
 
 
 # ---- URLs

@@ -63,7 +63,7 @@ from sagaz_core.storage._s3_keys import (
     saga_of_key,
     snapshot_key,
 )
-from sagaz_core.storage._s3_objects import Changed, Objects, all_of
+from sagaz_core.storage._s3_objects import Changed, Objects, Unchanged, all_of
 from sagaz_core.storage._saga_index import News, expired
 from sagaz_core.storage.base import (
     Base,
@@ -106,6 +106,7 @@ class S3SnapshotStorage:
         self.clock: Callable[[], datetime] = utc_now
         self._objects = Objects(where, safe_url(where), config, client, timeout, retries)
         self._known: OrderedDict[str, Head] = OrderedDict()
+        self._listed = Head("")
 
     # ---- writing
 
@@ -224,12 +225,19 @@ class S3SnapshotStorage:
 
     # ---- sagas
 
-    async def _head(self, saga_id: str) -> Head:
+    async def _head(self, saga_id: str, known: Head | None = None) -> Head:
+        """Return the saga's head; the `known` one, if it is that and was not changed."""
         try:
             key = saga_key(checked_id(saga_id))
         except UsageError:
             return Head(saga_id)  # no saga has such an id
-        found = await self._objects.get(key)
+        if known is not None and known.saga_id == saga_id:
+            try:
+                found = await self._objects.get(key, known=known.version)
+            except Unchanged:
+                return known
+        else:
+            found = await self._objects.get(key)
         return Head(saga_id) if found is None else unpacked_head(saga_id, *found)
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
@@ -361,10 +369,12 @@ class S3SnapshotStorage:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
         place = read_snapshot_cursor(cursor)
-        head = await self._head(saga_id)
+        head = await self._head(saga_id, self._listed)
         entries = head.index.page(place, limit, self.clock())
         page = await self._snapshots(head, entries[:limit], {})
-        return Page(page, snapshot_cursor(page[-1]) if len(entries) > limit else None)
+        more = len(entries) > limit
+        self._listed = head if more else Head("")  # who asks for the next page is not sent it again
+        return Page(page, snapshot_cursor(page[-1]) if more else None)
 
     async def _snapshots(
         self, head: Head, entries: Sequence[SnapshotEntry], own: dict[str, bytes]
@@ -528,6 +538,7 @@ class S3SnapshotStorage:
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
         self._known.clear()
+        self._listed = Head("")
         self._objects.close()
 
 

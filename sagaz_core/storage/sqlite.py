@@ -7,7 +7,6 @@ and a power cut from the next checkpoint of the log on (WAL, `synchronous=NORMAL
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from datetime import UTC, datetime
@@ -22,9 +21,6 @@ from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import (
     MAX_SEQ,
     above_prefix,
-    another_event,
-    another_saga,
-    another_snapshot,
     check_batch,
     check_find,
     check_limit,
@@ -35,17 +31,16 @@ from sagaz_core.storage._checks import (
     with_bases,
 )
 from sagaz_core.storage._listing import page_of
-from sagaz_core.storage._rows import micros, micros_or_none, summary_sum
+from sagaz_core.storage._rows import micros
+from sagaz_core.storage._sqlite_batches import MAX_EVENT_SEQ, delete_below, delete_saga, prunable, write_batch
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage._sqlite_rows import (
     moment,
     replay_from,
     replay_row,
     saga_from,
-    saga_row,
     snapshot_from,
     summary_from,
-    tags_from,
 )
 from sagaz_core.storage.base import (
     Base,
@@ -54,23 +49,17 @@ from sagaz_core.storage.base import (
     ReplayRecord,
     SagaRecord,
     SagaSnapshot,
-    SagaSummary,
     StoredEvent,
     StoreInfo,
-    checked_id,
 )
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 _MIN, _MAX = micros(datetime.min.replace(tzinfo=UTC)), micros(datetime.max.replace(tzinfo=UTC))
 _NO_EVENTS: tuple[list[tuple[Any, ...]], bool] = ([], False)
-_MAX_EVENT_SEQ = 2**32 - 1
-_NOT_NEEDED = MAX_SEQ + 1
-_Place = tuple[int] | tuple[int, str]
-_MIN_PLACE: _Place = (-MAX_SEQ - 1,)
 _EVENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 4_000_000
 
@@ -96,14 +85,14 @@ class SqliteSnapshotStorage:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
         if _has_something(batch):
-            self._connections.write(lambda connection: _write(connection, batch))
+            self._connections.write(lambda connection: write_batch(connection, batch))
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. It is one transaction, so one commit."""
         results: list[Exception | None] = [_refusal(batch) for batch in batches]
         good = [n for n, batch in enumerate(batches) if results[n] is None and _has_something(batch)]
         if good:
-            written = self._connections.write(lambda c: [in_part(c, batches[n], _write, _REFUSALS) for n in good])
+            written = self._connections.write(lambda c: [in_part(c, batches[n], write_batch, _REFUSALS) for n in good])
             for n, result in zip(good, written, strict=True):
                 results[n] = result
         return results
@@ -187,12 +176,12 @@ class SqliteSnapshotStorage:
     ) -> AsyncIterator[StoredEvent]:
         """See `SnapshotStorage.read_events`."""
         last = _MAX if until is None else micros(until)
-        read, more, at = min(max(after_seq, -1), _MAX_EVENT_SEQ), True, _MIN
+        read, more, at = min(max(after_seq, -1), MAX_EVENT_SEQ), True, _MIN
         while more:
             asked = (saga_id, read)
             rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
-                read = event_id & _MAX_EVENT_SEQ
+                read = event_id & MAX_EVENT_SEQ
                 yield StoredEvent(saga_id, read, moment(at, saga_id), kind, step, data)
         if at > last:
             raise misplaced(saga_id, read)
@@ -205,11 +194,11 @@ class SqliteSnapshotStorage:
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
         now = micros(self.clock())
-        return self._connections.change(lambda c: _delete_below(c, saga_id, below_seq, now), 0)
+        return self._connections.change(lambda c: delete_below(c, saga_id, below_seq, now), 0)
 
     async def delete_saga(self, saga_id: str) -> bool:
         """See `SnapshotStorage.delete_saga`."""
-        return self._connections.change(lambda c: _delete_saga(c, (saga_id,)), False)
+        return self._connections.change(lambda c: delete_saga(c, (saga_id,)), False)
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`."""
@@ -225,7 +214,7 @@ class SqliteSnapshotStorage:
             after = rows[-1][:2]
 
     def _prune_saga(self, saga: int, now: int, batch: int) -> int:
-        doomed = _prunable(self._connections.rows(sql.ALL_OF_SAGA, (saga,)), now)
+        doomed = prunable(self._connections.rows(sql.ALL_OF_SAGA, (saga,)), now)
         for start in range(0, len(doomed), batch):
             part = doomed[start : start + batch]
             self._connections.change(lambda c, part=part: c.executemany(sql.DELETE_SNAPSHOT, part), None)  # type: ignore[misc] # a bound default
@@ -277,126 +266,6 @@ def _refusal(batch: Batch) -> Exception | None:
     return None
 
 
-def _write(connection: sqlite3.Connection, batch: Batch) -> None:
-    place = connection.execute(sql.FIND_PLACE, (batch.saga_id,)).fetchone()
-    if place is None:
-        place = (_add_saga(connection, batch), None, None, None, None, None)
-    elif batch.saga is not None:
-        _set_record(connection, batch.saga)
-    if batch.events:
-        _add_events(connection, batch.events, *place[:3])
-    if batch.snapshots:
-        _add_snapshots(connection, batch.snapshots, place[0], *place[3:])
-    if batch.summary is not None:
-        _set_summary(connection, batch.summary, place[0])
-
-
-def _set_summary(connection: sqlite3.Connection, summary: SagaSummary, saga: int) -> None:
-    seq, before = connection.execute(sql.GET_SUMMARY, (saga,)).fetchone()
-    if seq is not None and seq >= summary.seq:
-        return
-    tags = dict(summary.tags)
-    text = json.dumps(tags) if tags else "{}"
-    failed_at = micros_or_none(summary.failed_at)
-    row = (summary.saga_name, summary.seq, summary.status, summary.step_name, failed_at, text)
-    connection.execute(sql.SET_SUMMARY, (*row, summary_sum(summary), saga))
-    if text != before:
-        _delete_tags(connection, summary.saga_id, before)
-        connection.executemany(sql.ADD_TAG, [(key, value, summary.saga_id) for key, value in tags.items()])
-
-
-def _delete_tags(connection: sqlite3.Connection, saga_id: str, text: str | None) -> None:
-    tags = tags_from(saga_id, text or "{}")
-    connection.executemany(sql.DELETE_TAG, [(key, value, saga_id) for key, value in tags.items()])
-
-
-def _add_saga(connection: sqlite3.Connection, batch: Batch) -> int | None:
-    saga_id = checked_id(batch.saga_id)
-    if batch.saga is None:
-        return connection.execute(sql.ADD_SAGA_ID, (saga_id,)).lastrowid
-    return connection.execute(sql.ADD_SAGA, saga_row(batch.saga)).lastrowid
-
-
-def _set_record(connection: sqlite3.Connection, record: SagaRecord) -> None:
-    row = saga_row(record)
-    known = connection.execute(sql.GET_SAGA, (record.saga_id,)).fetchone()
-    if known is None:
-        connection.execute(sql.SET_RECORD, row)
-    elif known[:9] != row[:9]:
-        raise another_saga(record)
-
-
-def _add_events(
-    connection: sqlite3.Connection, events: Sequence[StoredEvent], saga: int, last: int | None, last_at: int
-) -> None:
-    rows = [(saga << 32 | _event_seq(e), micros(e.at), e.kind, e.step, e.data) for e in events]
-    added = connection.executemany(sql.ADD_EVENT, rows).rowcount
-    if added < len(rows):
-        for row, event in zip(rows, events, strict=True):
-            if connection.execute(sql.GET_EVENT, row[:1]).fetchone() != row[1:]:
-                raise another_event(event)
-    before = (_MIN_PLACE, _MIN) if last is None else ((last,), last_at)
-    if added and not _go_on(before, (((row[0],), row[1]) for row in rows)):
-        _set_floors(connection, sql.EVENT_FLOORS, sql.SET_EVENT_FLOOR, saga, min(row[0] for row in rows))
-
-
-def _event_seq(event: StoredEvent) -> int:
-    if 0 <= event.seq <= _MAX_EVENT_SEQ:
-        return event.seq
-    raise UsageError(f"event {event.seq} of saga {event.saga_id!r} cannot be stored: seq is in 0 to {_MAX_EVENT_SEQ}")
-
-
-def _add_snapshots(
-    connection: sqlite3.Connection,
-    snapshots: Sequence[SagaSnapshot],
-    saga: int,
-    last: int | None,
-    last_id: str,
-    last_at: int,
-) -> None:
-    rows = [
-        (
-            *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
-            *(micros(s.created_at), s.data, micros_or_none(s.retention_until), s.base_seq),
-            json.dumps(s.completed_steps) if s.completed_steps else None,
-            json.dumps(dict(s.tags)) if s.tags else None,
-        )
-        for s in snapshots
-    ]
-    added = connection.executemany(sql.ADD_SNAPSHOT, rows).rowcount
-    if added < len(rows):
-        for snapshot in snapshots:
-            known = snapshot_from(connection.execute(sql.GET_STORED, (snapshot.snapshot_id,)).fetchone())
-            if known != snapshot._replace(bases=()):
-                raise another_snapshot(snapshot)
-    before = (_MIN_PLACE, _MIN) if last is None else ((last, last_id), last_at)
-    if added and not _go_on(before, (((row[5], row[1]), row[8]) for row in rows)):
-        _set_floors(connection, sql.SNAPSHOT_FLOORS, sql.SET_SNAPSHOT_FLOOR, saga, min(row[5] for row in rows))
-
-
-def _go_on(before: tuple[_Place, int], rows: Iterable[tuple[_Place, int]]) -> bool:
-    """Whether neither the place nor the time goes back: then each row's floor is its own time, and no other changes."""
-    for row in rows:
-        if row[0] < before[0] or row[1] < before[1]:
-            return False
-        before = row
-    return True
-
-
-def _set_floors(connection: sqlite3.Connection, floors: str, set_floor: str, saga: int, lowest: int) -> None:
-    """Put right the floors of the rows from `lowest` on, and of those below it that they change."""
-    floor, wrong = _MAX, []
-    rows = connection.execute(floors, (saga,))
-    for row_id, place, at, stored in rows:
-        floor = min(floor, at)
-        if stored != floor:
-            wrong.append((floor, row_id))
-        elif place < lowest:
-            break
-    rows.close()
-    connection.executemany(set_floor, wrong)
-
-
 def _some_events(
     connection: sqlite3.Connection, asked: tuple[str, int], last: int
 ) -> tuple[list[tuple[Any, ...]], bool]:
@@ -408,7 +277,7 @@ def _some_events(
         for row in rows:
             if row[5] > last:
                 if row[1] <= last:
-                    raise misplaced(asked[0], row[0] & _MAX_EVENT_SEQ)
+                    raise misplaced(asked[0], row[0] & MAX_EVENT_SEQ)
                 break
             found.append(row)
             size += len(row[4])
@@ -446,36 +315,6 @@ def _last(rows: list[tuple[Any, ...]]) -> SagaSnapshot | None:
     if snapshot.base_seq is None:
         return snapshot
     return snapshot._replace(bases=tuple([Base(row[0], row[9]) for row in rows[:-1]]))
-
-
-def _delete_below(connection: sqlite3.Connection, saga_id: str, below_seq: int, now: int) -> int:
-    (gone,) = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
-    (needed,) = connection.execute(sql.FIRST_NEEDED, (saga_id, below_seq, now)).fetchone()
-    first = below_seq if needed is None else min(needed, below_seq)
-    connection.execute(sql.DELETE_SNAPSHOTS_BELOW, (saga_id, first))
-    if first < below_seq:
-        connection.execute(sql.HIDE_SNAPSHOTS, (saga_id, first, below_seq, _MIN))
-    return int(gone)
-
-
-def _prunable(rows: list[tuple[int, int, int | None, int | None]], now: int) -> list[tuple[int]]:
-    """Return the numbers of those that have expired, but what others need. The first row is the last snapshot's."""
-    doomed: list[tuple[int]] = []
-    needed = _NOT_NEEDED
-    for row, seq, base_seq, until in rows:
-        if until is None or until >= now:
-            needed = needed if base_seq is None else min(needed, base_seq)
-        elif seq < needed:
-            doomed.append((row,))
-    return doomed
-
-
-def _delete_saga(connection: sqlite3.Connection, asked: tuple[str]) -> bool:
-    for (text,) in connection.execute(sql.GET_TAGS, asked).fetchall():
-        _delete_tags(connection, asked[0], text)
-    connection.execute(sql.DELETE_SNAPSHOTS, asked)
-    connection.execute(sql.DELETE_EVENTS, asked)
-    return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0
 
 
 # ---- URLs

@@ -20,8 +20,9 @@ from sagaz_core.errors import (
     UsageError,
 )
 from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage import s3 as store_module
 from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
-from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_saga, a_snapshot, an_event
+from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_replay, a_saga, a_snapshot, an_event
 
 HERE = Path(__file__).parent
 KB = bytes(range(250)) * 4
@@ -348,15 +349,20 @@ def test_a_bucket_that_is_not_there_is_told(s3, do):
 def test_every_damaged_object_is_an_error_that_names_what(s3, storage, do, bucket):
     do(storage.write(step("s", 0, data=bytes(10_000))))
     do(storage.write(step("s", 1)))
-    for key in [found["Key"] for found in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]:
+    do(storage.log_replay(a_replay("r", "s", override=KB)))
+    names = [found["Key"] for found in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]
+    for key in [name for name in names if "/replays-of/" not in name]:  # nothing is in those, nor read
         whole = s3.client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        for at in (0, 5, 11, 12, len(whole) // 2, len(whole) - 1):
-            damaged = bytearray(whole)
-            damaged[at] ^= 4
-            s3.client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
+        flipped = [
+            whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+            for at in (0, 5, 11, 12, len(whole) // 2, len(whole) - 1)
+        ]
+        for at, damaged in enumerate([*flipped, b"", whole[:12], whole[:-1], whole + b"\0", whole + whole]):
+            s3.client.put_object(Bucket=bucket, Key=key, Body=damaged)
             other = open_storage(s3.url(bucket))
             told = []
-            for work in (other.get_snapshot("s/0"), other.get_snapshot("s/1"), events(other, "s")):
+            reads = other.get_snapshot("s/0"), other.get_snapshot("s/1"), events(other, "s"), other.list_replays("s")
+            for work in reads:
                 try:
                     do(work)
                 except CorruptDataError as error:
@@ -463,3 +469,27 @@ def test_a_store_that_was_opened_before_a_fork_is_refused_in_the_child(s3, bucke
         "os._exit(2)"
     )
     assert subprocess.run([sys.executable, "-c", code, s3.url(bucket)], check=False).returncode == 0
+
+
+def test_a_further_page_of_snapshots_is_not_sent_the_head_again(s3, storage, do, bucket, monkeypatch):
+    snapshots = [a_snapshot("s", seq, data=b"%04d" % seq) for seq in range(250)]
+    do(storage.write(Batch("s", a_saga("s"), (), snapshots)))
+    read = []
+    unpacked = store_module.unpacked_head
+    monkeypatch.setattr(store_module, "unpacked_head", lambda *given: read.append(given[0]) or unpacked(*given))
+    found, cursor = [], None
+    for number in range(3):
+        page, took = asked(s3, do, storage.list_snapshots("s", cursor=cursor))
+        assert took == ["GET"]
+        assert len(read) == (0 if number == 1 else 1)
+        read.clear()
+        found += page.items
+        cursor = page.cursor
+        if number == 1:  # somebody else writes
+            other = open_storage(s3.url(bucket))
+            do(other.write(Batch("s", None, (), [a_snapshot("s", 250, data=b"0250")])))
+            do(other.close())
+            read.clear()
+    assert [one.data for one in found] == [b"%04d" % seq for seq in range(251)]
+    assert do(storage.list_snapshots("s", limit=300)).items[-1].seq == 250
+    assert len(read) == 1

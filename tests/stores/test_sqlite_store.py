@@ -380,7 +380,7 @@ def test_an_interrupted_write_is_rolled_back(storage, monkeypatch):
     def interrupted(snapshot):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagaz_core.storage.sqlite._add_snapshots", lambda *arguments: interrupted(arguments))
+    monkeypatch.setattr("sagaz_core.storage._sqlite_batches._add_snapshots", lambda *arguments: interrupted(arguments))
     with pytest.raises(KeyboardInterrupt):
         write(storage, "t")
     monkeypatch.undo()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING
 
-from sagaz_core.storage._per_loop import PerLoop
+from sagaz_core._per_loop import PerLoop
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,7 +69,8 @@ class _Deadlines:
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_at(when, self._look)
+        # In a context of its own: it is not of the step that happens to wait first.
+        self._timer = self.loop.call_at(when, self._look, context=Context())
 
     def _look(self) -> None:
         now, self._timer = self.loop.time(), None

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from sagaz_core.storage._within import Within
+from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core._within import Within
 from sagaz_core.virtual_time import run
 
 
@@ -77,11 +78,25 @@ def test_an_error_passes():
     run(main())
 
 
+def test_the_timer_is_no_leftover_of_the_step_that_it_was_set_in():
+    async def main():
+        scope = Scope(asyncio.get_running_loop())
+        token = SCOPE.set(scope)
+        with Within(10):
+            await asyncio.sleep(1)
+        SCOPE.reset(token)
+        return scope.end()
+
+    assert run(main()) == ()
+
+
 def test_one_timer_does_for_all(monkeypatch):
     async def main():
         loop = asyncio.get_running_loop()
         set_timers, call_at = [], loop.call_at
-        monkeypatch.setattr(loop, "call_at", lambda *given: set_timers.append(given[0]) or call_at(*given))
+        monkeypatch.setattr(
+            loop, "call_at", lambda *given, **how: set_timers.append(given[0]) or call_at(*given, **how)
+        )
         for _ in range(1000):
             with Within(10):
                 pass
