@@ -12,12 +12,11 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core._within import Within
 from sagaz_core.engine.encoded import Encoded, begun
 from sagaz_core.engine.fields import encrypted_fields
-from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.engine.summary import Summarizer
-from sagaz_core.errors import StoreUnavailableError, UsageError
+from sagaz_core.engine.writing import Writer
+from sagaz_core.errors import UsageError
 from sagaz_core.events import (
     NO_DELTA,
     CompensationStarted,
@@ -30,17 +29,15 @@ from sagaz_core.events import (
     StepStarted,
     StepSucceeded,
 )
-from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.durability import background_writer, group_writer
+from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
 from sagaz_core.storage.frames import FrameWriter
 from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.seals import sealed
-from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Generator, Sequence
-    from datetime import datetime
+    from collections.abc import Awaitable, Generator
 
+    from sagaz_core.errors import CodecError
     from sagaz_core.saga.config import ReplayConfig
     from sagaz_core.state import SagaState
 
@@ -68,28 +65,20 @@ class Capture:
     ) -> None:
         self.storage = storage
         self._config = config
-        self._record = record
         self._state = state
         self._saga_id = record.saga_id
         self._snapshot_ids = snapshot_ids
         self._snapshot_number = count()
-        self._announced = resumed
         self._strategy: str = config.snapshot_strategy._value_
         self.after_each = self._strategy == "after_each_step"
-        self._durability, self._limit = config.durability, config.max_snapshots_per_saga
         self._frames: FrameWriter | None = None  # in this process's memory states are kept as they are
         if not getattr(storage, "in_memory", False):
             self._frames = FrameWriter(compress=config.compression is not None)
         self._retention = None if config.retention_days is None else timedelta(days=config.retention_days)
-        self._events: list[StoredEvent] = []
-        self._snapshots: list[SagaSnapshot] = []
-        self._kept: list[int] | None = None if resumed else []
         self._before: set[str] = set()
         self._encoded = Encoded(state, encrypted_fields(config))
-        self._summary = Summarizer(state, config.index_keys)
-        self._lost_failure = resumed and bool(state.failed_step)
-        self._writing: asyncio.Future[None] | None = None
-        self._not_before = 0.0
+        self._summary = Summarizer(state, config.index_keys, resumed=resumed)
+        self._writer = Writer(storage, config, record, self._summary, self._frames, resumed=resumed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._token: Token[Capture | None]
         if resumed:
@@ -129,14 +118,14 @@ class Capture:
         elif isinstance(event, SagaRolledBack):
             encoded.renew()
         elif isinstance(event, StepFailed) and event.final:
-            self._summary.failed_at, self._lost_failure = event.at, False
+            self._summary.failed(event.at)
         if not self._config.journal:
             return
         if data is None:
-            self._events.append(pack_event(self._saga_id, event, seal=self._frames is not None))
+            self._writer.events.append(pack_event(self._saga_id, event, seal=self._frames is not None))
         else:
             fields = (self._saga_id, event.seq, event.at, type(event).__name__, step, data)
-            self._events.append(_new(StoredEvent, fields) if self._frames is None else sealed(*fields))
+            self._writer.events.append(_new(StoredEvent, fields) if self._frames is None else sealed(*fields))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.
@@ -182,8 +171,7 @@ class Capture:
         if self._strategy != "manual" and self._state.status.ended:
             self._snapshot("", "final")
         await self.flush(last=True)
-        if self._durability == "background":
-            await self._until_written()
+        await self._writer.all_written()
 
     def __enter__(self) -> None:
         """Be the capture that `take_snapshot` finds, until the exit."""
@@ -233,7 +221,7 @@ class Capture:
             self._summary.tags(),
         )
         snapshot: SagaSnapshot = _new(SagaSnapshot, fields)
-        self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
+        self._writer.snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
 
     # ---- writing
 
@@ -244,227 +232,27 @@ class Capture:
         Raises what the store raises, `StoreUnavailableError` when it takes too long, and `CannotStoreError`, unless the
         config says `warn`. A store that took too long is left alone for as long again, but for the `last` time.
         """
-        if self._writing is not None or self._durability == "background":
-            return self._flushed(last)
-        if self._due(last):
-            batch = self._batch()
-            try:
-                waiting = self._begun(self._written(batch))
-            except BaseException as error:  # the store's, which may be anyone's
-                self._not_written(batch, error)
-            else:
-                if waiting is not None:
-                    return self._finished(batch, waiting)
-                self._is_written(batch)
-                if self._limit is not None:
-                    return self._trimmed(batch.snapshots)
-        self._tell_problem()
+        waiting = self._writer.flush(last)
+        if waiting is not None:
+            return self._flushed(waiting)
+        if self._encoded.problem is not None:
+            self._tell_problem(self._encoded.problem)
         return NOTHING_LEFT
 
     async def flush_at_last(self) -> None:
         """Do `flush(last=True)`, all of it in the task that runs this."""
         await self.flush(last=True)
 
-    async def _flushed(self, last: bool) -> None:
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
-        if self._durability != "background":
-            await self.flush(last=last)
-            return
-        if self._due(last):
-            await self._leave(self._batch())
-        self._tell_problem()
+    async def _flushed(self, waiting: Awaitable[None]) -> None:
+        await waiting
+        if self._encoded.problem is not None:
+            self._tell_problem(self._encoded.problem)
 
-    async def _finished(self, batch: Batch, waiting: Awaitable[None]) -> None:
-        try:
-            await waiting
-        except BaseException as error:  # the store's, which may be anyone's
-            self._not_written(batch, error)
-        else:
-            self._is_written(batch)
-            await self._trimmed(batch.snapshots)
-            return
-        self._tell_problem()
-
-    async def _trimmed(self, snapshots: Sequence[SagaSnapshot]) -> None:
-        """Forget the snapshots that are more than are to be kept."""
-        if self._limit is not None and snapshots:
-            try:
-                waiting = self._begun(self._forget_old(snapshots))
-                if waiting is not None:
-                    await waiting
-            except Exception as error:  # the store's, which may be anyone's
-                self._told_of(error)
-        self._tell_problem()
-
-    def _due(self, last: bool) -> bool:
-        if not (self._events or self._snapshots or not self._announced):
-            return False
-        return last or not self._not_before or asyncio.get_running_loop().time() >= self._not_before
-
-    def _batch(self) -> Batch:
-        """Take what has come together."""
-        record = None if self._announced else self._record
-        batch: Batch = _new(Batch, (self._saga_id, record, self._events, self._snapshots, self._summary.now()))
-        self._events, self._snapshots = [], []
-        return batch
-
-    def _is_written(self, batch: Batch) -> None:
-        self._announced = True
-        if batch.summary is not None:
-            self._summary.told(batch.summary)
-
-    def _not_written(self, batch: Batch, error: BaseException) -> None:
-        """Keep the batch for the next time, and raise the error unless it is only to be told."""
-        self._events[:0] = batch.events
-        self._snapshots[:0] = batch.snapshots
-        if not isinstance(error, Exception):
-            raise error
-        self._told_of(error)
-
-    def _tell_problem(self) -> None:
-        problem = self._encoded.problem
-        if problem is not None:
-            self._encoded.problem = None
-            if self._config.on_capture_error == "raise":
-                raise problem
-            logger.warning("saga %s is captured without a value: %s", self._saga_id, problem)
-
-    def _written(self, batch: Batch) -> Coroutine[Any, Any, None]:
-        if self._lost_failure and batch.summary is not None:
-            return self._dated_and_written(batch)
-        writer = group_writer(self.storage) if self._durability == "group" else self.storage
-        return coroutine_of(writer.write(batch))
-
-    async def _dated_and_written(self, batch: Batch) -> None:
-        batch = await self._dated(batch)
-        await self._written(batch)
-
-    async def _leave(self, batch: Batch) -> None:
-        """Give the batch to the background writer. What was lost before is told now, as the config says."""
-        writer = background_writer(self.storage)
-        try:
-            if self._lost_failure:
-                batch = await self._dated(batch)
-            if writer.put(batch, self._too_old(batch.snapshots)):
-                self._announced = True
-                if batch.summary is not None:
-                    self._summary.told(batch.summary)
-            else:
-                self._begin_again()
-        except Exception as error:  # the store's, which may be anyone's
-            self._begin_again()
-            self._told_of(error)
-
-    def _begin_again(self) -> None:
-        if self._frames is not None:
-            self._frames.begin_again()
-
-    async def _until_written(self) -> None:
-        try:
-            waiting = self._begun(background_writer(self.storage).written(self._saga_id))
-            if waiting is not None:
-                await waiting
-        except Exception as error:  # the store's, which may be anyone's
-            self._told_of(error)
-
-    def _told_of(self, error: Exception) -> None:
+    def _tell_problem(self, problem: CodecError) -> None:
+        self._encoded.problem = None
         if self._config.on_capture_error == "raise":
-            raise error
-        logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
-
-    async def _dated(self, batch: Batch) -> Batch:
-        """Return the batch with the time at which a resumed run had failed."""
-        if batch.summary is None:
-            return batch
-        failed_at = await self._when_it_failed(batch.summary.step_name)
-        self._summary.failed_at, self._lost_failure = failed_at, False
-        return batch._replace(summary=batch.summary._replace(failed_at=failed_at))
-
-    async def _when_it_failed(self, step: str) -> datetime | None:
-        """Return when the step failed for good, in a run that another process goes on with."""
-        failed_at = None
-        async for event in self.storage.read_events(self._saga_id):
-            if event.kind == StepFailed.__name__ and event.step == step:
-                failed_at = event.at
-        return failed_at
-
-    def _begun(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
-        """Do the work up to where it waits, and return what is left of it, to be awaited within its time.
-
-        An embedded store never waits: then nothing is left, and no timer, task or future was needed.
-        """
-        try:
-            return self._limited(Rest(work, work.send(None)))
-        except StopIteration:
-            return None
-        except asyncio.CancelledError as error:
-            if _being_cancelled():
-                raise
-            raise self._cancelled_itself() from error
-
-    async def _limited(self, rest: Rest) -> None:
-        loop = asyncio.get_running_loop()
-        self._writing = loop.create_future()
-        limit = self._config.capture_timeout
-        try:
-            with Within(limit) as scope:
-                await rest
-        except asyncio.CancelledError as error:
-            if _being_cancelled():
-                raise
-            raise self._cancelled_itself() from error
-        except TimeoutError as error:
-            if not scope.expired:
-                raise
-            self._not_before = loop.time() + limit
-            raise StoreUnavailableError(
-                f"the store {safe_url(self.storage.url)} did not answer within {limit:g} s: "
-                f"look at the store, or set capture_timeout or on_capture_error='warn'"
-            ) from error
-        finally:
-            self._writing.set_result(None)
-            self._writing = None
-
-    def _cancelled_itself(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"the store {safe_url(self.storage.url)} cancelled its own work")
-
-    async def _forget_old(self, snapshots: Sequence[SagaSnapshot]) -> None:
-        if self._kept is None:  # another process wrote some before
-            self._kept = await self._seqs_before({snapshot.snapshot_id for snapshot in snapshots})
-        first = self._too_old(snapshots)
-        if first is not None:
-            await self.storage.delete_snapshots(self._saga_id, below_seq=first)
-
-    def _too_old(self, snapshots: Sequence[SagaSnapshot]) -> int | None:
-        """Return the `seq` below which there are more than are to be kept, `None` if there are not. Takes these in."""
-        limit = self._limit
-        if limit is None:
-            return None
-        kept = self._kept or []
-        kept += [snapshot.seq for snapshot in snapshots]
-        self._kept = kept
-        if len(kept) <= limit:
-            return None
-        # Those of one event go together; those of the last one stay, however many there are.
-        first = next((seq for seq in kept[-limit:] if seq > kept[-limit - 1]), kept[-1])
-        self._kept = [seq for seq in kept if seq >= first]
-        return first
-
-    async def _seqs_before(self, mine: set[str]) -> list[int]:
-        found: list[int] = []
-        cursor: str | None = None
-        while True:
-            page = await self.storage.list_snapshots(self._saga_id, cursor=cursor)
-            found += [snapshot.seq for snapshot in page.items if snapshot.snapshot_id not in mine]
-            cursor = page.cursor
-            if cursor is None:
-                return found
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+            raise problem
+        logger.warning("saga %s is captured without a value: %s", self._saga_id, problem)
 
 
 _EXHAUSTED: Any = iter(())

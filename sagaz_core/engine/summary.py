@@ -24,15 +24,19 @@ _PLAIN = (int, float, Decimal, UUID, date, time, timedelta)
 
 
 class Summarizer:
-    """Gives the summary of one run whenever it differs from the last one that was `told`."""
+    """Gives the summary of one run whenever it differs from the last one that was `told`.
 
-    __slots__ = ("_keys", "_state", "_told", "failed_at")
+    `lost_failure`: it had failed before it was resumed, and only the store knows when.
+    """
 
-    def __init__(self, state: SagaState, keys: Iterable[str]) -> None:
+    __slots__ = ("_failed_at", "_keys", "_state", "_told", "lost_failure")
+
+    def __init__(self, state: SagaState, keys: Iterable[str], *, resumed: bool = False) -> None:
         self._state = state
         self._keys = tuple(keys)
         self._told: tuple[Any, ...] | None = None
-        self.failed_at: datetime | None = None
+        self._failed_at: datetime | None = None
+        self.lost_failure = resumed and bool(state.failed_step)
 
     def now(self) -> SagaSummary | None:
         """Return the summary, `None` when it says what was told already."""
@@ -44,12 +48,16 @@ class Summarizer:
         tags = tags_of(state.context, self._keys) if self._keys else {}
         if self._told == (status, step, tags):
             return None
-        failed_at = (self.failed_at or state.at) if step else None
+        failed_at = (self._failed_at or state.at) if step else None
         return SagaSummary(state.saga_id, state.saga_name, state.seq, status._value_, step, failed_at, tags)
 
     def tags(self) -> tuple[tuple[str, str], ...]:
         """Return the tags of now, in order of key."""
         return tuple(sorted(tags_of(self._state.context, self._keys).items())) if self._keys else ()
+
+    def failed(self, at: datetime | None) -> None:
+        """Take in when the run failed for good."""
+        self._failed_at, self.lost_failure = at, False
 
     def told(self, summary: SagaSummary) -> None:
         """Take the summary for told: it is in the store."""
