@@ -4,7 +4,8 @@
 
 A saga of 10 steps that do nothing, in a chain and as a DAG of one, eight beside each other, and one; "captured" is with
 a snapshot before each step, in memory, of a context of 1 KB. Each figure is the best of ROUNDS short rounds, so that
-what else the machine does counts for little; the last column are ratios within this run.
+what else the machine does counts for little; the last column are ratios within this run. Importing the `sagaz` package
+turns its log on, for stderr: that is undone, and for "as imported" what it writes is formatted and forgotten.
 """
 
 from __future__ import annotations
@@ -103,6 +104,10 @@ def steps(rounds: int) -> None:
         ("sagaz, declarative", [beside.declarative(beside.CHAIN), beside.declarative(beside.WIDE)], plain),
         ("sagaz, imperative", [beside.imperative(beside.CHAIN), beside.imperative(beside.WIDE)], plain),
         ("sagaz, imperative, captured", [beside.imperative(beside.CHAIN, beside.TheirStorage())], kept),
+    ]
+    rows += [
+        (f"{title}, as imported", [beside.logging_to_nowhere(make) for make in makers], own)
+        for title, makers, own in rows
     ]
     for title, makers, own in rows:
         costs = [asyncio.run(best(make, max(5, rounds // 4))) / STEPS * 1e6 for make in makers]

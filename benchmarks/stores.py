@@ -47,7 +47,7 @@ BARE_TABLES = (
 BARE_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 BARE_SNAPSHOT = "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OUR_EVENT = "INSERT INTO saga_events VALUES (?, ?, ?, ?, ?, ?)"
-OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
+OUR_SNAPSHOT = "INSERT INTO saga_snapshots VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL)"
 OUR_TABLES = tuple(statement for version in MIGRATIONS.values() for statement in version)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sagaz.runner import Runner
 from pytest_sagaz.sagas import Make
+from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import DriftError, UsageError
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
@@ -20,6 +22,7 @@ from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
+from sagaz_core.replay.start import check_runs
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -77,7 +80,7 @@ class Case:
     @property
     def subject(self) -> Subject:
         """What is run, before the plan decides which steps are served from the recording."""
-        recording = self.recording
+        recording = self._readable
         context = self.context if recording is None else {**recording.context, **self.override}
         return Subject(
             self.make,
@@ -103,6 +106,10 @@ class Case:
     def _start(self) -> datetime | None:
         return self.recording.record.started_at if self.recording is not None and self.freeze else None
 
+    @cached_property
+    def _readable(self) -> Recording | None:
+        return None if self.recording is None else readable(self.recording, self.make, self.override)
+
     def _noted(self, outcome: Outcome | NotRunnableError) -> Outcome:
         __tracebackhide__ = True
         if isinstance(outcome, NotRunnableError):
@@ -117,8 +124,8 @@ class Case:
         self.runner.world = self.world
         try:
             subject, reference = self.subject, None
-            if self.recording is not None:
-                subject = await self._recorded(subject, self.recording)
+            if self._readable is not None:
+                subject = await self._recorded(subject, self._readable)
             elif self.compare and self.plan and not any(fault.described.fatal for fault in self.plan):
                 reference = await reference_reading(subject)
             return await trial(subject, self.plan, reference=reference)
@@ -126,7 +133,7 @@ class Case:
             return error
 
     async def _explored(self, search: Search) -> Exploration:
-        recording, subject = self.recording, self.subject
+        recording, subject = self._readable, self.subject
         assert recording is not None
         _, model = await self._described(subject, recording)
         check_drift(model, recording.model, allowed=self.allow_drift)
@@ -140,6 +147,7 @@ class Case:
         check_drift(model, recording.model, allowed=self.allow_drift or migrate is not None)
         if self.step is not None:
             model.step(self.step)
+            check_runs(self.plan, recording.served_before(self.step), self.step)
         if self.step is not None or self.plan:
             recorded = RecordedSubject(recording, subject, self.override, from_step=self.step)
             subject = recorded.at(self.plan, model)
@@ -148,8 +156,8 @@ class Case:
         return subject
 
     async def _faithful(self) -> Faithful:
-        assert self.recording is not None
-        subject, recording = self.subject, self.recording
+        subject, recording = self.subject, self._readable
+        assert recording is not None
         await self._described(subject, recording)
         if self.step is not None:
             subject = replace(subject, served=recording.served_before(self.step))
@@ -163,6 +171,17 @@ class Case:
                 f"{recording.saga_name!r}: let saga_factory make that one"
             )
         return adapter, model
+
+
+def readable(recording: Recording, make: Make, override: Mapping[str, Any]) -> Recording:
+    """Return the recording with its values, those that were stored encrypted too: the saga has the cipher for them.
+
+    Raises `EncryptedValueError` for one that it cannot read and that is not overridden.
+    """
+    if not recording.encrypted:
+        return recording
+    saga = make()
+    return recording.decrypted(getattr(adapter_for(saga).create(saga), "replay_config", None), override)
 
 
 def check_drift(now: SagaModel, recorded: SagaModel, *, allowed: bool) -> None:

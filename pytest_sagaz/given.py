@@ -20,7 +20,7 @@ from sagaz_core.adapters.locate import name_of
 from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import FaultPlan, single_fault_plans
-from sagaz_core.replay.start import check_override
+from sagaz_core.replay.start import check_override, check_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -130,6 +130,7 @@ def _check(item: pytest.Item, settings: Settings, loaded: dict[tuple[str, str], 
     plan.check(recording.model)
     if marker.step is not None:
         recording.state_before(marker.step)
+        check_runs(plan, recording.served_before(marker.step), marker.step)
     messages = check_override(marker.override, context_keys(recording), strict=settings.strict)
     for message in messages:
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sagaz.cases import check_drift
+from pytest_sagaz.cases import check_drift, readable
 from pytest_sagaz.replays import Target, reproduce_kill
 from pytest_sagaz.sagas import takes_a_parameter
 from pytest_sagaz.settings import settings_of
@@ -26,7 +27,7 @@ def kill(request: pytest.FixtureRequest, saga_factory: Any, saga_world: World) -
     """The test function of every such item."""
     __tracebackhide__ = True
     item: KillItem = request.node
-    from sagaz_core.prove.kill import Mortal, model_of
+    from sagaz_core.prove.kill import Mortal, model_of, saga_of
 
     target, settings = item.target, settings_of(item.config)
     recording = target.found.recording
@@ -36,6 +37,7 @@ def kill(request: pytest.FixtureRequest, saga_factory: Any, saga_world: World) -
     except NotRunnableError as error:
         pytest.skip(f"not run: {error}")
     check_drift(model, recording.model, allowed=settings.allow_drift)
+    recording = readable(recording, partial(saga_of, spec), settings.override)
     mortal = Mortal(
         spec,
         model,

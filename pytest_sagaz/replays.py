@@ -25,7 +25,7 @@ from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import END, SagaModel
 from sagaz_core.prove.boundaries import Boundary, boundaries, default_plans
 from sagaz_core.prove.recorded import recorded_plans
-from sagaz_core.replay.start import check_override
+from sagaz_core.replay.start import check_override, check_runs
 from sagaz_core.settings import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -110,13 +110,18 @@ def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
             raise
         saga = None
     model = model_or_none(saga, has_factory=has_factory) or recording.model
+    if model.name != recording.saga_name and not has_factory:
+        raise UnknownSagaClassError(
+            f"recording {recording.saga_id!r} is of saga {recording.saga_name!r}, and {recording.record.source} is "
+            f"{model.name!r} now: name the module that has it with --app MODULE, or override the fixture saga_factory"
+        )
     step = settings.from_step
     if step is not None:
         _check_step(step, recording, model)
     plans: dict[str, FaultPlan | None] = {}
     if settings.plans:
         for plan in settings.plans:
-            plan.check(model)
+            _check_plan(plan, recording, model, settings)
             plans[str(plan) or FAITHFUL] = plan or None
     else:
         plans[FAITHFUL] = None
@@ -159,6 +164,12 @@ def _check_step(step: str, recording: Recording, model: SagaModel) -> None:
         )
 
 
+def _check_plan(plan: FaultPlan, recording: Recording, model: SagaModel, settings: Settings) -> None:
+    plan.check(model)
+    if settings.from_step is not None:
+        check_runs(plan, recording.served_before(settings.from_step), settings.from_step)
+
+
 def _odd_overrides(targets: list[Target], settings: Settings) -> list[str]:
     messages: dict[str, None] = {}
     for target in targets if settings.override else ():
@@ -189,7 +200,7 @@ def _take_node_ids(config: pytest.Config, targets: list[Target]) -> bool:
             config.args.remove(argument)
             wanted.setdefault(name, []).append(rest)
     for target in targets if wanted else ():
-        _keep(target, wanted.get(target.name, []))
+        _keep(target, wanted.get(target.name, []), settings_of(config))
     return bool(wanted)
 
 
@@ -200,7 +211,7 @@ def _from_root(path: str, config: pytest.Config) -> str:
         return path
 
 
-def _keep(target: Target, names: list[str]) -> None:
+def _keep(target: Target, names: list[str], settings: Settings) -> None:
     if "" in names:
         return
     kept: dict[str, FaultPlan | None] = {}
@@ -222,7 +233,7 @@ def _keep(target: Target, names: list[str]) -> None:
         if "@" not in text:
             raise UsageError(f"{target.name}::{name} is no item{nearest(name, target.plans)}")
         plan = parse_plan(text)
-        plan.check(target.model)
+        _check_plan(plan, target.found.recording, target.model, settings)
         kept[str(plan)] = plan
     target.plans, target.explorations, target.kills = kept, explorations, kills
 

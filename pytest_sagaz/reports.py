@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import sagaz_core
 from pytest_sagaz.cases import UnfaithfulError
+from pytest_sagaz.drift import drift_line, drift_table
 from pytest_sagaz.markers import forced_plan
 from pytest_sagaz.runner import runner_or_none
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import SagazError
-from sagaz_core.prove.explain import table
 from sagaz_core.prove.outcome import Outcome, UnsoundError
 from sagaz_core.prove.trial import NotRunnableError
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 DRIFT = "sagaz drift"
 _AROUND = "sagaz-around-tests"
+_ASYNCIO = os.path.dirname(os.path.abspath(asyncio.__file__)) + os.sep
 _OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (__file__, sagaz_core.__file__))
 
 
@@ -40,9 +43,9 @@ def prove(case: Case) -> None:
         return
     outcome = case.run_in_both_orders()
     item = case.runner.item
-    item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
     if not settings_of(item.config).plans and (why := _fails_as_recorded(case, outcome)):
-        pytest.skip(why)
+        pytest.skip(why)  # not run, so it has no verdict
+    item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
     if outcome.findings:
         _show_users_error(case.runner.item, outcome)
     outcome.assert_sound()
@@ -51,7 +54,7 @@ def prove(case: Case) -> None:
 def _fails_as_recorded(case: Case, outcome: Outcome) -> str:
     """Say why a plan that nobody asked for by name could not be tried: its step fails by itself, as it did then."""
     now = outcome.evidence.state
-    then = case.recording.failed_step if case.recording is not None else None
+    then = case.recording.state.failed_step if case.recording is not None else None  # also of one that is stuck there
     missed = {fault.step for fault in outcome.evidence.missed}
     if not missed or missed != {then} or now.failed_step != then:
         return ""
@@ -65,18 +68,16 @@ def _prove_faithful(case: Case) -> None:
         faithful = case.run_faithful()
     except NotRunnableError as error:
         pytest.skip(f"not run: {error}")
-    drift = table(("what", "recorded", "now"), [(where, _short(a), _short(b)) for where, a, b in faithful.drift])
-    if faithful.drift:
-        item.add_report_section("call", DRIFT, "\n".join(drift))
     strict = settings_of(item.config).strict and bool(faithful.drift)
+    if faithful.drift and not strict:
+        item.add_report_section("call", DRIFT, drift_table(faithful.drift))
     verdict = "DIFFERENT" if faithful.differences else "DRIFT" if strict else "FAITHFUL"
     item.user_properties.append(("sagaz_verdict", verdict))
     if faithful.differences:
         _show_users_error(item, faithful.outcome)
         raise UnfaithfulError(f"DIFFERENT: {_first(faithful.differences)}", _differences(faithful))
     if strict:
-        where = f"{faithful.drift[0][0]} was {_short(faithful.drift[0][1])}, is {_short(faithful.drift[0][2])}"
-        raise UnfaithfulError(f"DRIFT: {_first((where, *faithful.drift[1:]))}", "\n".join(drift))
+        raise UnfaithfulError(f"DRIFT: {drift_line(faithful.drift)}", drift_table(faithful.drift))
 
 
 def _first(lines: Sequence[object]) -> str:
@@ -132,6 +133,19 @@ def users_part(traceback: Any) -> Any:
     return kept if users else None
 
 
+def _without_machinery(error: SagazError) -> pytest.ExceptionInfo[SagazError]:
+    """Return an error of ours without our frames and the loop's: its line says all that they would."""
+    frames, entry = [], error.__traceback__
+    while entry is not None:
+        if not entry.tb_frame.f_code.co_filename.startswith((*_OURS, _ASYNCIO)):
+            frames.append(entry)
+        entry = entry.tb_next
+    kept = None
+    for one in reversed(frames):
+        kept = TracebackType(kept, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return pytest.ExceptionInfo.from_exception(error.with_traceback(kept))
+
+
 # ---- around each test that has to do with a saga
 
 
@@ -157,8 +171,10 @@ class AroundTests:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
         error = call.excinfo.value if call.excinfo is not None else None
+        if isinstance(error, SagazError) and not _is_ours(item) and not item.config.getoption("fulltrace", False):
+            call.excinfo = _without_machinery(error)
+        report = yield
         if isinstance(error, UnsoundError) and not _is_ours(item) and not report.passed:
             report.sections.append(("sagaz", error.report))
         return report
@@ -186,21 +202,26 @@ def _note_outcome(item: pytest.Item) -> None:
 
 
 def check_not_vacuous(item: pytest.Item) -> None:
-    """Fail a test that passed although the failure that it asks for never happened."""
+    """Fail a test that passed although a failure that it asks for never happened, unless it looked at the verdict."""
     __tracebackhide__ = True
+    if _is_ours(item):
+        return
     runner, case = runner_or_none(item), _case_of(item)
-    plan = case.plan if case is not None else forced_plan(item)
-    if _is_ours(item) or not plan:
-        return
     outcomes = runner.outcomes if runner is not None else []
+    plan = case.plan if case is not None else forced_plan(item)
     under_it = [outcome for outcome in outcomes if outcome.plan == plan]
-    if any(not outcome.evidence.missed for outcome in under_it):
-        return
-    if under_it:
-        found = under_it[0].findings[0]
-        pytest.fail(f"VACUOUS under {plan}: {found.sentence}\n\n{under_it[0].explain()}", pytrace=False)
-    if case is not None or outcomes or _is_marked_itself(item):
+    if plan and not under_it and (case is not None or outcomes or _is_marked_itself(item)):
         pytest.fail(f"VACUOUS: {_why_no_run(plan, case, outcomes)}", pytrace=False)
+    if plan and under_it and all(outcome.evidence.missed for outcome in under_it):
+        _fail_as_vacuous(under_it[0])
+    for outcome in outcomes:
+        if outcome.plan != plan and outcome.evidence.missed and not outcome.judged:
+            _fail_as_vacuous(outcome)
+
+
+def _fail_as_vacuous(outcome: Outcome) -> None:
+    __tracebackhide__ = True
+    pytest.fail(f"VACUOUS{outcome.under}: {outcome.findings[0].sentence}\n\n{outcome.explain()}", pytrace=False)
 
 
 def _is_marked_itself(item: pytest.Item) -> bool:
@@ -213,8 +234,3 @@ def _why_no_run(plan: FaultPlan, case: Case | None, outcomes: list[Outcome]) -> 
     if outcomes:
         return f"no saga of the test ran under {plan}, which its markers ask for: leave `plan` out, or the marker"
     return f"the test ran no saga under {plan}: run it with the fixture sagaz, sagaz.run(saga, context)"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from pytest_sagaz.cases import Case
 from pytest_sagaz.markers import forced_plan
 from pytest_sagaz.recordings import Found, find
+from pytest_sagaz.replays import context_keys
 from pytest_sagaz.runner import runner_of
 from pytest_sagaz.sagas import class_of, maker
-from pytest_sagaz.settings import settings_of
+from pytest_sagaz.settings import SagazWarning, settings_of
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan, as_plan
 from sagaz_core.prove.exploration import Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, aexplore
 from sagaz_core.recording.base import Recording
+from sagaz_core.replay.start import check_override
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -167,7 +170,7 @@ class Sagaz:
         return Case(
             self._runner,
             maker(None, "", saga),
-            dict(context or {}),
+            _mapping(context, "a context"),
             self._plan(plan),
             world=self._world(world),
             saga_id=saga_id,
@@ -189,6 +192,9 @@ class Sagaz:
             found = Found(recording, trusted=settings.trusts(recording))
         else:
             found = self._find(str(recording))
+        laid_over = _mapping(override, "an override")
+        for message in check_override(laid_over, context_keys(found.recording), strict=settings.strict):
+            warnings.warn(SagazWarning(message), stacklevel=3)
         factory = self._request.getfixturevalue("saga_factory") if saga is None else None
         if saga is None and factory is None:
             saga = class_of(found, settings)
@@ -198,7 +204,7 @@ class Sagaz:
             plan=self._plan(plan),
             recording=found.recording,
             step=step,
-            override=dict(override or {}),
+            override=laid_over,
             freeze=freeze,
             world=self._world(None),
             allow_drift=allow_drift or settings.allow_drift,
@@ -219,3 +225,11 @@ class Sagaz:
 
     def _outside_a_loop(self, instead: str) -> None:
         self._runner.outside_a_loop(f"sagaz.{instead}")
+
+
+def _mapping(given: Any, what: str) -> dict[str, Any]:
+    """Return the mapping, or what a pydantic model holds, as a dict."""
+    try:
+        return dict(given or {})
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} of type {type(given).__name__!r}: give a mapping or a pydantic model") from None

@@ -108,16 +108,13 @@ class _IdMaker:
                     self._milliseconds += 1
                     self._counter = random >> 39
             milliseconds, counter = self._milliseconds, self._counter
-        number = (
-            (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-            | 0x7 << 76
-            | (counter >> 30) << 64
-            | 0b10 << 62
-            | (counter & 0x3FFF_FFFF) << 32
-            | random & 0xFFFF_FFFF
+        return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - takes two thirds of the time
+            milliseconds >> 16 & 0xFFFF_FFFF,
+            milliseconds & 0xFFFF,
+            counter >> 30,
+            0x8000 | counter >> 16 & 0x3FFF,  # the variant
+            (counter & 0xFFFF) << 32 | random & 0xFFFF_FFFF,
         )
-        digits = f"{number:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 _make_id = _IdMaker()

@@ -15,8 +15,10 @@
     ├── CodecError (ValueError)               a value or a stored byte string
     │   ├── CannotStoreError (TypeError)      a value that would not survive the store
     │   ├── CorruptDataError                  stored data that is damaged
-    │   │   └── DamagedSnapshotError          a snapshot, or one that it is based on
+    │   │   ├── DamagedSnapshotError          a snapshot, or one that it is based on
+    │   │   └── DamagedListingError           a record in a listing, which goes on behind it
     │   ├── UnknownTypeError                  stored data of a class that is not known here
+    │   ├── EncryptedValueError               a stored value that must be decrypted, and cannot be
     │   └── NewerFormatError                  stored data of a format newer than this code
     ├── StorageError (OSError)                a store could not do what it was asked
     │   ├── StoreUnavailableError             it cannot be reached, or did not answer in time
@@ -37,10 +39,10 @@ Messages are one line: what, where, expected and got, what to do. The parts are 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class SagazError(Exception):
@@ -133,12 +135,29 @@ class DamagedSnapshotError(CorruptDataError):
         self.readable = readable
 
 
+class DamagedListingError(CorruptDataError):
+    """A record in a listing is damaged. `items` are those of the page before it, `cursor` goes on behind it."""
+
+    def __init__(self, message: str, items: Sequence[Any], cursor: str) -> None:
+        super().__init__(message)
+        self.items = items
+        self.cursor = cursor
+
+
 class UnknownTypeError(CodecError):
     """Stored data is of a class that is not known here. `type_name` is `module:qualname`."""
 
     def __init__(self, message: str, type_name: str = "") -> None:
         super().__init__(message)
         self.type_name = type_name
+
+
+class EncryptedValueError(CodecError):
+    """A stored value is encrypted and is needed as it was. `key` is its key in the context."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class NewerFormatError(CodecError):

@@ -51,7 +51,7 @@ def sagaz_storages() -> Mapping[str, Callable[[str], SnapshotStorage]]:  # type:
 def sagaz_key_providers() -> Mapping[str, Callable[[str], Any]]:  # type: ignore[empty-body] # see above
     """Return makers of key providers by name, for contexts of which fields are encrypted.
 
-    Nothing asks for them yet: `ReplayConfig(encrypt_fields=...)` is refused.
+    Nothing asks for them yet: give `ReplayConfig(encrypt_fields=...)` a `field_cipher`.
     """
 
 

@@ -458,9 +458,7 @@ class VirtualRunner:
             raise ValueError(f"a coroutine was expected, got {main!r}")
         if events._get_running_loop() is not None:
             main.close()
-            raise RunningLoopError(
-                "run() was called inside a running event loop: use arun(), or await the coroutine there"
-            )
+            raise RunningLoopError("run() was called inside a running event loop: await the coroutine there")
         loop = self.loop
         loop._turns = 0
         task = loop.create_task(main, context=context)

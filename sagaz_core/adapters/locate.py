@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import os
@@ -10,7 +9,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import DefinitionError, UnknownSagaClassError, UsageError, nearest
+from sagaz_core._importing import import_application
+from sagaz_core.errors import DefinitionError, UnknownSagaClassError, UsageError, nearest, quoted
 from sagaz_core.plugins import plugin_manager
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ def import_module(name: str) -> ModuleType:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        return importlib.import_module(name)
+        return import_application(name)
     except ImportError as error:
         missing = getattr(error, "name", None)
         if missing and (name == missing or name.startswith(missing + ".")):
-            raise UnknownSagaClassError(
-                f"there is no module {name!r}: check the name, and the folder you are in"
-            ) from error
+            what = "check the name, and the folder you are in"
+            if missing == "sagaz":
+                what = "for the sagaz package, pip install 'pytest-sagaz[sagaz]'"
+            raise UnknownSagaClassError(f"there is no module {name!r}: {what}") from error
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {error}") from error
     except Exception as error:  # a module may raise anything
         raise UnknownSagaClassError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
@@ -87,9 +88,8 @@ def load_object(spec: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             known = [name for name, _ in sagas_in(sys.modules[module_name])]
-            raise UnknownSagaClassError(
-                f"module {module_name!r} has no {qualname!r}{nearest(qualname, known)}"
-            ) from None
+            hint = nearest(qualname, known) or (f"; its sagas: {quoted(known)}" if known else "")
+            raise UnknownSagaClassError(f"module {module_name!r} has no {qualname!r}{hint}") from None
     return found
 
 

@@ -20,6 +20,7 @@ from sagaz_core.events import (
     StepStarted,
     StepSucceeded,
 )
+from sagaz_core.faults.inject import SimulatedCrash
 from sagaz_core.model import END
 from sagaz_core.state import SagaState, SagaStatus
 
@@ -49,6 +50,10 @@ _COLOURS: Mapping[str, str] = {
 _STARTS: Mapping[str, str] = {"action": "start", "compensation": "undo", "recovery": "recover"}
 
 
+class StepExit(SimulatedCrash):
+    """A step called `sys.exit()`, which ends a process in the middle of a saga, as a crash does."""
+
+
 class Live:
     """Prints what happens in a run as it happens: an observer for the ends of calls, an interceptor for their starts.
 
@@ -72,7 +77,10 @@ class Live:
         """Say that the call starts, and make it."""
         if call.kind != "end":
             self.say(text_of(Line(_STARTS[call.kind], call.step, _again(call.attempt))))
-        return await proceed()
+        try:
+            return await proceed()
+        except SystemExit as error:  # a loop would let it through at once, past whoever has a line to say about it
+            raise StepExit(f"step {call.step!r} called sys.exit({error.code!r})") from error
 
     def say(self, text: str) -> None:
         """Print a line, if anybody still reads."""
@@ -123,7 +131,7 @@ def _changes(delta: Delta) -> str:
 
 def ending(state: SagaState) -> str:
     """Say how the saga stands, in a line."""
-    why = f" ({state.error})" if state.error else ""
+    why = f" ({printable(str(state.error))})" if state.error else ""
     if state.status is SagaStatus.COMPLETED:
         return f"completed, {_steps(len(state.results))} done"
     if state.status is SagaStatus.ROLLED_BACK:

@@ -123,7 +123,7 @@ async def _from_file(path: Path) -> Found:
 
     loaded = Recording.load(path, resolve=opaque_class)
     memory = InMemorySnapshotStorage()
-    untrusted = replace(loaded, record=replace(loaded.record, source=""))
+    untrusted = replace(loaded, record=loaded.record._replace(source=""))
     await untrusted.to_storage(memory)
     return Found(memory, loaded.saga_id, loaded)
 

@@ -14,7 +14,7 @@ import click
 from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, load_saga
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
-from sagaz_core.cli.live import Live, ending
+from sagaz_core.cli.live import Live, StepExit, ending
 from sagaz_core.cli.options import (
     checked_output,
     opened,
@@ -76,8 +76,9 @@ def record(
     Prints its id, what happens as it happens, and how it ended. Values of the context are not printed.
 
     Exit code: 0 when it completed or was rolled back; 1 when it is stuck, when it died of a planned crash (its
-    recording is then what a crash leaves) or when a planned fault never happened; 2 when nothing was run, and nothing
-    was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it undoes what it did, and a second one stops it at once.
+    recording is then what a crash leaves) or when a planned fault never happened; 2 when something given is wrong, and
+    nothing was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it undoes what it did, and a second one stops it
+    at once.
     """
     settings = settings_and_path()
     initial = read_context(context)
@@ -98,15 +99,20 @@ def record(
     if job.state.seq < 0:
         raise job.signals.failure(None)
     job.live.say(style(ending(job.state), bold=True))
-    job.live.say(f"recorded in {printable(safe_url(job.url))}; prove it with:  {_proof(job, store)}")
+    job.live.say(_kept(job, store))
     _judge(job)
 
 
-def _proof(job: Job, store: str | None) -> str:
-    command = ["pytest", f"--sagaz-replay={job.live.saga_id}"]
-    if store is not None and safe_url(store) == store:
+def _kept(job: Job, store: str | None) -> str:
+    """Say where the recording is, and what proves it."""
+    where, command = safe_url(job.url), ["pytest", f"--sagaz-replay={job.live.saga_id}"]
+    if job.url.startswith("memory:"):
+        if job.out is None:
+            return f"recorded in {where}, which ends here; keep it with --out FILE, or in another --store"
+        where, command = str(job.out), ["pytest", f"--sagaz-replay={job.out}", f"--app={job.source.partition(':')[0]}"]
+    elif store is not None and safe_url(store) == store:
         command.append(f"--sagaz-store={store}")
-    return printable(shlex.join(command))
+    return f"recorded in {printable(where)}; prove it with:  {printable(shlex.join(command))}"
 
 
 @dataclass
@@ -223,8 +229,10 @@ async def _run_and_see(job: Job, storage: SnapshotStorage) -> None:
     running = partial(adapter.run, saga, job.context, saga_id=job.saga_id, options=options)
     try:
         await job.signals.guard(running())
-    except SimulatedCrash as death:
+    except StepExit as death:
         job.crashed = str(death)
+    except SimulatedCrash as death:
+        job.crashed = f"the process died here (simulated): {death}"
         if job.crashed.endswith("crash-recorded") and job.journal is not None and job.journal.capture is not None:
             await job.journal.capture.flush()
     except asyncio.CancelledError:
@@ -285,9 +293,7 @@ def _judge(job: Job) -> None:
     if job.signals.received:
         raise job.signals.failure(state)
     if job.crashed:
-        raise Failure(
-            f"the process died here (simulated): {job.crashed}; {state.saga_id!r} is what a crash leaves", NOT_WELL
-        )
+        raise Failure(f"{job.crashed}; {state.saga_id!r} is what a crash leaves", NOT_WELL)
     problems = []
     if state.status is SagaStatus.FAILED or state.stuck:
         problems.append(f"saga {state.saga_id!r} is {ending(state)}")

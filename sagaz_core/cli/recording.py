@@ -113,7 +113,7 @@ def import_(file: str, store: str | None, apps: Sequence[str]) -> None:
     loaded = Recording.load(Path(file), resolve=known_class)
     for snapshot in loaded.snapshots:  # kept as it is; but what it names must not be imported for it later
         unpack_state(snapshot, known_class)
-    found = replace(loaded, record=replace(loaded.record, source=_source(loaded.saga_name, named)))
+    found = replace(loaded, record=loaded.record._replace(source=_source(loaded.saga_name, named)))
 
     async def work() -> None:
         async with opened(store, settings) as storage:

@@ -13,7 +13,7 @@ import click
 from sagaz_core.adapters.locate import find_saga
 from sagaz_core.cli import past
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
-from sagaz_core.cli.live import Live
+from sagaz_core.cli.live import Live, StepExit
 from sagaz_core.cli.options import (
     Found,
     app_option,
@@ -111,6 +111,8 @@ def run_(
                 if signals.received:
                     raise signals.failure(None if not live.saga_id else await _state(storage, live.saga_id)) from None
                 raise Failure("the replay was cancelled from inside", NOT_WELL) from None
+            except StepExit as death:
+                raise Failure(f"{death}; the replay, {live.saga_id!r}, is what a crash leaves", NOT_WELL) from death
             except Exception as error:  # anyone's, once the saga runs
                 if live.saga_id and not isinstance(error, Failure):
                     raise Failure(f"{message_of(error)} (the replay is saga {live.saga_id!r})", NOT_WELL) from error

@@ -64,7 +64,7 @@ class Attempts:
                 if execution.dead:
                     return
                 self._succeeded(name, attempt, result, given, view)
-                if self._capture is not None:
+                if self._capture is not None and (self._capture.after_each or not self._written_soon(name)):
                     await self._stored(name)
                 return
             again = not execution.dead and await self._again(step, attempt, attempt - first, failure)
@@ -199,9 +199,11 @@ class Attempts:
         execution, done = self._execution, self._state.results
         if execution.turning_back or (self._capture is not None and self._capture.troubled):
             return False
+        if len(done) == len(self._steps):
+            return execution.interceptors is None  # else there is one more call, at the end
+        if self._linear or execution.another_follows:
+            return True
         dependents = execution.model.dependents[name]
-        if self._linear:
-            return bool(dependents) or execution.interceptors is None
         return any(all(d in done for d in execution.model.step(other).depends_on) for other in dependents)
 
     async def ask_recovery(self, step: Step, error: BaseException, attempt: int) -> Any:

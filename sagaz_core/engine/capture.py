@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextvars import ContextVar, Token
-from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
+from sagaz_core.engine.fields import encrypted_fields
 from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.engine.summary import Summarizer
 from sagaz_core.errors import StoreUnavailableError, UsageError
@@ -37,12 +37,13 @@ from sagaz_core.storage.seals import sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+    from collections.abc import Awaitable, Coroutine, Generator, Sequence
     from datetime import datetime
 
     from sagaz_core.saga.config import ReplayConfig
     from sagaz_core.state import SagaState
 
+_new: Any = tuple.__new__  # what a named tuple's own `__new__` does, at half its cost
 logger = logging.getLogger(__name__)
 current_capture: ContextVar[Capture | None] = ContextVar("current_capture", default=None)
 
@@ -51,7 +52,7 @@ class Capture:
     """Captures one run into a store, as its `ReplayConfig` says.
 
     A value that cannot be stored is left out of what is captured, and the next `flush` raises when it has written the
-    rest. Only an initial context is refused at once.
+    rest. Only an initial context is refused at once. Snapshots have the id `snapshot_ids` and a number.
     """
 
     def __init__(
@@ -60,21 +61,21 @@ class Capture:
         config: ReplayConfig,
         record: SagaRecord,
         state: SagaState,
-        new_id: Callable[[], str],
+        snapshot_ids: str,
         *,
         resumed: bool = False,
     ) -> None:
-        if config.encrypt_fields:
-            raise UsageError("encrypt_fields: this release cannot encrypt, so leave those keys out of the context")
         self.storage = storage
         self._config = config
         self._record = record
         self._state = state
         self._saga_id = record.saga_id
-        self._snapshot_ids = new_id()  # one for all of them: they differ in the number that follows it
+        self._snapshot_ids = snapshot_ids
         self._snapshot_number = count()
         self._announced = resumed
         self._strategy: str = config.snapshot_strategy._value_
+        self.after_each = self._strategy == "after_each_step"
+        self._durability, self._limit = config.durability, config.max_snapshots_per_saga
         self._frames: FrameWriter | None = None  # in this process's memory states are kept as they are
         if not getattr(storage, "in_memory", False):
             self._frames = FrameWriter(compress=config.compression is not None)
@@ -83,7 +84,7 @@ class Capture:
         self._snapshots: list[SagaSnapshot] = []
         self._kept: list[int] | None = None if resumed else []
         self._before: set[str] = set()
-        self._encoded = Encoded(state)
+        self._encoded = Encoded(state, encrypted_fields(config))
         self._summary = Summarizer(state, config.index_keys)
         self._lost_failure = resumed and bool(state.failed_step)
         self._writing: asyncio.Future[None] | None = None
@@ -133,9 +134,8 @@ class Capture:
         if data is None:
             self._events.append(pack_event(self._saga_id, event, seal=self._frames is not None))
         else:
-            kind = type(event).__name__
-            make = StoredEvent if self._frames is None else sealed
-            self._events.append(make(self._saga_id, event.seq, event.at, kind, step, data))
+            fields = (self._saga_id, event.seq, event.at, type(event).__name__, step, data)
+            self._events.append(_new(StoredEvent, fields) if self._frames is None else sealed(*fields))
 
     def prepare(self, step: str, delta: Delta, result: Any) -> Delta:
         """Take in what a step returned and changed, before anything of it happens, and return the whole change.
@@ -163,7 +163,7 @@ class Capture:
 
     def after(self, step: str) -> None:
         """A step is done."""
-        if self._strategy == "after_each_step":
+        if self.after_each:
             self._snapshot(step, "after")
 
     def failed(self) -> None:
@@ -181,7 +181,7 @@ class Capture:
         if self._strategy != "manual" and self._state.status.ended:
             self._snapshot("", "final")
         await self.flush(last=True)
-        if self._config.durability == "background":
+        if self._durability == "background":
             await self._until_written()
 
     def __enter__(self) -> None:
@@ -214,7 +214,7 @@ class Capture:
         state, retention, frames = self._state, self._retention, self._frames
         assert state.at is not None
         encoded = self._encoded.state()
-        snapshot = SagaSnapshot(
+        fields = (
             f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
             self._saga_id,
             state.saga_name,
@@ -226,60 +226,113 @@ class Capture:
             state.at,
             encoded,
             None if retention is None else state.at + retention,
-            completed_steps=tuple(state.results),
+            None,
+            (),
+            tuple(state.results),
+            self._summary.tags(),
         )
+        snapshot: SagaSnapshot = _new(SagaSnapshot, fields)
         self._snapshots.append(snapshot if frames is None else frames.frame(snapshot, encoded))
 
     # ---- writing
 
-    async def flush(self, *, last: bool = False) -> None:
+    def flush(self, *, last: bool = False) -> Awaitable[None]:
         """Write what has come together. What could not be written is kept, and tried again at the next boundary.
 
+        It begins at once, so what is returned is to be awaited at once: with an embedded store, all is done by then.
         Raises what the store raises, `StoreUnavailableError` when it takes too long, and `CannotStoreError`, unless the
         config says `warn`. A store that took too long is left alone for as long again, but for the `last` time.
         """
+        if self._writing is not None or self._durability == "background":
+            return self._flushed(last)
+        if self._due(last):
+            batch = self._batch()
+            try:
+                waiting = self._begun(self._written(batch))
+            except BaseException as error:  # the store's, which may be anyone's
+                self._not_written(batch, error)
+            else:
+                if waiting is not None:
+                    return self._finished(batch, waiting)
+                self._is_written(batch)
+                if self._limit is not None:
+                    return self._trimmed(batch.snapshots)
+        self._tell_problem()
+        return NOTHING_LEFT
+
+    async def flush_at_last(self) -> None:
+        """Do `flush(last=True)`, all of it in the task that runs this."""
+        await self.flush(last=True)
+
+    async def _flushed(self, last: bool) -> None:
         while self._writing is not None:
             await asyncio.shield(self._writing)
-        if (self._events or self._snapshots or not self._announced) and (
-            last or not self._not_before or asyncio.get_running_loop().time() >= self._not_before
-        ):
-            await self._write_all()
-        if self._encoded.problem is not None:
-            problem, self._encoded.problem = self._encoded.problem, None
+        if self._durability != "background":
+            await self.flush(last=last)
+            return
+        if self._due(last):
+            await self._leave(self._batch())
+        self._tell_problem()
+
+    async def _finished(self, batch: Batch, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except BaseException as error:  # the store's, which may be anyone's
+            self._not_written(batch, error)
+        else:
+            self._is_written(batch)
+            await self._trimmed(batch.snapshots)
+            return
+        self._tell_problem()
+
+    async def _trimmed(self, snapshots: Sequence[SagaSnapshot]) -> None:
+        """Forget the snapshots that are more than are to be kept."""
+        if self._limit is not None and snapshots:
+            try:
+                waiting = self._begun(self._forget_old(snapshots))
+                if waiting is not None:
+                    await waiting
+            except Exception as error:  # the store's, which may be anyone's
+                self._told_of(error)
+        self._tell_problem()
+
+    def _due(self, last: bool) -> bool:
+        if not (self._events or self._snapshots or not self._announced):
+            return False
+        return last or not self._not_before or asyncio.get_running_loop().time() >= self._not_before
+
+    def _batch(self) -> Batch:
+        """Take what has come together."""
+        record = None if self._announced else self._record
+        batch: Batch = _new(Batch, (self._saga_id, record, self._events, self._snapshots, self._summary.now()))
+        self._events, self._snapshots = [], []
+        return batch
+
+    def _is_written(self, batch: Batch) -> None:
+        self._announced = True
+        if batch.summary is not None:
+            self._summary.told(batch.summary)
+
+    def _not_written(self, batch: Batch, error: BaseException) -> None:
+        """Keep the batch for the next time, and raise the error unless it is only to be told."""
+        self._events[:0] = batch.events
+        self._snapshots[:0] = batch.snapshots
+        if not isinstance(error, Exception):
+            raise error
+        self._told_of(error)
+
+    def _tell_problem(self) -> None:
+        problem = self._encoded.problem
+        if problem is not None:
+            self._encoded.problem = None
             if self._config.on_capture_error == "raise":
                 raise problem
             logger.warning("saga %s is captured without a value: %s", self._saga_id, problem)
 
-    async def _write_all(self) -> None:
-        record = None if self._announced else self._record
-        batch = Batch(self._saga_id, record, self._events, self._snapshots, self._summary.now())
-        self._events, self._snapshots = [], []
-        if self._config.durability == "background":
-            await self._leave(batch)
-            return
-        written = False
-        try:
-            waiting = self._begun(self._written(batch))
-            if waiting is not None:
-                await waiting
-            written = self._announced = True
-            if batch.summary is not None:
-                self._summary.told(batch.summary)
-            if self._config.max_snapshots_per_saga is not None and batch.snapshots:
-                waiting = self._begun(self._forget_old(batch.snapshots))
-                if waiting is not None:
-                    await waiting
-        except Exception as error:  # the store's, which may be anyone's
-            self._told_of(error)
-        finally:
-            if not written:
-                self._events[:0] = batch.events
-                self._snapshots[:0] = batch.snapshots
-
     def _written(self, batch: Batch) -> Coroutine[Any, Any, None]:
         if self._lost_failure and batch.summary is not None:
             return self._dated_and_written(batch)
-        writer = group_writer(self.storage) if self._config.durability == "group" else self.storage
+        writer = group_writer(self.storage) if self._durability == "group" else self.storage
         return coroutine_of(writer.write(batch))
 
     async def _dated_and_written(self, batch: Batch) -> None:
@@ -325,7 +378,7 @@ class Capture:
             return batch
         failed_at = await self._when_it_failed(batch.summary.step_name)
         self._summary.failed_at, self._lost_failure = failed_at, False
-        return batch._replace(summary=replace(batch.summary, failed_at=failed_at))
+        return batch._replace(summary=batch.summary._replace(failed_at=failed_at))
 
     async def _when_it_failed(self, step: str) -> datetime | None:
         """Return when the step failed for good, in a run that another process goes on with."""
@@ -384,7 +437,7 @@ class Capture:
 
     def _too_old(self, snapshots: Sequence[SagaSnapshot]) -> int | None:
         """Return the `seq` below which there are more than are to be kept, `None` if there are not. Takes these in."""
-        limit = self._config.max_snapshots_per_saga
+        limit = self._limit
         if limit is None:
             return None
         kept = self._kept or []
@@ -411,6 +464,22 @@ class Capture:
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+_EXHAUSTED: Any = iter(())
+
+
+class _NothingLeft:
+    """What is awaited when all is done already."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        made: Generator[Any, None, None] = _EXHAUSTED
+        return made
+
+
+NOTHING_LEFT = _NothingLeft()
 
 
 class _Stored:

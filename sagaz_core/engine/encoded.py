@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -12,9 +13,10 @@ from sagaz_core.events import NO_DELTA, CompensationSucceeded, Delta, SagaStarte
 from sagaz_core.storage.codec import decode, importing_class, list_of, map_head, moment_part, part, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
+    from sagaz_core.engine.fields import EncryptedFields
     from sagaz_core.state import SagaState
 
 # What a fold of events never changes, nor user code: needs no look whether it was.
@@ -59,10 +61,11 @@ class Encoded:
     """What a run's context, results and changes are as bytes.
 
     A value that cannot be stored is left out here, never out of what the saga works with. The first such error is the
-    `problem`.
+    `problem`. `fields` are those that are stored encrypted; the saga works with what they are.
     """
 
     __slots__ = (
+        "_fields",
         "_identity",
         "_results",
         "_state",
@@ -77,12 +80,13 @@ class Encoded:
         "undone",
     )
 
-    def __init__(self, state: SagaState) -> None:
+    def __init__(self, state: SagaState, fields: EncryptedFields | None = None) -> None:
         self.problem: CodecError | None = None
         self.context = self.initial = _EMPTY
         self.results: dict[str, bytes] = {}
         self.layers: dict[str, bytes] = {}
         self.undone: dict[str, bytes] = {}
+        self._fields = fields
         self._identity = b""
         self._results: bytes | None = b""  # what `results` are in a state, `None` when it must be made anew
         self._state = state
@@ -93,22 +97,22 @@ class Encoded:
     def begin(self, context: Mapping[str, Any], *, strict: bool) -> None:
         """Encode the initial context. With `strict`, raises `CannotStoreError`."""
         try:
-            self.context = part(context if type(context) is dict else dict(context), "context")
+            self.context = self._part(context if type(context) is dict else dict(context))
         except CodecError as error:
             if strict:
                 raise
             self._note(error)
-            self.context = part(self._fitting(context), "context")
+            self.context = self._part(self._fitting(context))
         self.initial = self.context
         self._watch()
 
     def go_on(self) -> None:
         """Encode what a resumed run begins with."""
         state = self._state
-        self.initial = part(state.initial, "context")
-        self.results = {step: part(result, f"result of {step!r}") for step, result in state.results.items()}
+        self.initial = self._part(state.initial)
+        self.results = {step: self._part_of(result, f"result of {step!r}") for step, result in state.results.items()}
         self._results = None
-        self.undone = {step: part(result, f"result of {step!r}") for step, result in state.undone.items()}
+        self.undone = {step: self._part_of(result, f"result of {step!r}") for step, result in state.undone.items()}
         for name, layer in state.layers.items():
             self._encode_layer(name, layer)
         self.renew()
@@ -120,10 +124,10 @@ class Encoded:
             self._unfit.intersection_update(context)
             context = self._without_unfit(context)
         try:
-            self.context = part(context, "context")
+            self.context = self._part(context)
         except CodecError as error:  # a value that was stored before was changed in place
             self._note(error)
-            self.context = part(self._fitting(context), "context")
+            self.context = self._part(self._fitting(context))
         self._watch()
 
     def step(self, step: str, delta: Delta, result: Any) -> Delta:
@@ -153,7 +157,8 @@ class Encoded:
 
     def put_back(self) -> None:
         """Put back what user code changed in place."""
-        self._with_changes_in_place(NO_DELTA)
+        if self._watched:
+            self._with_changes_in_place(NO_DELTA)
 
     # ---- put together
 
@@ -221,10 +226,10 @@ class Encoded:
                 return delta
         except CodecError as error:
             self._note(error)
-        before: dict[str, Any] = decode(whole(self.context), resolve=importing_class)
+        before: dict[str, Any] = decode(whole(self._watched_part), resolve=importing_class)
         changed = dict(delta.set)
         for key, now in self._watched.items():
-            if key in before and not _same(now, before[key]):
+            if not _same(now, before[key]):
                 if key not in delta.deleted:
                     changed.setdefault(key, now)
                 self._state.unalias(key, before[key])
@@ -240,24 +245,39 @@ class Encoded:
         changed = dict(delta.set)
         self._unfit.difference_update(changed)
         try:
-            raw = part(changed, "context")
+            raw = self._part(changed)
         except CodecError as error:
             self._note(error)
-            raw = part(self._fitting(changed), "context")
+            raw = self._part(self._fitting(changed))
         self.layers[name] = list_of(raw, part(list(delta.deleted)))
 
     def _encoded(self, value: Any, at: str) -> bytes:
         try:
-            return part(value, at)
+            return self._part_of(value, at)
         except CodecError as error:
             self._note(error)
         if type(value) is dict:
-            return part({key: item for key, item in value.items() if _fits(key) and _fits(item)}, at)
+            return self._part({key: item for key, item in value.items() if self._fits(key, item)}, at)
         return _NOTHING
+
+    def _part(self, values: Mapping[str, Any], at: str = "context") -> bytes:
+        return part(values if self._fields is None else self._fields.hidden(values), at)
+
+    def _part_of(self, result: Any, at: str) -> bytes:
+        hides = self._fields is not None and isinstance(result, Mapping)
+        return self._part(result, at) if hides else part(result, at)
+
+    def _fits(self, key: Any, value: Any) -> bool:
+        try:
+            part(key)
+            part(value if self._fields is None else self._fields.of(key, value))
+        except CodecError:
+            return False
+        return True
 
     def _fitting(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what can be stored of the values, and remember the keys of the others."""
-        self._unfit.update(key for key, value in values.items() if not (_fits(key) and _fits(value)))
+        self._unfit.update(key for key, value in values.items() if not self._fits(key, value))
         return self._without_unfit(values)
 
     def _without_unfit(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,14 +290,6 @@ class Encoded:
 
 def _pairs(steps: Iterable[str], parts: Mapping[str, bytes]) -> bytes:
     return b"".join([_text(step) + parts[step] for step in steps])
-
-
-def _fits(value: Any) -> bool:
-    try:
-        part(value)
-    except CodecError:
-        return False
-    return True
 
 
 def _same(one: Any, other: Any) -> bool:

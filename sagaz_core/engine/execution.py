@@ -68,6 +68,8 @@ class Execution:
         self._deaths: list[BaseException] = []
         self._waiter: asyncio.Future[None] | None = None
         self._siblings_stopped = False
+        self.another_follows = False
+        """Whether, should the step that is running end without having waited, another one starts right behind it."""
 
     async def run(self) -> None:
         """Run on to an end. Raises `CancelledError` when the task was cancelled, and `abort`, both after undoing.
@@ -132,6 +134,9 @@ class Execution:
         if self.interceptors is None:
             return call_operation(operation, arguments, None, None)
         call = StepCall(self.state.saga_id, step, kind, attempt, arguments[0], result, self.cancel)
+        if operation.is_async and operation.timeout is None and len(self.interceptors) == 1:
+            # What `call_operation` does with most calls of a run that is watched.
+            return self.interceptors[0].intercept(call, partial(operation.function, *arguments))
         return call_operation(operation, arguments, call, self.interceptors)
 
     async def sleep(self, delay: float) -> None:
@@ -245,6 +250,7 @@ class Execution:
         for place, name in enumerate(names, 1):
             task.set_name(name)
             run, context = self._attempts.run(name), copy_context()
+            self.another_follows = place < len(names)
             try:
                 rest = Rest(run, context.run(run.send, None), context)
             except StopIteration:
@@ -252,8 +258,10 @@ class Execution:
                 if not task.cancelling() and _holds_on(task) == held:
                     continue
                 if place < len(names):
+                    self.another_follows = False
                     self._begin(names[place:])
                 return
+            self.another_follows = False
             for other in names[place:]:
                 self._begin([other])
             await rest
@@ -361,7 +369,7 @@ class Execution:
                 await capture.ended()
             except asyncio.CancelledError as error:
                 self.note_cancelled(error)
-                await self.shielded(capture.flush(last=True))
+                await self.shielded(capture.flush_at_last())
         except Exception as error:  # the store's, which may be anyone's
             if self.abort is None:
                 self.abort = error

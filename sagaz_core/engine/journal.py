@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.events import EVENT_TYPES, Event
+from sagaz_core.events import EVENT_SIZES, Event
 from sagaz_core.state import FOLD
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sagaz_core.state import SagaState
 
 Observer = Callable[[Event], object]
-_FIELDS: dict[type[Event], int] = {kind: len(kind._fields) - 2 for kind in EVENT_TYPES.values()}
 _new: Callable[..., Any] = tuple.__new__
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ class Journal:
             at = state.at
         seq = state.seq + 1
         # What `kind(...)` and `state.apply(event)` do, but for defaults, and for asking whether it is the next one.
-        event = _new(kind, (seq, at, *fields)) if len(fields) == _FIELDS[kind] else kind(seq, at, *fields)
+        made = (seq, at, *fields)
+        event = _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made)
         state.seq = seq
         state.at = at
         FOLD[kind](state, event)

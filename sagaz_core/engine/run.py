@@ -70,7 +70,7 @@ async def run_saga(
     if definition.typed is not None:
         initial = definition.typed.initial(definition.model.name, initial)
     state = SagaState()
-    journal = _journal_of(saga, definition, state, identity, options)
+    journal = _journal_of(saga, definition, state, identity, options, snapshot_ids=identity if saga_id is None else "")
     model = definition.model
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
     for step in served:
@@ -82,7 +82,10 @@ async def run_saga(
 
 async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
     """Run the saga on from a state that another process left. The state is not copied."""
+    from sagaz_core.engine.fields import FieldReader  # a run without a store does not load the codec
+
     definition = await saga.prepare()
+    FieldReader(state.saga_id, options.replay_config or saga.replay_config).fill(state)
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
     execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
     execution.oldest_first = options.oldest_first
@@ -137,10 +140,12 @@ def open_journal(
     config: ReplayConfig | None = None,
     adapter: str = "native",
     resumed: bool = False,
+    snapshot_ids: str = "",
 ) -> Journal:
     """Return the journal of a run, with its capture if one is asked for.
 
-    `storage`, `config` and `source` are the saga's own, which those of the options stand above.
+    `storage`, `config` and `source` are the saga's own, which those of the options stand above. `snapshot_ids`: what
+    the ids of its snapshots may begin with, because no other run's do.
     """
     journal = Journal(state, options.clock, observers=options.observers)
     storage, config = options.storage or storage, options.replay_config or config
@@ -162,7 +167,7 @@ def open_journal(
             adapter=adapter,
             plan=options.plan,
         )
-        journal.capture = Capture(storage, config, record, state, options.new_id, resumed=resumed)
+        journal.capture = Capture(storage, config, record, state, snapshot_ids or options.new_id(), resumed=resumed)
     if options.on_journal is not None:
         options.on_journal(journal)
     return journal
@@ -176,6 +181,7 @@ def _journal_of(
     options: RunOptions,
     *,
     resumed: bool = False,
+    snapshot_ids: str = "",
 ) -> Journal:
     return open_journal(
         definition.model,
@@ -186,6 +192,7 @@ def _journal_of(
         storage=saga.snapshot_storage,
         config=saga.replay_config,
         resumed=resumed,
+        snapshot_ids=snapshot_ids,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST_TAG = 255
 _TURNED_BACK = (SagaStatus.COMPENSATING, SagaStatus.ROLLED_BACK, SagaStatus.FAILED)
+_EXECUTING: tuple[str, str, dict[str, str]] = (SagaStatus.EXECUTING.value, "", {})
 _PLAIN = (int, float, Decimal, UUID, date, time, timedelta)
 
 
@@ -37,12 +38,18 @@ class Summarizer:
         """Return the summary, `None` when it says what was told already."""
         state = self._state
         status = state.status
-        step = (state.failed_step or "") if status is not SagaStatus.EXECUTING and status in _TURNED_BACK else ""
+        if status is SagaStatus.EXECUTING and not self._keys and self._told == _EXECUTING:
+            return None  # as it is with most steps
+        step = (state.failed_step or "") if status in _TURNED_BACK else ""
         tags = tags_of(state.context, self._keys) if self._keys else {}
         if self._told == (status, step, tags):
             return None
         failed_at = (self.failed_at or state.at) if step else None
         return SagaSummary(state.saga_id, state.saga_name, state.seq, status._value_, step, failed_at, tags)
+
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """Return the tags of now, in order of key."""
+        return tuple(sorted(tags_of(self._state.context, self._keys).items())) if self._keys else ()
 
     def told(self, summary: SagaSummary) -> None:
         """Take the summary for told: it is in the store."""

@@ -52,7 +52,7 @@ def _wrapped(operation: Operation, around: Around, *, takes_second: bool) -> Ope
     def called(context: Any, result: Any = None) -> Any:
         return _now(around(operation, context, result))
 
-    return operation.bound(driven if operation.is_async else called, operation.is_async, takes_second)
+    return operation.bound(driven if operation.is_async else called, takes_second)
 
 
 async def _rest(calls: Generator[Call, Any, Any], waiting: Awaitable[Any] | None = None) -> Any:

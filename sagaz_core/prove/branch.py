@@ -8,7 +8,7 @@ they can see (`effects`), and nothing waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.rollback import Rollback, Undoing, steps_to_undo
 from sagaz_core.errors import StepTimeoutError
 from sagaz_core.events import (
+    EVENT_SIZES,
     NO_DELTA,
     Delta,
     Event,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from sagaz_core.saga.step import Operation
 
 
+_new: Any = tuple.__new__  # as in the journal
 _CANCELLED = describe_error(asyncio.CancelledError())
 _HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 
@@ -70,13 +72,13 @@ class _Quick(Journal):
         self.capture = None
         self.observers = ()
 
-    def emit(self, kind: Callable[..., Event], *fields: Any) -> None:
+    def emit(self, kind: type[Event], *fields: Any) -> None:
         """Let the next event happen."""
         if kind is not StepRetryScheduled:
             state = self.state
             state.seq = seq = state.seq + 1
-            event = kind(seq, state.at, *fields)
-            FOLD[type(event)](state, event)
+            made: Any = (seq, state.at, *fields)
+            FOLD[kind](state, _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made))
 
 
 class Branch(Execution):

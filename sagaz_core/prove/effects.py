@@ -83,7 +83,7 @@ class Effects:
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self._undo_reads: dict[str, frozenset[str] | None] = {}
-        self._checked: set[tuple[str, frozenset[str]]] = set()
+        self._checked: dict[str, set[str]] = {}
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
@@ -174,7 +174,7 @@ class Effects:
 
     def may_read_more(self, step: str, hidden: frozenset[str]) -> bool:
         """Whether it was not checked yet that the step's compensation reads nothing of what the hidden steps left."""
-        return self._keep and (step, hidden) not in self._checked
+        return self._keep and not hidden <= self._checked.setdefault(step, set())
 
     async def check_unread(
         self,
@@ -191,7 +191,7 @@ class Effects:
         If it does not do what was `found`, it reads that in a way that cannot be seen, and from now on everything
         counts as read by it.
         """
-        self._checked.add((sight.step, hidden))
+        self._checked[sight.step] |= hidden
         effect, world = await self.call(sight, operation, context, second, undone)
         if (effect.number, world) != (found[0].number, found[1]):
             self._undo_reads[sight.step] = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
-from sagaz_core.errors import CannotStoreError, PlanError, UsageError
+from sagaz_core.errors import CannotStoreError, PlanError, RunningLoopError, UsageError
 from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
@@ -114,8 +114,12 @@ def explore(
     after what makes the compensation run. Runs on a virtual clock; raises `RunningLoopError` inside a running loop (use
     `aexplore`).
     """
+    from asyncio import _get_running_loop
+
     from sagaz_core.virtual_time import run  # the loop is only for those who have none
 
+    if _get_running_loop() is not None:
+        raise RunningLoopError("explore() was called inside a running event loop: write `await aexplore(...)` there")
     return run(aexplore(saga, context, kinds=kinds, depth=depth, world=world, max_executions=max_executions, mode=mode))
 
 

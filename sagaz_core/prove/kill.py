@@ -264,9 +264,14 @@ def spec_of(saga: Any) -> str:
     )
 
 
+def saga_of(spec: str) -> Any:
+    """Return the saga that another process would make."""
+    return made_by(load_object(spec))
+
+
 def model_of(spec: str) -> SagaModel:
     """Return what the saga is made of. Raises `NotRunnableError` when its engine cannot resume."""
-    target = made_by(load_object(spec))
+    target = saga_of(spec)
     adapter = adapter_for(target)
     if "crash" in adapter.cannot:
         raise NotRunnableError(f"{spec} was not killed: {adapter.cannot['crash']}")

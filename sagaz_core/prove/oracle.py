@@ -6,7 +6,7 @@ Each rule below reads the evidence and yields what is wrong; no rule needs anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cache
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from sagaz_core.events import CompensationFailed, CompensationStarted, Compensat
 from sagaz_core.model import END
 from sagaz_core.plugins import results_by_plugin
 from sagaz_core.prove.evidence import Evidence
+from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
 
@@ -164,22 +165,31 @@ def _world_differs(case: Case) -> Iterator[Finding]:
     if case.expected_stuck & case.alive or any(_left_behind(case)):
         return
     changes = "; ".join(map(str, evidence.world_changes[:3]))
+    sentence = f"the saga says rolled back, but the world is not as it was ({changes})"
     kept = [name for name in case.alive if not case.model.step(name).has_compensation]
-    if kept:
+    twice = [name for name in evidence.struck(*_UNDONE_AGAIN) if len(case.undone.get(name, ())) > 1]
+    if kept and not twice:
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
-            f"the saga says rolled back, but the world is not as it was ({changes}), and these steps have no "
-            f"compensation: {', '.join(kept)}",
+            f"{sentence}, and these steps have no compensation: {', '.join(kept)}",
             "add a compensation, put the step last, or declare the data append_only in the world",
         )
     else:
-        yield Finding(
-            Verdict.LIE,
-            None,
-            f"the saga says rolled back, but the world is not as it was ({changes})",
-            "a compensation returned without undoing all that its action did",
+        yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept))
+
+
+def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str]) -> str:
+    if twice:
+        or_else = f"what {', '.join(kept)} did has no compensation" if kept else "it does not undo all that was done"
+        return (
+            f"let the compensation of {', '.join(sorted(twice))} do nothing when there is nothing left to undo: it ran "
+            f"twice; or else {or_else}"
         )
+    if case.undone and case.undone.keys().isdisjoint(case.done):
+        names = ", ".join(case.undone)
+        return f"let the compensation of {names} do nothing when there is nothing to undo: its action had not happened"
+    return "a compensation returned without undoing all that its action did"
 
 
 def _claim(case: Case) -> Iterator[Finding]:
@@ -208,13 +218,9 @@ def _order(case: Case) -> Iterator[Finding]:
             if name in kept:
                 yield Finding(Verdict.OUT_OF_ORDER, name, f"{name!r} was undone although the saga is past its pivot")
         return
-    undos = [entry for entry in case.evidence.ledger.entries if entry.undo]
-    tried_before = _tried_before(case)
-    for index, entry in enumerate(undos):
-        # One that is never undone, or not after this, is an orphan if it is still there, and not out of order; nor is
-        # one that was tried before this and could not be undone.
-        later = {other.step for other in undos[index + 1 :]} - tried_before.get(entry.step, set())
-        for dependant in sorted(case.model.descendants[entry.step] & later, key=case.model.order.index):
+    for entry, dependants in reversed(list(_undone_before(case))):
+        # One that was tried before this and could not be undone is not out of order.
+        for dependant in sorted(dependants - _failed_before(case, entry.step), key=case.model.order.index):
             if _alive_at(case, dependant, entry.began):
                 yield Finding(
                     Verdict.OUT_OF_ORDER,
@@ -225,16 +231,28 @@ def _order(case: Case) -> Iterator[Finding]:
                 break
 
 
-def _tried_before(case: Case) -> dict[str, set[str]]:
-    """Return, for each step that was undone, those whose compensation had failed by when its own first ran."""
+def _undone_before(case: Case) -> Iterator[tuple[Entry, Set[str]]]:
+    """Yield the compensations that came before those of dependants, the last one first, with these.
+
+    One that is never undone, or not after this, is an orphan if it is still there, and not out of order.
+    """
+    later: set[str] = set()
+    for entry in reversed(case.evidence.ledger.entries):
+        if entry.undo:
+            if not later.isdisjoint(dependants := case.model.descendants[entry.step]):
+                yield entry, dependants & later
+            later.add(entry.step)
+
+
+def _failed_before(case: Case, step: str) -> set[str]:
+    """Return the steps whose compensation had failed by when that of this step first ran."""
     failed: set[str] = set()
-    found: dict[str, set[str]] = {}
     for event in case.evidence.events:
         if isinstance(event, CompensationFailed):
             failed.add(event.step)
-        elif isinstance(event, (CompensationStarted, CompensationSucceeded)):
-            found.setdefault(event.step, failed.copy())
-    return found
+        elif isinstance(event, (CompensationStarted, CompensationSucceeded)) and event.step == step:
+            return failed
+    return set()
 
 
 def _alive_at(case: Case, step: str, moment: int) -> bool:

@@ -110,6 +110,11 @@ class Outcome:
         return worst(self.findings)
 
     @property
+    def judged(self) -> bool:
+        """Whether anybody has asked for the judgement."""
+        return "findings" in vars(self)
+
+    @property
     def orphans(self) -> list[str]:
         """The steps whose effect was left behind."""
         return [f.step for f in self.findings if f.verdict is Verdict.ORPHAN and f.step is not None]
@@ -169,7 +174,7 @@ class Outcome:
             if key not in before or key not in after or before[key] != after[key]
         }
 
-    # ---- asserting
+    # ---- asserting; none of these holds when a fault of the plan never happened
 
     def assert_sound(self) -> None:
         """Raise `UnsoundError` unless the run is what it must be under its plan. Nothing needs to be said about it."""
@@ -182,12 +187,14 @@ class Outcome:
     def assert_compensated(self, *steps: str) -> None:
         """Raise unless exactly these steps were undone; the order in which they are named does not matter."""
         __tracebackhide__ = True
+        self._check_struck()
         self._check_steps(steps)
         self._expect("compensated", set(steps), set(self.compensated))
 
     def assert_completed(self) -> None:
         """Raise unless every step is done."""
         __tracebackhide__ = True
+        self._check_struck()
         if self.status is not SagaStatus.COMPLETED:
             because = f" because of {self.evidence.state.error}" if self.evidence.state.error else ""
             raise UnsoundError(f"the saga ended {self.status.value}{because}, not completed", self.explain())
@@ -196,8 +203,15 @@ class Outcome:
     def assert_stuck(self, *steps: str) -> None:
         """Raise unless the saga is stuck at exactly these steps."""
         __tracebackhide__ = True
+        self._check_struck()
         self._check_steps(steps)
         self._expect("stuck", set(steps), set(self.stuck))
+
+    def _check_struck(self) -> None:
+        """Raise when a fault of the plan never happened: whatever holds then says nothing of the plan."""
+        __tracebackhide__ = True
+        if self.evidence.missed:
+            self.assert_sound()
 
     def _check_steps(self, steps: Sequence[str]) -> None:
         for step in steps:

@@ -36,18 +36,23 @@ def recorded_plans(
 ) -> list[FaultPlan]:
     """Return the single-fault plans that the recorded saga can have, as far as it got.
 
-    A saga that was turned back at a step is turned back there again to try the compensations. With `from_step`, only
-    plans that strike at or after it, or in the rollback.
+    A saga that was turned back at a step is turned back there again to try the compensations, but for those that a
+    pivot had made final by then: for them the pivot fails. With `from_step`, only plans that strike at or after it, or
+    in the rollback.
     """
     reached = [name for name in recording.reached if name in model]
     turned = None if recording.completed else recording.failed_step or (reached[-1] if reached else None)
+    final = _final_before(turned, recording, model)
     plans = []
     for plan in single_fault_plans(model, kinds):
         last = plan.faults[-1]
         if turned is not None:
             if last.step not in reached:
                 continue
-            if last.described.undo:
+            if last.described.undo and last.step in final:
+                if plan.faults[0].step not in reached:
+                    continue
+            elif last.described.undo:
                 if turned not in model or last.step not in model.ancestors[turned]:
                     continue
                 plan = FaultPlan((Fault(turned, "before"), last))
@@ -56,6 +61,14 @@ def recorded_plans(
             continue
         plans.append(plan)
     return plans
+
+
+def _final_before(turned: str | None, recording: Recording, model: SagaModel) -> set[str]:
+    """Return the steps that no failure at this step undoes any more: a pivot behind them was done."""
+    if turned is None or turned not in model:
+        return set()
+    done = [one.step for one in recording.served_before(turned) if one.step in model]
+    return {step for pivot in done if model.step(pivot).pivot for step in (pivot, *model.ancestors[pivot])}
 
 
 def checkpoint_of(plan: FaultPlan, model: SagaModel) -> str:
@@ -112,7 +125,7 @@ async def run_faithful(recorded: RecordedSubject) -> Faithful:
     """
     recording = recorded.recording
     plan = FaultPlan.parse(recording.record.plan) if recording.record.plan else NO_FAULTS
-    failures = () if plan else (RaiseRecorded(recording.events),)
+    failures = () if plan else RaiseRecorded.of(recording.events)
     subject = replace(
         recorded.subject,
         context={**recording.context, **recorded.override},
@@ -133,6 +146,12 @@ class RaiseRecorded:
                 self._failures[kind, event.step, event.attempt] = event.error, event.in_doubt
             elif isinstance(event, CompensationFailed):
                 self._failures["compensation", event.step, event.attempt] = event.error, True
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> tuple[RaiseRecorded, ...]:
+        """Return it, or nothing when nothing failed then: most recorded sagas completed."""
+        made = cls(events)
+        return (made,) if made._failures else ()
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, or fail as then."""

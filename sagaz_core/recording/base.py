@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.engine.fields import FieldReader, has_encrypted
 from sagaz_core.engine.load import load_events, load_record
 from sagaz_core.engine.run import Served, served_from
 from sagaz_core.errors import DuplicateSagaError, UnknownStepError, UsageError, nearest, quoted
 from sagaz_core.events import (
+    NO_DELTA,
     CompensationSucceeded,
     Event,
     SagaCompleted,
@@ -31,6 +33,8 @@ from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from sagaz_core.saga.config import ReplayConfig
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,11 @@ class Recording:
     def _summary(self) -> SagaSummary:
         state = self._end
         failed = next((event for event in self.events if isinstance(event, StepFailed) and event.final), None)
-        turned_back = failed is not None and not self.completed
-        step, at = (failed.step or "", failed.at) if failed is not None and turned_back else ("", None)
+        step, at = "", None
+        if failed is not None and not self.completed:
+            step, at = failed.step or "", failed.at
+        elif state.status is SagaStatus.FAILED:  # stuck behind its pivot: nothing turned it back
+            step, at = state.failed_step or "", state.at
         return SagaSummary(self.saga_id, self.saga_name, state.seq, state.status.value, step, at)
 
     @classmethod
@@ -120,6 +127,24 @@ class Recording:
             events=tuple(redactor.event(event) for event in self.events),
             snapshots=tuple(redactor.snapshot(snapshot) for snapshot in self.snapshots),
         )
+
+    @cached_property
+    def encrypted(self) -> bool:
+        """Whether there are values in it that a cipher must read before it can be run."""
+        return any(
+            has_encrypted(getattr(event, "context", None))
+            or has_encrypted(getattr(event, "result", None))
+            or has_encrypted(getattr(event, "delta", NO_DELTA).set)
+            for event in self.events
+        )
+
+    def decrypted(self, config: ReplayConfig | None, override: Mapping[str, Any]) -> Recording:
+        """Return it with values in its events where encrypted ones stood: overridden, or read by the `field_cipher`.
+
+        Its snapshots stay as they were stored. Raises `EncryptedValueError`.
+        """
+        reader = FieldReader(self.saga_id, config, override, resolve=known_class)
+        return replace(self, events=tuple(reader.event(event) for event in self.events))
 
     def _keys(self) -> set[str]:
         changed = [

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import (
@@ -97,7 +96,7 @@ def recording_to_json(record: SagaRecord, events: Sequence[Event], snapshots: Se
         {
             "format": FORMAT,
             "version": VERSION,
-            "saga": _sorted({**asdict(record), "model": model, "started_at": record.started_at.isoformat()}),
+            "saga": _sorted({**record._asdict(), "model": model, "started_at": record.started_at.isoformat()}),
             "events": [_sorted(_event_to_json(event)) for event in events],
             "snapshots": [_sorted(_snapshot_to_json(snapshot)) for snapshot in snapshots],
         }
@@ -113,10 +112,10 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CorruptDataError(f"{where} is not a recording: it does not say format {FORMAT!r}")
     version = content.get("version")
-    if version != VERSION:
-        if isinstance(version, int) and version > VERSION:
+    if type(version) is not int or version != VERSION:  # to Python, true is 1
+        if type(version) is int and version > VERSION:
             raise NewerFormatError(
-                f"{where} has format version {version}, this release reads {VERSION}: install a newer pytest-sagaz"
+                f"{where} has format version {version!r:.40}, this release reads {VERSION}: upgrade pytest-sagaz"
             )
         raise CorruptDataError(f"{where} has no format version that was ever written: {version!r:.40}")
     try:
@@ -141,7 +140,7 @@ def recording_from_json(content: Any, where: str, resolve: Resolve) -> Parts:
 
 
 def _record_from_json(data: Mapping[str, Any]) -> SagaRecord:
-    known = {field.name for field in fields(SagaRecord)}
+    known = set(SagaRecord._fields)
     values: dict[str, Any] = {key: value for key, value in data.items() if key in known}
     for key, value in values.items():
         if key not in ("model", "started_at") and not isinstance(value, str):
@@ -178,6 +177,7 @@ def _snapshot_to_json(snapshot: SagaSnapshot) -> dict[str, Any]:
         "seq": snapshot.seq,
         "created_at": snapshot.created_at.isoformat(),
         "retention_until": snapshot.retention_until.isoformat() if snapshot.retention_until else None,
+        **({"tags": dict(snapshot.tags)} if snapshot.tags else {}),
         "state": to_json(decode(state_bytes(snapshot), resolve=opaque_class), "state"),
     }
 
@@ -201,5 +201,6 @@ def _snapshot_from_json(data: Mapping[str, Any], record: SagaRecord) -> SagaSnap
         data=b"",
         retention_until=aware(until) if until else None,
         completed_steps=tuple(state.results),
+        tags=tuple(sorted((str(key), str(value)) for key, value in data.get("tags", {}).items())),
     )
     return standalone(snapshot, encode(plain, "state"))

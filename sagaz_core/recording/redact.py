@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -20,6 +19,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from sagaz_core.encryption import Encrypted
+from sagaz_core.engine.summary import tags_of
 from sagaz_core.errors import UsageError
 from sagaz_core.events import (
     CompensationFailed,
@@ -90,12 +91,16 @@ class Redactor:
         if state.get("error") is not None:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
-        hidden = snapshot._replace(saga_id=state["saga_id"], step_name=self._in_text(snapshot.step_name))
+        hidden = snapshot._replace(
+            saga_id=state["saga_id"],
+            step_name=self._in_text(snapshot.step_name),
+            tags=tuple(sorted(tags_of(state["context"], dict(snapshot.tags)).items())),
+        )
         return standalone(hidden, encode(state, "state"))
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""
-        return replace(record, saga_id=self._in_text(record.saga_id))
+        return record._replace(saga_id=self._in_text(record.saga_id))
 
     def _error(self, error: ErrorInfo) -> ErrorInfo:
         return ErrorInfo(error.type, self._in_text(error.message))
@@ -222,7 +227,7 @@ def _of_type(value: Any, digest: bytes, number: int) -> Any:
         return timedelta(seconds=number % 86400)
     if isinstance(value, UUID):
         return UUID(bytes=digest[:16], version=4)
-    if isinstance(value, (bytes, bytearray)):
+    if isinstance(value, (bytes, bytearray, Encrypted)):
         return type(value)(digest)
     if isinstance(value, PurePath):
         return type(value)(f"redacted-{digest.hex()[:12]}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
+from sagaz_core.engine.fields import FieldReader, encrypted_fields
 from sagaz_core.engine.load import load_checkpoint, load_record, load_state, load_state_before
 from sagaz_core.engine.run import RunOptions
 from sagaz_core.errors import PlanError, UnknownSagaClassError, UnknownStepError, UsageError
@@ -17,7 +18,7 @@ from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
 from sagaz_core.model import SagaModel
 from sagaz_core.replay.result import STATUS_OF, ReplayResult, ReplayStatus
-from sagaz_core.replay.start import KeepOverride, Start, check_drift, start_at
+from sagaz_core.replay.start import KeepOverride, Start, check_drift, check_runs, start_at
 from sagaz_core.saga.config import ReplayConfig
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SnapshotStorage, checked_id
@@ -128,7 +129,7 @@ class SagaReplay:
         plan.check(model)
         _check_live(plan, adapter)
         start = await self._start(saga, model, step_name, found, dict(context_override or {}), migration, strict=strict)
-        _check_runs(plan, start, step_name)
+        check_runs(plan, start.served, step_name)
         start = replace(start, warnings=(*start.warnings, *drift))
         if dry_run:
             return self._dry_run(step_name, start, model)
@@ -167,6 +168,7 @@ class SagaReplay:
         undone = await self._undone_since(checkpoint, found)
         typed = getattr(getattr(saga, "_context_model", None), "model", None)
         declared = frozenset(getattr(typed, "model_fields", ()))
+        FieldReader(self.saga_id, _own_config(saga), override, resolve=self._resolve).fill(checkpoint)
         start = start_at(checkpoint, override, undone, model=model, declared=declared, strict=strict)
         if migration is None:
             return start
@@ -217,6 +219,8 @@ class SagaReplay:
         override: Mapping[str, Any],
     ) -> ReplayResult:
         replay_id, identity = self._new_id(), self._new_id()
+        own = _own_config(saga)
+        fields = None if own is None else encrypted_fields(own)
         entry = ReplayRecord(
             replay_id,
             self.saga_id,
@@ -225,14 +229,14 @@ class SagaReplay:
             self._initiated_by,
             ReplayStatus.STARTED.value,
             self._clock(),
-            encode(dict(override), "override"),
+            encode(dict(override if fields is None else fields.hidden(override)), "override"),
             str(plan),
         )
         await log_replay(self._storage, entry)
         injector = Injector(plan)
         options = RunOptions(
             storage=self._storage,
-            replay_config=self._config(saga),
+            replay_config=self._config(own),
             interceptors=(
                 *((KeepOverride(override, start.reran),) if override and start.reran else ()),
                 *self._interceptors,
@@ -257,9 +261,8 @@ class SagaReplay:
             self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
         )
 
-    def _config(self, saga: Any) -> ReplayConfig | None:
+    def _config(self, own: ReplayConfig | None) -> ReplayConfig | None:
         """Return the saga's configuration, `None` for its own. Replays that run at the same time write together."""
-        own: ReplayConfig | None = getattr(saga, "replay_config", None)
         if not answers_together(self._storage) or (own is not None and own.durability != "sync"):
             return None
         return _TOGETHER if own is None else own.model_copy(update={"durability": "group"})
@@ -310,6 +313,11 @@ async def make_saga(factory: SagaFactory, saga_name: str) -> Any:
     return await made if inspect.isawaitable(made) else made
 
 
+def _own_config(saga: Any) -> ReplayConfig | None:
+    own: ReplayConfig | None = getattr(saga, "replay_config", None)
+    return own
+
+
 def _plan(step: str, force_failure: bool | str | FaultPlan) -> FaultPlan:
     if force_failure is True:
         return FaultPlan((Fault(step, "before"),))
@@ -330,17 +338,6 @@ def _check_live(plan: FaultPlan, adapter: Adapter) -> None:
             )
         if fault.kind in adapter.cannot:
             raise PlanError(f"{fault}: {adapter.cannot[fault.kind]}")
-
-
-def _check_runs(plan: FaultPlan, start: Start, step: str) -> None:
-    """Raise `PlanError` for a fault in the action of a step that is not run."""
-    served = {one.step for one in start.served}
-    for fault in plan:
-        if fault.step in served and not fault.described.undo:
-            raise PlanError(
-                f"{fault}: step {fault.step!r} is not run from {step!r} on, its recorded result is taken; "
-                f"replay from {fault.step!r}"
-            )
 
 
 def _migration(saga: Any, record: SagaRecord) -> Callable[[dict[str, Any]], Mapping[str, Any]] | None:

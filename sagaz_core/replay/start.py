@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.run import Served, served_from
-from sagaz_core.errors import DriftError, OverrideError, nearest, quoted
+from sagaz_core.errors import DriftError, OverrideError, PlanError, nearest, quoted
 from sagaz_core.events import NO_DELTA, Delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sagaz_core.faults.plan import FaultPlan
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.model import SagaModel
     from sagaz_core.state import SagaState
@@ -93,6 +94,17 @@ def check_override(override: Mapping[str, Any], known: set[str], *, strict: bool
     if warnings and strict:
         raise OverrideError(warnings[0])
     return tuple(warnings)
+
+
+def check_runs(plan: FaultPlan, served: Iterable[Served], step: str) -> None:
+    """Raise `PlanError` for a fault in the action of a step that is not run when a run begins at `step`."""
+    taken = {one.step for one in served}
+    for fault in plan:
+        if fault.step in taken and not fault.described.undo:
+            raise PlanError(
+                f"{fault}: step {fault.step!r} is not run from {step!r} on, its recorded result is taken; "
+                f"replay from {fault.step!r}"
+            )
 
 
 def check_drift(now: SagaModel, recorded: SagaModel, *, allowed: bool) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ else:
     ContextT = TypeVar("ContextT")  # the default, which only type checkers need, came with Python 3.13
 
 
+_INITIALISED = frozenset(
+    ("name", "config", "replay_config", "snapshot_storage", "interceptors", "_added", "_definition", "_built")
+)
+
+
 class Saga(Generic[ContextT]):
     """A chain or DAG of steps, each undone by its compensation when a later one fails.
 
@@ -63,6 +68,11 @@ class Saga(Generic[ContextT]):
         snapshot_storage: SnapshotStorage | None = None,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise DefinitionError(
+                f"{type(self).__name__}({name!r:.60}): a saga's name is text "
+                f"(the marker saga_matrix takes a context too: saga_matrix({type(self).__name__}, {{}}))"
+            )
         self.name = name or type(self).saga_name or type(self).__name__
         self.config = config
         self.replay_config = replay_config or (config.replay_config if config else None)
@@ -71,6 +81,16 @@ class Saga(Generic[ContextT]):
         self._added: dict[str, Step] = {}
         self._definition: Definition | None = None
         self._built = type(self).build is Saga.build
+
+    if not TYPE_CHECKING:  # to a type checker an attribute that is not there is an error
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is wrong with a saga that was not initialised."""
+            if name in _INITIALISED and "_built" not in vars(self):
+                raise DefinitionError(
+                    f"{type(self).__name__}.__init__ must call super().__init__() before it uses the saga"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @cached_property
     def _building(self) -> asyncio.Lock:
@@ -157,7 +177,8 @@ class Saga(Generic[ContextT]):
 
     def _typed(self) -> TypedContext | None:
         if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of
-            model = _context_model(getattr(self, "__orig_class__", None))
+            made_of = getattr(self, "__orig_class__", None)
+            model = None if made_of is None else _context_model(made_of)
             return None if model is None else TypedContext(model)
         return self._context_model
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, model_validator
 
+from sagaz_core.encryption import FieldCipher
 from sagaz_core.errors import UsageError
 from sagaz_core.saga.context import first_line
 
@@ -47,6 +48,10 @@ class ReplayConfig(_Settings):
     `index_keys` are keys of the context whose values are stored as readable text, by which a saga can be found
     (`find_sagas(tags=…)`, `sagaz find --tag key=value`): texts, numbers, truths, times, enums and UUIDs, of at most 255
     characters. Name none whose values must not be read.
+
+    `encrypt_fields` are keys whose values are stored as what `field_cipher` makes of them, wherever keys of the context
+    stand: in it, in what a step changed of it, and in a mapping that a step returned. A run that is resumed or replayed
+    is given what the cipher reads.
     """
 
     enable_snapshots: bool = True
@@ -61,6 +66,14 @@ class ReplayConfig(_Settings):
     capture_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     encrypt_fields: tuple[str, ...] = ()
     encryption_key_id: str | None = None
+    field_cipher: InstanceOf[FieldCipher] | None = Field(default=None, repr=False)
+
+    @model_validator(mode="after")
+    def _hides_no_tag(self) -> ReplayConfig:
+        for key in self.encrypt_fields:
+            if key in self.index_keys:
+                raise ValueError(f"{key!r} is both in encrypt_fields and in index_keys, whose values can be read")
+        return self
 
 
 class SagaConfig(_Settings):

@@ -119,38 +119,40 @@ def dependency_names(names: Iterable[str], step: str) -> tuple[str, ...]:
 class Declarations:
     """The steps of a class, with the attribute that holds each function, so that a subclass may override the method.
 
-    `models` keeps the descriptions of its sagas by name, version and failure policy, and `inspected` what is known of
-    its methods: instances are made by the thousand.
+    `models` keeps the descriptions of its sagas by name, version and failure policy: there may be thousands.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
     attributes: dict[int, str] = field(default_factory=dict)
     models: dict[tuple[str, str, str], SagaModel] = field(default_factory=dict)
-    inspected: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    _slots: dict[str, list[tuple[str, Operation, str]]] = field(default_factory=dict)
+    _inspected: dict[str, tuple[Any, Operation]] = field(default_factory=dict)
 
     def bound_to(self, saga: object) -> dict[str, Step]:
         """Return the steps with the functions as methods of this saga."""
-
-        own, inspected = vars(saga), self.inspected
-
-        def bind(operation: Operation | None) -> Operation | None:
-            if operation is None:
-                return None
-            attribute = self.attributes[id(operation)]
-            function = getattr(saga, attribute)
-            if attribute in own:
-                return replace(operation, function=function)
-            found = inspected.get(attribute)
-            if found is None:
-                bound = replace(operation, function=function)
-                inspected[attribute] = bound.is_async, bound.takes_second
-                return bound
-            return operation.bound(function, *found)
-
+        if not self._slots:
+            self._slots = {name: self._operations(step) for name, step in self.steps.items()}
         return {
-            name: step.bound(bind(step.action) or step.action, bind(step.compensation), bind(step.recovery))
-            for name, step in self.steps.items()
+            name: self.steps[name].bound(
+                {slot: self._bound(operation, attribute, saga) for slot, operation, attribute in operations}
+            )
+            for name, operations in self._slots.items()
         }
+
+    def _operations(self, step: Step) -> list[tuple[str, Operation, str]]:
+        named = (("action", step.action), ("compensation", step.compensation), ("recovery", step.recovery))
+        return [(slot, made, self.attributes[id(made)]) for slot, made in named if made is not None]
+
+    def _bound(self, operation: Operation, attribute: str, saga: object) -> Operation:
+        """Return the operation with the saga's method, which is inspected when it is not the one of the last time."""
+        function = getattr(saga, attribute)
+        underlying = getattr(function, "__func__", None)
+        known = self._inspected.get(attribute)
+        if known is not None and underlying is not None and known[0] is underlying:
+            return known[1].bound(function)
+        made = replace(operation, function=function)
+        self._inspected[attribute] = underlying, made
+        return made
 
 
 def declarations_of(cls: type) -> Declarations:

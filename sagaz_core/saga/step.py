@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -52,11 +52,15 @@ class Operation:
         object.__setattr__(self, "is_async", _is_async(self.function))
         object.__setattr__(self, "takes_second", _positional(self.function) >= 2)
 
-    def bound(self, function: Function, is_async: bool, takes_second: bool) -> Operation:
-        """Return it with another function, of which it is known what it takes."""
+    def bound(self, function: Function, takes_second: bool | None = None) -> Operation:
+        """Return it with another function, as async as its own, which takes what that does unless it is said."""
         # Not through `__init__`: each instance of a saga class binds all of its operations, which were checked before.
         made = object.__new__(Operation)
-        made.__dict__.update(self.__dict__, function=function, is_async=is_async, takes_second=takes_second)
+        fields = made.__dict__
+        fields.update(self.__dict__)
+        fields["function"] = function
+        if takes_second is not None:
+            fields["takes_second"] = takes_second
         return made
 
 
@@ -79,10 +83,12 @@ class Step:
         if self.in_doubt == "compensate" and self.compensation is None:
             raise DefinitionError(f"step {self.name!r} has in_doubt='compensate' but no compensation: add @compensate")
 
-    def bound(self, action: Operation, compensation: Operation | None, recovery: Operation | None) -> Step:
-        """Return it with other operations."""
+    def bound(self, operations: Mapping[str, Operation]) -> Step:
+        """Return it with other operations, by field."""
         made = object.__new__(Step)
-        made.__dict__.update(self.__dict__, action=action, compensation=compensation, recovery=recovery)
+        fields = made.__dict__
+        fields.update(self.__dict__)
+        fields.update(operations)
         return made
 
     def described(self, previous: str | None) -> StepModel:

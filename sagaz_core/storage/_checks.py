@@ -151,8 +151,13 @@ def read_snapshot_cursor(cursor: str | None) -> tuple[int, str]:
         return -MAX_SEQ, ""
     seq, colon, snapshot_id = cursor.partition(":")
     if not colon or not seq.lstrip("-").isdecimal() or len(seq) > 19:
-        raise UsageError(f"{cursor!r:.80} is not a cursor: give the one of the page before, unchanged")
+        raise not_a_cursor(cursor)
     return int(seq), snapshot_id
+
+
+def not_a_cursor(cursor: str) -> UsageError:
+    """Return the error for a cursor that no page gave."""
+    return UsageError(f"{cursor!r:.80} is not a cursor: give the one of the page before, unchanged")
 
 
 def model_to_json(record: SagaRecord) -> str:
@@ -174,6 +179,11 @@ def model_from_json(saga_id: str, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CorruptDataError(f"the stored model of saga {saga_id!r} is damaged: {error}") from error
     return model
+
+
+def misplaced(saga_id: str, seq: int) -> CorruptDataError:
+    """Return the error for an event that the index of times has at another time than it has itself."""
+    return CorruptDataError(f"event {seq} of saga {saga_id!r} is damaged: its place among the times is wrong")
 
 
 def another_saga(record: SagaRecord) -> DuplicateSagaError:

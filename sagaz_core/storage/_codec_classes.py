@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from sagaz_core._importing import import_application
 from sagaz_core.errors import CodecError, CorruptDataError, UnknownTypeError
 from sagaz_core.storage._codec_forms import (
     FORMS,
@@ -90,7 +90,7 @@ def importing_class(module: str, qualname: str) -> type:
     """
     if module not in sys.modules:
         try:
-            importlib.import_module(module)
+            import_application(module)
         except Exception as error:  # importing runs the application's code
             name = f"{module}:{qualname}"
             raise UnknownTypeError(

@@ -21,6 +21,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
+from sagaz_core.encryption import Encrypted
 from sagaz_core.errors import UnknownTypeError
 
 if TYPE_CHECKING:
@@ -292,6 +293,7 @@ def _table() -> dict[type, Form]:
         Fraction: Form(7, "fraction", LEAF, _fraction_text, _text_fraction),
         complex: Form(8, "complex", LEAF, repr, complex),
         uuid.UUID: Form(9, "uuid", LEAF, str, uuid.UUID),
+        Encrypted: Form(10, "encrypted", LEAF, lambda value: value.data, Encrypted, binary=True),
         tuple: Form(16, "tuple", ITEMS, list, tuple),
         set: Form(17, "set", SET, list, set),
         frozenset: Form(18, "frozenset", SET, list, frozenset),

@@ -1,15 +1,15 @@
-"""What stores behind a network have in common: a URL's options, resources of one event loop, and trying again."""
+"""What stores behind a network have in common: a URL's options, connections to have, and trying again."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from sagaz_core.clock import monotonic
 from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError, nearest, quoted
+from sagaz_core.storage._within import Within
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from sagaz_core.storage.base import Batch
 
-Resource = TypeVar("Resource")
 Result = TypeVar("Result")
 
 _FIRST_DELAY = 0.02
@@ -27,34 +26,6 @@ _LONGEST_DELAY = 0.5
 
 class LostConnectionError(Exception):
     """The server could not be reached, or the connection broke; what was asked may have been done or not."""
-
-
-class PerLoop(Generic[Resource]):
-    """A resource for each event loop that asks: a connection belongs to the loop that it was made on."""
-
-    def __init__(self, make: Callable[[], Resource], discard: Callable[[Resource], None]) -> None:
-        self._make = make
-        self._discard = discard
-        self._lock = Lock()
-        self._made: dict[asyncio.AbstractEventLoop, Resource] = {}
-
-    def get(self) -> Resource:
-        """Return the resource of the running loop, made by the first call."""
-        loop = asyncio.get_running_loop()
-        found = self._made.get(loop)
-        if found is None:
-            with self._lock:
-                for other in [other for other in self._made if other.is_closed()]:
-                    self._discard(self._made.pop(other))
-                found = self._made.setdefault(loop, self._make())
-        return found
-
-    def pop(self) -> Resource | None:
-        """Return the resource of the running loop, which then has none, and discard those of closed loops."""
-        with self._lock:
-            for other in [other for other in self._made if other.is_closed()]:
-                self._discard(self._made.pop(other))
-            return self._made.pop(asyncio.get_running_loop(), None)
 
 
 class Pool:
@@ -105,7 +76,7 @@ async def persistently(url: str, timeout: float, work: Callable[[], Awaitable[Re
     delay = _FIRST_DELAY
     lost: LostConnectionError | None = None
     try:
-        async with asyncio.timeout(timeout) as scope:
+        with Within(timeout) as scope:
             while True:
                 try:
                     return await work()
@@ -116,7 +87,7 @@ async def persistently(url: str, timeout: float, work: Callable[[], Awaitable[Re
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
     except TimeoutError as error:
-        if not scope.expired():
+        if not scope.expired:
             raise
         if lost is None:
             raise StoreUnavailableError(

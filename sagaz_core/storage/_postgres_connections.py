@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError, UsageError
-from sagaz_core.storage._network import LostConnectionError, PerLoop, Pool, one_line, persistently
+from sagaz_core.storage._network import LostConnectionError, Pool, one_line, persistently
+from sagaz_core.storage._per_loop import PerLoop
 from sagaz_core.storage._postgres_schema import (
     CREATE_SCHEMA,
     CREATE_VERSION,

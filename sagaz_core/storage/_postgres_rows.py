@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
 from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
@@ -81,6 +81,11 @@ def same_saga(row: Row, mine: tuple[Any, ...]) -> bool:
     return (*row[:5], _moment(row[5]), *row[6:9]) == mine[:9]
 
 
+def saga_id_of(row: Row) -> str:
+    """Return the saga's id, which such rows begin with."""
+    return from_text(row[0])
+
+
 def saga_from(row: Row) -> SagaRecord:
     saga_id, name, version, fingerprint, model = map(from_text, row[:5])
     source, adapter, plan = map(from_text, row[6:9])
@@ -110,8 +115,11 @@ def tags_json(tags: Mapping[str, str]) -> str:
 
 
 def summary_from(row: Row) -> SagaSummary:
-    tags = {from_text(key): from_text(value) for key, value in json.loads(row[6]).items()}
     saga_id, name, status, step = map(from_text, (row[0], row[1], row[3], row[4]))
+    try:
+        tags = {from_text(key): from_text(value) for key, value in json.loads(row[6]).items()}
+    except (AttributeError, TypeError) as error:
+        raise CorruptDataError(f"the stored tags of saga {saga_id!r} are damaged: {error}") from error
     summary = SagaSummary(saga_id, name, row[2], status, step, _moment_or_none(row[5]), tags)
     check_sum(row[7], summary_sum(summary), f"the summary of saga {saga_id!r}")
     return summary
@@ -138,6 +146,7 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
         *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
         *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(snapshot.completed_steps)),
+        tags_json(dict(snapshot.tags)) if snapshot.tags else None,
     )
 
 
@@ -149,12 +158,17 @@ def _steps_from(text: str | None) -> tuple[str, ...]:
     return tuple(map(from_text, json.loads(text))) if text else ()
 
 
+def _tags_from(text: str | None) -> tuple[tuple[str, str], ...]:
+    found = json.loads(text).items() if text else ()
+    return tuple(sorted((from_text(key), from_text(value)) for key, value in found))
+
+
 def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
     """Return the snapshot of a row of its own columns, and of two more with its bases."""
-    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq, done = row[:13]
+    snapshot_id, saga_id, saga_name, step, index, seq, phase, status, created_at, data, until, base_seq = row[:12]
     found: tuple[Base, ...] = ()
-    if bases and row[13] is not None:
-        found = tuple([Base(from_text(name), held) for name, held in zip(row[13], row[14], strict=True)])
+    if bases and row[14] is not None:
+        found = tuple([Base(from_text(name), held) for name, held in zip(row[14], row[15], strict=True)])
     return SagaSnapshot(
         from_text(snapshot_id),
         from_text(saga_id),
@@ -169,7 +183,8 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
         _moment_or_none(until),
         base_seq,
         found,
-        _steps_from(done),
+        _steps_from(row[12]),
+        _tags_from(row[13]),
     )
 
 

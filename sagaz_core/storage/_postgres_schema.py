@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 CREATE_VERSION = "CREATE TABLE IF NOT EXISTS {s}saga_schema (version INTEGER NOT NULL)"
@@ -112,5 +112,6 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE {s}saga_snapshots ADD COLUMN completed_steps JSONB",
         "ALTER TABLE {s}saga_replay_log ADD COLUMN row_sum BIGINT",
     ),
+    3: ("ALTER TABLE {s}saga_snapshots ADD COLUMN tags JSONB",),
 }
 """For each version of the schema, the statements that lead to it from the one before."""

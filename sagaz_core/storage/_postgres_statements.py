@@ -11,7 +11,7 @@ EVENT = "seq, at, kind, step, data"
 SET_OF_SUMMARY = "summary_seq, summary_name, status, failed_step, failed_at, tags, summary_sum"
 OWN = """
     snapshot_id, saga_id, saga_name, step_name, step_index, seq, phase, status, created_at, data, retention_until,
-    base_seq, completed_steps
+    base_seq, completed_steps, tags
 """
 _REPLAY = """
     replay_id, original_saga_id, new_saga_id, checkpoint, initiated_by, status, created_at, override, plan,
@@ -23,7 +23,7 @@ _BASES = """
 """
 SNAPSHOT = f"""
     s.snapshot_id, s.saga_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq, s.completed_steps,
+    s.retention_until, s.base_seq, s.completed_steps, s.tags,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="snapshot_id")}) END,
     CASE WHEN s.base_seq IS NOT NULL THEN ({_BASES.format(column="data")}) END
 """
@@ -33,7 +33,7 @@ SNAPSHOT = f"""
 EVENT_TYPES = ("text", "bigint", "timestamptz", "text", "text", "bytea")
 SNAPSHOT_TYPES = (
     *("text", "text", "text", "text", "integer", "bigint", "text", "text", "timestamptz", "bytea", "timestamptz"),
-    *("bigint", "jsonb"),
+    *("bigint", "jsonb", "jsonb"),
 )
 
 
@@ -165,11 +165,16 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
     return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE {' AND '.join(where)} {_HIGHEST}"
 
 
-READ_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+READ_EVENTS = f"SELECT {EVENT}, NULL FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+# The last column is the highest `seq` in question. One event more shows that it is.
 READ_EVENTS_UNTIL = f"""
-    SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= (
-        SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4 ORDER BY floor DESC, seq DESC LIMIT 1
-    ) ORDER BY seq LIMIT $3
+    SELECT e.*, l.highest FROM (
+        SELECT seq AS highest FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4
+        ORDER BY floor DESC, seq DESC LIMIT 1
+    ) l CROSS JOIN LATERAL (
+        SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= l.highest + 1
+        ORDER BY seq LIMIT $3
+    ) e ORDER BY e.seq
 """
 # For each saga and step: the record, the seq of its last snapshot, the latest one before the step, the events after it.
 READ_CHECKPOINTS = f"""

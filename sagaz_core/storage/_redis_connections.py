@@ -20,7 +20,8 @@ from redis.exceptions import (
 )
 
 from sagaz_core.errors import SchemaError, StorageError, StoreUnavailableError
-from sagaz_core.storage._network import LostConnectionError, PerLoop, Pool, one_line, persistently
+from sagaz_core.storage._network import LostConnectionError, Pool, one_line, persistently
+from sagaz_core.storage._per_loop import PerLoop
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ n+1 if there is none is to append behind what one knows. In keys an entry is `n:
 | `ev:n:ID` | of an entry: its events |
 | `st:n:ID` | of an entry: the states of its snapshots, which expire with the last that needs them |
 | `v:ID` | changes when entries are changed, by deleting |
+| `o:ID` | there when some snapshot comes before one that is in an earlier entry |
 | `id:SNAPSHOT` | the entry that a snapshot is in |
 | `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
 | `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
@@ -100,6 +101,11 @@ def unseal(data: bytes, what: str) -> Any:
     return unpack(data[5:], what)
 
 
+def _check_place(found: object, expected: str, what: str) -> None:
+    if found != expected:
+        raise CorruptDataError(f"{what} is damaged: it is that of another one, {found!r:.80}")
+
+
 def as_key(text: str) -> bytes:
     """Return the text as a part of a key."""
     try:
@@ -115,9 +121,11 @@ def pack_saga(record: SagaRecord) -> bytes:
     return seal(pack([*names, model_to_json(record), started, record.source, record.adapter, record.plan]))
 
 
-def unpack_saga(data: bytes) -> SagaRecord:
-    """Do the inverse of `pack_saga`."""
-    saga_id, name, version, fingerprint, model, started, source, adapter, plan = unseal(data, "a saga's record")
+def unpack_saga(saga_id: str, data: bytes) -> SagaRecord:
+    """Do the inverse of `pack_saga`; the id is that under which it is stored."""
+    what = f"the record of saga {saga_id!r}"
+    found, name, version, fingerprint, model, started, source, adapter, plan = unseal(data, what)
+    _check_place(found, saga_id, what)
     fields = model_from_json(saga_id, model)
     return SagaRecord(saga_id, name, version, fingerprint, fields, _moment(started), source, adapter, plan)
 
@@ -128,9 +136,11 @@ def pack_summary(summary: SagaSummary) -> bytes:
     return seal(pack([*names, micros_or_none(summary.failed_at), dict(summary.tags)]))
 
 
-def unpack_summary(data: bytes) -> SagaSummary:
-    """Do the inverse of `pack_summary`."""
-    saga_id, name, seq, status, step, failed_at, tags = unseal(data, "a saga's summary")
+def unpack_summary(saga_id: str, data: bytes) -> SagaSummary:
+    """Do the inverse of `pack_summary`; the id is that under which it is stored."""
+    what = f"the summary of saga {saga_id!r}"
+    found, name, seq, status, step, failed_at, tags = unseal(data, what)
+    _check_place(found, saga_id, what)
     return SagaSummary(saga_id, name, seq, status, step, _moment_or_none(failed_at), tags)
 
 
@@ -185,14 +195,14 @@ def unpack_events(saga_id: str, data: bytes) -> Iterator[StoredEvent]:
 
 def pack_log(saga_id: str, events: int, snapshots: list[SagaSnapshot]) -> bytes:
     """Return the head of an entry."""
-    return pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]])
+    return seal(pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]]))
 
 
 def _header(snapshot: SagaSnapshot) -> list[Any]:
     return [
         *(snapshot.snapshot_id, snapshot.saga_name, snapshot.step_name, snapshot.step_index, snapshot.seq),
         *(snapshot.phase, snapshot.status, micros(snapshot.created_at), micros_or_none(snapshot.retention_until)),
-        *(snapshot.base_seq, list(snapshot.completed_steps)),
+        *(snapshot.base_seq, list(snapshot.completed_steps), dict(snapshot.tags)),
     ]
 
 
@@ -201,17 +211,17 @@ def pack_states(snapshots: list[SagaSnapshot]) -> bytes:
     return pack([snapshot.data for snapshot in snapshots])
 
 
-def unpack_log(log: bytes) -> tuple[str, int, list[list[Any]]]:
-    """Return the saga, the number of events, and the heads of the snapshots."""
-    saga_id, events, headers = unpack(log, "an entry")
+def unpack_log(log: bytes, of: str) -> tuple[str, int, list[list[Any]]]:
+    """Return the saga, the number of events, and the heads of the snapshots; `of` is what an error names."""
+    saga_id, events, headers = unseal(log, f"an entry of {of!r}")
     return saga_id, events, headers
 
 
-def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
-    """Return an entry's snapshots; none when their states have expired."""
+def unpack_snapshots(log: bytes, states: bytes | None, of: str) -> list[SagaSnapshot]:
+    """Return an entry's snapshots; none when their states have expired. `of` is what an error names."""
+    saga_id, _, headers = unpack_log(log, of)
     if states is None:
         return []
-    saga_id, _, headers = unpack_log(log)
     held = unpack(states, f"an entry of saga {saga_id!r}")
     try:
         return [_snapshot(saga_id, header, data) for header, data in zip(headers, held, strict=True)]
@@ -222,10 +232,12 @@ def unpack_snapshots(log: bytes, states: bytes | None) -> list[SagaSnapshot]:
 def _snapshot(saga_id: str, header: list[Any], data: bytes) -> SagaSnapshot:
     snapshot_id, saga_name, step, index, seq, phase, status, created, until, base_seq, *others = header
     times = _moment(created), _moment_or_none(until)
-    completed = tuple(others[0]) if others else ()  # an earlier release wrote none
+    without: list[Any] = [(), {}]  # earlier releases wrote none
+    completed, tags, *_ = *others, *without[len(others) :]
     return SagaSnapshot(
         *(snapshot_id, saga_id, saga_name, step, index, seq, phase, status, times[0], _bytes(data), times[1], base_seq),
-        completed_steps=completed,
+        completed_steps=tuple(completed),
+        tags=tuple(tags.items()),
     )
 
 

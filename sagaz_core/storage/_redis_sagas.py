@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class Known:
         summary = batch.summary
         if summary is None or (self.summary is not None and summary.seq <= self.summary.seq):
             return None
-        return replace(summary, tags=dict(summary.tags))
+        return summary._replace(tags=dict(summary.tags))
 
     def bases(self, snapshot: SagaSnapshot) -> list[tuple[int, bool]]:
         """Return the entries that have the snapshot's bases, and whether they expire."""
@@ -173,6 +173,8 @@ class Addition:
         if ends:
             after.append(("ZADD", of(b"exp"), "LT", min(ends), saga))
         after += self._keep_bases(saga, kept_for)
+        if min((s.seq, s.snapshot_id) for s in batch.snapshots) < self.known.last_snapshot:
+            after.append(("SET", of(b"o", saga), b""))
 
     def _kept_for(self) -> int | None:
         """Return for how many milliseconds the states are kept, `None` for ever.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import another_event, another_saga, another_snapshot
 from sagaz_core.storage._redis_records import (
     as_key,
@@ -50,7 +51,7 @@ class StoredSaga:
         self._numbers = sorted(self._entries)
         # Those whose states have expired in the server are there too, until they are pruned.
         self._stored = {
-            number: unpack_snapshots(log, _no_states(log) if states is None else states)
+            number: unpack_snapshots(log, _no_states(log, saga_id) if states is None else states, saga_id)
             for number, (log, states) in self._entries.items()
         }
         self.heads = sorted((s for found in self._stored.values() for s in found), key=_place)
@@ -64,9 +65,9 @@ class StoredSaga:
 
     def known(self) -> Known:
         """Return what is known of it."""
-        heads = [(number, unpack_log(self._entries[number][0])[2]) for number in self._numbers]
+        heads = [(number, unpack_log(self._entries[number][0], self.saga_id)[2]) for number in self._numbers]
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
-        summary = None if self._summary is None else unpack_summary(self._summary)
+        summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
         return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads))
 
@@ -74,7 +75,7 @@ class StoredSaga:
         """Return what of the batch is not there yet. Raises `DuplicateSagaError` for what is there, and differs."""
         record = batch.saga
         if record is not None and self._record is not None:
-            if unpack_saga(self._record) != record:
+            if unpack_saga(self.saga_id, self._record) != record:
                 raise another_saga(record)
             record = None
         events: dict[int, StoredEvent] = {}
@@ -124,7 +125,7 @@ class StoredSaga:
             place = b"%d:%s" % (number, self._saga)
             log, states = self._entries[number]
             # An entry stays when it is empty: by its number another process knows that there was a write.
-            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log)[1], kept)))
+            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log, self.saga_id)[1], kept)))
             if not kept:
                 commands.append(("DEL", of(b"st", place)))
             elif states is not None:
@@ -139,16 +140,19 @@ class StoredSaga:
     def deleting(self) -> list[Command]:
         """Return what deletes all of it."""
         of = self._keys.of
-        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v")]
+        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v", b"o")]
         for number in self._numbers:
             place = b"%d:%s" % (number, self._saga)
             doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
         for snapshot in self.heads:
             doomed += [of(kind, as_key(snapshot.snapshot_id)) for kind in (b"id", b"g")]
-        summary = None if self._summary is None else unpack_summary(self._summary)
+        try:
+            summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
+        except CorruptDataError:
+            summary = None  # it stays in indices that nobody knows of: who reads them looks at what they lead to
         indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(summary)))]
         return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
 
 
-def _no_states(log: bytes) -> bytes:
-    return pack([b""] * len(unpack_log(log)[2]))
+def _no_states(log: bytes, saga_id: str) -> bytes:
+    return pack([b""] * len(unpack_log(log, saga_id)[2]))

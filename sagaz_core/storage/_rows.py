@@ -48,6 +48,7 @@ class SnapshotEntry(NamedTuple):
     retention_until: datetime | None
     base_seq: int | None
     completed_steps: tuple[str, ...]
+    tags: tuple[tuple[str, str], ...]
     digest: bytes
     size: int
     place: Any = None
@@ -66,10 +67,10 @@ def event_entry(event: StoredEvent) -> EventEntry:
 
 def snapshot_entry(snapshot: SagaSnapshot) -> SnapshotEntry:
     """Return the snapshot's entry, which has no place yet."""
-    sid, _, name, step, index, seq, phase, status, created_at, data, retention, base_seq, _, completed = snapshot
+    sid, _, name, step, index, seq, phase, status, created_at, data, retention, base_seq, _, completed, tags = snapshot
     return SnapshotEntry(
         *(sid, name, step, index, seq, phase, status, created_at, retention, base_seq),
-        *(tuple(completed), digest(data), len(data)),
+        *(tuple(completed), tuple(tags), digest(data), len(data)),
     )
 
 
@@ -86,13 +87,15 @@ def event_from_row(row: Row) -> EventEntry:
 def snapshot_row(entry: SnapshotEntry) -> Row:
     """Return the snapshot as plain values."""
     times = micros(entry.created_at), micros_or_none(entry.retention_until)
-    return [*entry[:7], *times, entry.base_seq, list(entry.completed_steps), *entry[11:]]
+    return [*entry[:7], *times, entry.base_seq, list(entry.completed_steps), dict(entry.tags), *entry[12:]]
 
 
 def snapshot_from_row(row: Row) -> SnapshotEntry:
-    """Do the inverse of `snapshot_row`. What an earlier release wrote has no completed steps."""
-    completed = tuple(row[10]) if len(row) == len(SnapshotEntry._fields) else ()
-    return SnapshotEntry._make([*row[:7], moment(row[7]), moment_or_none(row[8]), row[9], completed, *row[-3:]])
+    """Do the inverse of `snapshot_row`. What earlier releases wrote has no tags, and no completed steps."""
+    times = moment(row[7]), moment_or_none(row[8])
+    without: Row = [(), {}]
+    completed, tags = *row[10:-3], *without[len(row) - 13 :]
+    return SnapshotEntry._make([*row[:7], *times, row[9], tuple(completed), tuple(tags.items()), *row[-3:]])
 
 
 def saga_row(record: SagaRecord) -> Row:
@@ -167,7 +170,8 @@ def replay_from_row(row: Row) -> ReplayRecord:
 
 def micros(at: datetime) -> int:
     """Return the time as microseconds since 1970, UTC. Raises `NaiveTimeError`."""
-    check_moment(at)
+    if at.tzinfo is None:
+        check_moment(at)
     since = at - _EPOCH
     found = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if not _MIN <= found <= _MAX:

@@ -17,7 +17,7 @@ import re
 from functools import lru_cache
 
 APPLICATION_ID = 0x53414741  # "SAGA": tells our files from those of other applications
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -135,6 +135,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE saga_snapshots ADD COLUMN completed_steps TEXT",  # as JSON
         "ALTER TABLE saga_replay_log ADD COLUMN row_sum INTEGER",
     ),
+    4: ("ALTER TABLE saga_snapshots ADD COLUMN tags TEXT",),  # as JSON
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
@@ -144,7 +145,7 @@ ANY = b""
 _RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
 _SNAPSHOT = """
     s.snapshot_id, ?1, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status, s.created_at, s.data,
-    s.retention_until, s.base_seq, s.completed_steps
+    s.retention_until, s.base_seq, s.completed_steps, s.tags
 """
 _SAGA = "(SELECT id FROM sagas WHERE saga_id = ?1)"
 _ALL_PLACES = "step_name = x'' AND phase = x''"
@@ -181,9 +182,9 @@ ADD_EVENT = """
 ADD_SNAPSHOT = """
     INSERT INTO saga_snapshots (
         saga, snapshot_id, saga_name, step_name, step_index, seq, phase, status, created_at, floor, data,
-        retention_until, base_seq, completed_steps
+        retention_until, base_seq, completed_steps, tags
     )
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12, ?13)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12, ?13, ?14)
     ON CONFLICT (snapshot_id) DO NOTHING
 """
 GET_STORED = f"""

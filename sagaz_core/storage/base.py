@@ -14,8 +14,9 @@ Every store passes `sagaz_core.storage.contract.SnapshotStorageContract`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sagaz_core.errors import UsageError
@@ -23,8 +24,7 @@ from sagaz_core.errors import UsageError
 MAX_ID_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
-class SagaRecord:
+class SagaRecord(NamedTuple):
     """Who a saga is. `model` is `SagaModel.to_dict()`, which is JSON-able; `source` is `module:qualname` of its class.
 
     `adapter` names the engine; `plan` is the fault plan that it was recorded under, if any.
@@ -63,8 +63,8 @@ class SagaSnapshot(NamedTuple):
     """The state of a saga at a `seq`: `data` is `SagaState.to_data()`, encoded and (not in memory) framed: `frames.py`.
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
-    `completed_steps` are those that are done and not undone, in order, and `step_index` is their number. Times are
-    aware, UTC. `snapshot_id` is unique in a store.
+    `completed_steps` are those that are done and not undone, in order, and `step_index` is their number. `tags` are the
+    pairs that the summary had at that `seq`, in order of key. Times are aware, UTC. `snapshot_id` is unique in a store.
     Snapshots are in order of `seq`; those of one `seq` (after a step, before the next) in order of `snapshot_id`.
 
     `base_seq` is `None` when `data` stands alone; else all that is needed to read it are the saga's snapshots from
@@ -86,6 +86,7 @@ class SagaSnapshot(NamedTuple):
     base_seq: int | None = None
     bases: tuple[Base, ...] = ()
     completed_steps: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         hidden = ("data", "bases")
@@ -93,8 +94,7 @@ class SagaSnapshot(NamedTuple):
         return f"SagaSnapshot({shown})"
 
 
-@dataclass(frozen=True, slots=True)
-class SagaSummary:
+class SagaSummary(NamedTuple):
     """What a saga is now, for those who look for it: the only record that is replaced as the saga goes on.
 
     It is as of event `seq`. `step_name` is the step that failed and `failed_at` when it did, `""` and `None` when none
@@ -107,7 +107,7 @@ class SagaSummary:
     status: str
     step_name: str = ""
     failed_at: datetime | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ class Batch(NamedTuple):
 class StoreInfo:
     """What a store holds. `bytes` is what it takes up where it is kept, as far as that can be told.
 
-    `snapshots` are those that are stored, also the ones that are no longer served and not pruned yet.
+    `snapshots` are those that are stored, also the ones that are no longer served and not pruned yet. What is too
+    damaged to be counted is not.
     """
 
     url: str
@@ -205,7 +206,10 @@ class SnapshotStorage(Protocol):
         """Return who the saga is."""
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
-        """Return `SagaRecord`s in order of id (by code point), those whose id starts with `prefix`."""
+        """Return `SagaRecord`s in order of id (by code point), those whose id starts with `prefix`.
+
+        Raises `DamagedListingError` for one that is damaged, with the page before it and the cursor behind it.
+        """
 
     async def find_sagas(
         self,
@@ -221,7 +225,7 @@ class SnapshotStorage(Protocol):
         """Return the `SagaSummary`s of which all that is given is true, in order of id (by code point).
 
         `step_name` is the step that failed, and `failed_between` both ends of when, themselves included. `tags` are
-        all to be there with exactly these values.
+        all to be there with exactly these values. A damaged one is told of as `list_sagas` does.
         """
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:

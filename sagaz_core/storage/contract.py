@@ -273,7 +273,7 @@ class SnapshotStorageContract:
     def test_a_snapshot_comes_back_as_it_was(self, storage: SnapshotStorage) -> None:
         self.at(storage, T0)
         full = a_snapshot("s", 1, step_name="é\0🦄", data=bytes(range(256)), retention_until=T0 + timedelta(days=30))
-        full = full._replace(completed_steps=("reserve", "é\0🦄", ""))
+        full = full._replace(completed_steps=("reserve", "é\0🦄", ""), tags=(("", ""), ("a", "1"), ("é\0🦄", "é\0🦄")))
         bare = a_snapshot("s", 2, step_name="", step_index=0, data=b"")
         self.do(storage.write(Batch("s", snapshots=[full, bare])))
         assert self.do(storage.get_snapshot(full.snapshot_id)) == full

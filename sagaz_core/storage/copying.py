@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core.errors import CopyError, CorruptDataError
-from sagaz_core.storage.base import Batch
+from sagaz_core.errors import CopyError, CorruptDataError, DamagedListingError
+from sagaz_core.storage.base import Batch, Page
 from sagaz_core.storage.frames import FrameWriter, state_bytes
 from sagaz_core.storage.seals import opened, sealed
 from sagaz_core.storage.url import safe_url
@@ -17,7 +17,7 @@ from sagaz_core.storage.url import safe_url
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from sagaz_core.storage.base import Page, SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, StoredEvent
+    from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EVENTS_AT_ONCE = 500
@@ -178,7 +178,8 @@ async def _read(storage: SnapshotStorage, saga_id: str) -> _Found:
     try:
         async for snapshot in _snapshots(storage, saga_id):
             until = snapshot.retention_until
-            said = (*snapshot[1:8], snapshot.created_at - _EPOCH, until and until - _EPOCH, snapshot.completed_steps)
+            times = snapshot.created_at - _EPOCH, until and until - _EPOCH
+            said = (*snapshot[1:8], *times, snapshot.completed_steps, snapshot.tags)
             try:
                 found.checksums[_name(snapshot)] = _checksum(said, state_bytes(snapshot))
             except CorruptDataError as error:
@@ -231,18 +232,18 @@ async def _records(storage: SnapshotStorage, damaged: list[str]) -> AsyncIterato
 
 
 async def _listed(get: Callable[..., Awaitable[Page]], what: str, damaged: list[str]) -> AsyncIterator[Any]:
-    """Iterate a listing up to its end, or to what is damaged in it."""
+    """Iterate a listing without what is damaged in it; where its store does not say what that is, up to there."""
     cursor: str | None = None
-    limit = _LISTED_AT_ONCE
     while True:
         try:
-            page = await get(limit=limit, cursor=cursor)
+            page = await get(limit=_LISTED_AT_ONCE, cursor=cursor)
+        except DamagedListingError as error:
+            if str(error) not in damaged:  # a saga's record and its summary may be damaged at once
+                damaged.append(str(error))
+            page = Page(error.items, error.cursor)
         except CorruptDataError as error:
-            if limit == 1:
-                damaged.append(f"the {what} from there on are not copied: {error}")
-                return
-            limit = 1  # up to the one that it is
-            continue
+            damaged.append(f"the {what} from there on are not copied: {error}")
+            return
         for one in page.items:
             yield one
         cursor = page.cursor

@@ -14,15 +14,23 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote
 
 from sagaz_core.clock import monotonic, utc_now
-from sagaz_core.errors import CodecError, SchemaError, StorageError, StoreUnavailableError, UsageError, nearest, quoted
+from sagaz_core.errors import (
+    CodecError,
+    CorruptDataError,
+    SchemaError,
+    StorageError,
+    StoreUnavailableError,
+    UsageError,
+    nearest,
+    quoted,
+)
 from sagaz_core.storage._checks import (
     another_snapshot,
     check_batch,
@@ -39,6 +47,7 @@ from sagaz_core.storage._file_index import FileIndex, boot_id
 from sagaz_core.storage._file_log import not_there, take, try_lock, unavailable, unlock
 from sagaz_core.storage._file_replays import Replays
 from sagaz_core.storage._file_segment import Segment, segment_key
+from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._rows import SnapshotEntry, micros, saga_from_row
 from sagaz_core.storage._saga_index import expired, first_end
 from sagaz_core.storage.base import (
@@ -295,25 +304,26 @@ class FileSnapshotStorage:
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
         with self._using() as there:
-            segment = self._segment(saga_id)
-            record = segment.index.record if there and segment.refresh() else None
-            return None if record is None else saga_from_row(record)
+            return self._record(saga_id) if there else None
+
+    def _record(self, saga_id: str) -> SagaRecord | None:
+        segment = self._segment(saga_id)
+        record = segment.index.record if segment.refresh() else None
+        return None if record is None else saga_from_row(record)
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
-        found: list[SagaRecord] = []
+        page = Listing(limit)
         with self._using() as there:
             for saga_id, facts in self._known(prefix if cursor is None else max(prefix, cursor + "\0"), there):
                 if not saga_id.startswith(prefix):
                     break
                 if facts is None or facts.recorded:
-                    segment = self._segment(saga_id)
-                    if segment.refresh() and segment.index.record is not None:
-                        found.append(saga_from_row(segment.index.record))
-                        if len(found) > limit:
-                            break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+                    record = page.made(saga_id, self._record, saga_id)
+                    if record is not None and not page.takes(saga_id, record):
+                        break
+        return page.page()
 
     async def find_sagas(
         self,
@@ -340,18 +350,17 @@ class FileSnapshotStorage:
                 and wanted.items() <= facts.tags.items()
             )
 
-        found = []
+        page = Listing(limit)
         with self._using() as there:
             for saga_id, facts in self._known("" if cursor is None else cursor + "\0", there):
                 if facts is None or fits(facts):
                     segment = self._segment(saga_id)
-                    summary = segment.index.summary if segment.refresh() else None
-                    if summary is not None and fits(facts_of(segment.index)):
-                        found.append(summary)
-                        if len(found) > limit:
-                            break
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
-        return Page(page, page[-1].saga_id if len(found) > limit else None)
+                    summary = segment.index.summary if page.made(saga_id, segment.refresh) else None
+                    if summary is None or not fits(facts_of(segment.index)):
+                        continue
+                    if not page.takes(saga_id, summary._replace(tags=dict(summary.tags))):
+                        break
+        return page.page()
 
     def _known(self, start: str, there: bool) -> Iterator[tuple[str, Facts | None]]:
         if not there:
@@ -524,10 +533,11 @@ class FileSnapshotStorage:
         with self._using() as there:
             for saga_id, _ in list(self._known("", there)):
                 segment = self._segment(saga_id)
-                if segment.refresh():
-                    sagas += segment.index.record is not None
-                    events += len(segment.index.events.items)
-                    snapshots += len(segment.index.snapshots.items)
+                with suppress(CorruptDataError):  # up to there
+                    segment.refresh()
+                sagas += segment.index.record is not None
+                events += len(segment.index.events.items)
+                snapshots += len(segment.index.snapshots.items)
             size = _size(self.path)
             return StoreInfo(self.url, FORMAT if there else 0, sagas, events, snapshots, self._replays.count(), size)
 
@@ -561,6 +571,7 @@ def _snapshot(segment: Segment, entry: SnapshotEntry) -> SagaSnapshot:
         *(name, segment.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention, base_seq),
         bases,
         entry.completed_steps,
+        entry.tags,
     )
 
 

@@ -4,7 +4,7 @@ A *frame* is what stands in `SagaSnapshot.data`:
 
     mark, kind      one byte each
     digest          8 bytes (BLAKE2b) of kind, base and payload
-    owner           4 bytes (BLAKE2b) of the digest and all other fields of the snapshot but `retention_until`
+    owner           4 bytes (BLAKE2b) of the digest and all other fields of the snapshot
     base            a difference only: the digest of the frame that it is one from
     payload         the state, or a Zstandard frame (level 3, without its magic number) of it
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from sagaz_core.storage.base import Base, SagaSnapshot
 
 KEYFRAME_EVERY: Final = 16
-_MARK: Final = 0x02  # encoded data begins with another byte
+_MARK: Final = 0x04  # encoded data begins with another byte
+_MARK_BEFORE: Final = 0x02  # of frames whose owner does not have `retention_until` in it
 _PLAIN, _KEYFRAME, _DIFFERENCE = range(3)
 _DIGEST: Final = slice(2, 10)
 _OWNER: Final = slice(10, 14)
@@ -120,7 +121,7 @@ class _Frame:
 
     def __init__(self, snapshot_id: str, data: bytes) -> None:
         self.snapshot_id = snapshot_id
-        if len(data) < _BASE.start or data[0] != _MARK or data[1] > _DIFFERENCE:
+        if len(data) < _BASE.start or data[0] not in (_MARK, _MARK_BEFORE) or data[1] > _DIFFERENCE:
             raise ValueError("it does not begin as a snapshot does")
         self.kind = data[1]
         end = _BASE.stop if self.kind == _DIFFERENCE else _BASE.start
@@ -133,6 +134,8 @@ def _opened(snapshot: SagaSnapshot) -> _Frame:
     data = snapshot.data
     try:
         frame = _Frame(snapshot.snapshot_id, data)
+        if data[0] == _MARK_BEFORE:
+            snapshot = snapshot._replace(retention_until=None)
         if data[_OWNER] != _owner(snapshot, data[_DIGEST], snapshot.base_seq):
             raise ValueError("what is stored beside it is not of this snapshot, or was changed")
     except ValueError as error:
@@ -204,10 +207,14 @@ def _digest(kind: int, base: bytes, payload: bytes) -> bytes:
 def _owner(snapshot: SagaSnapshot, digest: bytes, base_seq: int | None) -> bytes:
     names = "\0".join((snapshot.snapshot_id, snapshot.saga_id, snapshot.saga_name, snapshot.step_name))
     how = "\0".join((snapshot.phase, snapshot.status))
-    at = (snapshot.created_at - _EPOCH) // _MICROSECOND
+    at: Any = (snapshot.created_at - _EPOCH) // _MICROSECOND
+    if snapshot.retention_until is not None:
+        at = f"{at} {(snapshot.retention_until - _EPOCH) // _MICROSECOND}"
     said = f"{names}\0{how}\0{snapshot.step_index:d} {snapshot.seq:d} {at} {base_seq}"
     if snapshot.completed_steps:  # what was stored before there were any has none
         said = "\0".join((said, *snapshot.completed_steps))
+    if snapshot.tags:
+        said = "\0".join((said, "", *(text for tag in snapshot.tags for text in tag)))
     return blake2b(digest + said.encode("utf-8", "surrogatepass"), digest_size=4).digest()
 
 

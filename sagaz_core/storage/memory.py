@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -354,7 +353,7 @@ class InMemorySnapshotStorage:
 
 def _own(of: SagaSummary) -> SagaSummary:
     """Return a copy whose tags nobody else can reach."""
-    return SagaSummary(of.saga_id, of.saga_name, of.seq, of.status, of.step_name, of.failed_at, dict(of.tags))
+    return SagaSummary(*of[:-1], dict(of.tags))
 
 
 def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:
@@ -376,10 +375,7 @@ def _not_prunable(items: list[SagaSnapshot], now: datetime) -> list[SagaSnapshot
 
 
 class _Record:
-    """A saga record whose model, which is a dict that others can reach, is kept as text.
-
-    The text is read once for all sagas of a definition; each reader gets a copy.
-    """
+    """A saga record whose model, a dict that others can reach, is kept as text, so that each reader has its own."""
 
     __slots__ = ("model", "saga")
 
@@ -389,24 +385,21 @@ class _Record:
 
     def says(self, other: _Record) -> bool:
         """Whether it is the same as the other."""
-        return self.model == other.model and replace(self.saga, model={}) == replace(other.saga, model={})
+        return self.model == other.model and self.saga._replace(model={}) == other.saga._replace(model={})
 
     def copy(self) -> SagaRecord:
-        return replace(self.saga, model=_copied(_model(self.model)))
+        return self.saga._replace(model=_made_anew(self.model)())
 
 
 @lru_cache(maxsize=256)
-def _model(text: str) -> dict[str, Any]:
-    return model_from_json("", text)
+def _made_anew(text: str) -> Callable[[], dict[str, Any]]:
+    """Return what makes the model of this text, in half the time that reading the text takes."""
+    import ormsgpack  # opening a store must not load it
 
-
-def _copied(node: Any) -> Any:
-    """Return a copy of a dict or list of plain data."""
-    made = node.copy()
-    for key, value in made.items() if type(made) is dict else enumerate(made):
-        if type(value) is dict or type(value) is list:
-            made[key] = _copied(value)
-    return made
+    try:
+        return partial(ormsgpack.unpackb, ormsgpack.packb(model_from_json("", text)))
+    except TypeError:  # it has a number of more than 64 bits
+        return partial(model_from_json, "", text)
 
 
 class _Saga:

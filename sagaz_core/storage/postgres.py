@@ -27,9 +27,11 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_prune,
     contested,
+    misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
 )
+from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._network import (
     LostConnectionError,
     count,
@@ -60,6 +62,7 @@ from sagaz_core.storage._postgres_rows import (
     replay_from,
     replay_row,
     saga_from,
+    saga_id_of,
     same_saga,
     snapshot_from,
     summary_from,
@@ -257,8 +260,7 @@ class PostgresSnapshotStorage:
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
         rows = await self._rows(sql.LIST_SAGAS, as_text(start), as_text(above_prefix(prefix)), limit + 1)
-        found = [saga_from(row) for row in rows[:limit]]
-        return Page(found, found[-1].saga_id if len(rows) > limit else None)
+        return page_of(limit, rows, saga_from, saga_id_of)
 
     async def find_sagas(
         self,
@@ -287,8 +289,7 @@ class PostgresSnapshotStorage:
             values.append(tags_json(wanted))
             where += f" AND tags @> ${len(values)}::jsonb"
         rows = await self._rows(sql.FIND_SAGAS.replace("{where}", where), *values)
-        found = [summary_from(row) for row in rows[:limit]]
-        return Page(found, found[-1].saga_id if len(rows) > limit else None)
+        return page_of(limit, rows, summary_from, saga_id_of)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -331,13 +332,20 @@ class PostgresSnapshotStorage:
         """See `SnapshotStorage.read_events`."""
         statement = sql.READ_EVENTS if until is None else sql.READ_EVENTS_UNTIL
         last = () if until is None else (as_time(until),)
-        read, more = as_seq(after_seq), True
+        read, more, event = as_seq(after_seq), True, None
         while more:
             rows = await self._rows(statement, as_text(saga_id), read, _EVENTS_AT_ONCE, *last)
-            for row in rows:
-                read = row[0]
-                yield event_from(saga_id, row)
             more = len(rows) == _EVENTS_AT_ONCE
+            for *row, highest in rows:
+                if highest is not None and row[0] > highest:
+                    if until is not None and event_from(saga_id, row).at <= until:
+                        raise misplaced(saga_id, row[0])
+                    more = False
+                    break
+                read, event = row[0], event_from(saga_id, row)
+                yield event
+        if until is not None and event is not None and event.at > until:
+            raise misplaced(saga_id, read)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""

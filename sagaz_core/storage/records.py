@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError
@@ -11,14 +10,12 @@ from sagaz_core.events import (
     EVENT_TYPES,
     NO_DELTA,
     CompensationFailed,
-    CompensationStarted,
     CompensationSucceeded,
     Delta,
     ErrorInfo,
     Event,
     SagaFailed,
     StepFailed,
-    StepStarted,
     StepSucceeded,
 )
 from sagaz_core.state import SagaState
@@ -87,7 +84,12 @@ _EXPECTED = {
 _DELTA = StepSucceeded._fields.index("delta") - 2
 _WITH_DELTA = frozenset({StepSucceeded, CompensationSucceeded})
 _WITH_ERROR = frozenset({StepFailed, CompensationFailed, SagaFailed})
-_STARTS = frozenset({StepStarted.__name__, CompensationStarted.__name__})
+_UNCHANGEABLE = frozenset({str, int, float, bool, type(None)})
+_SMALL = 128  # bytes: a start has some 20
+_MOST = 4096
+_new: Callable[..., Event] = tuple.__new__
+_common: dict[tuple[str, bytes], tuple[type[Event], tuple[Any, ...]]] = {}
+"""The fields of events that many sagas have in common (a start, an end without a result), nothing of which changes."""
 
 
 def _delta(data: Any) -> Delta:
@@ -115,16 +117,19 @@ def pack_event(saga_id: str, event: Event, *, seal: bool = True) -> StoredEvent:
 def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     """Do the inverse of `pack_event`."""
     data = opened(stored)
-    fields = _start(data) if stored.kind in _STARTS else decode(data, resolve=resolve)
+    common = _common.get((stored.kind, data))
+    if common is not None:
+        kind, rest = common
+        return _new(kind, (stored.seq, stored.at, *rest))
+    fields = decode(data, resolve=resolve)
     if not isinstance(fields, list):
         raise CorruptDataError(f"event {stored.seq} of saga {stored.saga_id!r} is damaged: its fields are no list")
-    return event_from_fields(stored.kind, stored.seq, stored.at, fields)
-
-
-@lru_cache(maxsize=4096)
-def _start(data: bytes) -> Any:
-    """Decode the fields of a start, a step and an attempt, which many sagas have in common."""
-    return decode(data)
+    event = event_from_fields(stored.kind, stored.seq, stored.at, fields)
+    if len(data) <= _SMALL and _UNCHANGEABLE.issuperset(map(type, fields)):
+        if len(_common) >= _MOST:
+            _common.clear()
+        _common[stored.kind, data] = type(event), event[2:]
+    return event
 
 
 def unpack_state(snapshot: SagaSnapshot, resolve: Resolve = known_class) -> SagaState:

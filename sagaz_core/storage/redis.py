@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from sagaz_core.clock import new_id, utc_now
-from sagaz_core.errors import CodecError, StorageError, UsageError
+from sagaz_core.errors import CodecError, CorruptDataError, StorageError, UsageError
 from sagaz_core.storage._checks import (
     above_prefix,
     check_batch,
@@ -25,10 +26,12 @@ from sagaz_core.storage._checks import (
     contested,
     expired,
     fits,
+    not_a_cursor,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._network import count, says_nothing, seconds, split_url, unavailable, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION, Connections, Trip, raise_first
 from sagaz_core.storage._redis_records import (
@@ -46,6 +49,7 @@ from sagaz_core.storage._redis_records import (
 )
 from sagaz_core.storage._redis_sagas import Addition, Keys, Known
 from sagaz_core.storage._redis_stored import StoredSaga
+from sagaz_core.storage._redis_window import Window
 from sagaz_core.storage.base import (
     Batch,
     Page,
@@ -69,6 +73,8 @@ Result = TypeVar("Result")
 _PREFIX = re.compile(r"[A-Za-z0-9_.{}-]{1,100}")
 _KNOWN_SAGAS = 10_000
 _AT_ONCE = 500
+_BACK = 24  # the entries before a page that have the bases of its first snapshots: those are up to 15, in most sagas
+_MOST_ENTRIES = 1 << 53
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _place = attrgetter("seq", "snapshot_id")
 
@@ -216,18 +222,18 @@ class RedisSnapshotStorage:
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
         (found,) = await self._send(("GET", self._keys.of(b"saga", as_key(saga_id))))
-        return None if found is None else unpack_saga(found)
+        return None if found is None else unpack_saga(saga_id, found)
 
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
-        found: list[SagaRecord] = []
+        page = Listing(limit)
         start = as_key(prefix if cursor is None else max(prefix, cursor + "\0"))
-        async for _, data in self._in_order(b"sagas", b"saga", start, as_key(above_prefix(prefix)), limit + 1):
-            found.append(unpack_saga(data))
-            if len(found) > limit:
+        async for saga, data in self._in_order(b"sagas", b"saga", start, as_key(above_prefix(prefix)), limit + 1):
+            saga_id = saga.decode()
+            if not page.takes(saga_id, page.made(saga_id, unpack_saga, saga_id, data)):
                 break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+        return page.page()
 
     async def _in_order(
         self, index: bytes, kind: bytes, start: bytes, end: bytes, some: int
@@ -271,21 +277,20 @@ class RedisSnapshotStorage:
         asked = (("step", step_name), ("status", status), ("name", saga_name))
         names += [index_name(kind, value) for kind, value in asked if value is not None]
         index = b"f:" + names[0] if names else b"sums"
-        found = []
+        page = Listing(limit)
         start = as_key("" if cursor is None else cursor + "\0")
-        async for _, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
-            summary = unpack_summary(data)
-            if fits(summary, status, saga_name, step_name, between, wanted):
-                found.append(summary)
-                if len(found) > limit:
-                    break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+        async for saga, data in self._in_order(index, b"sum", start, as_key(above_prefix("")), _AT_ONCE):
+            saga_id = saga.decode()
+            summary = page.made(saga_id, unpack_summary, saga_id, data)
+            if fits(summary, status, saga_name, step_name, between, wanted) and not page.takes(saga_id, summary):
+                break
+        return page.page()
 
     async def _snapshots(self, index: bytes, name: str) -> list[SagaSnapshot]:
         """Return the snapshots that are in the entries of the index, in order; also those that are not served."""
         entries = self._keys.of(index, as_key(name))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log", b"st")))
-        return _in_entries(reply[::2], reply[1::2])
+        return _in_entries(name, reply[::2], reply[1::2])
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -309,14 +314,40 @@ class RedisSnapshotStorage:
         return _latest(stored, self.clock(), step, phase, until, max_seq)
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """See `SnapshotStorage.list_snapshots`."""
+        """See `SnapshotStorage.list_snapshots`.
+
+        Of a saga whose snapshots are in the order of its entries, as almost all are, only the page's entries are read,
+        and some before them for the bases.
+        """
         check_limit(limit)
-        after = read_snapshot_cursor(cursor)
+        entry, after = _read_cursor(cursor)
+        now, wanted, back = self.clock(), limit + 2, _BACK  # with the entry of the cursor, and one more
+        while entry:
+            window = await self._window(saga_id, max(1, entry - back), min(entry + wanted, _MOST_ENTRIES))
+            if window.unordered:
+                break
+            found = [one for one in window.stored if _place(one) > after and not expired(one, now)]
+            if len(found) <= limit and not window.at_end:
+                wanted *= 2
+            elif not window.has_bases(found[:limit]):
+                back *= 8
+            else:
+                page = with_bases(found[:limit], window.stored)
+                return Page(page, window.cursor(page[-1]) if len(found) > limit else None)
         stored = await self._snapshots(b"x", saga_id)
-        now = self.clock()
         found = [snapshot for snapshot in stored if _place(snapshot) > after and not expired(snapshot, now)]
         page = with_bases(found[:limit], stored)
-        return Page(page, snapshot_cursor(page[-1]) if len(found) > limit else None)
+        return Page(page, f"0@{snapshot_cursor(page[-1])}" if len(found) > limit else None)
+
+    async def _window(self, saga_id: str, first: int, end: int) -> Window:
+        """Return the snapshots in the entries from `first` to before `end`. Entry n is the index's n-th, for ever."""
+        saga = as_key(saga_id)
+        part = ("LIMIT", first - 1, end - first)
+        entries, unordered = await self._send(
+            ("SORT_RO", self._keys.of(b"x", saga), "BY", "nosort", *part, *self._joined(b"log", b"st")),
+            ("EXISTS", self._keys.of(b"o", saga)),
+        )
+        return Window(saga_id, first, end, entries, bool(unordered))
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -352,7 +383,7 @@ class RedisSnapshotStorage:
         entries = self._keys.of(b"x", as_key(saga_id))
         (reply,) = await self._send(("SORT_RO", entries, "BY", "nosort", *self._joined(b"log")))
         now = micros(self.clock())
-        return sum(is_served(header, now) for log in reply if log is not None for header in unpack_log(log)[2])
+        return sum(is_served(header, now) for log in reply if log is not None for header in unpack_log(log, saga_id)[2])
 
     # ---- deleting
 
@@ -469,8 +500,10 @@ class RedisSnapshotStorage:
             sagas += record is not None
             size += len(record or b"") + sum(len(data) for data in entries if data is not None)
             for log, states in zip(entries[::3], entries[1::3], strict=True):
-                if log is not None:
-                    _, number, headers = unpack_log(log)
+                if log is None:
+                    continue
+                with suppress(CorruptDataError):
+                    _, number, headers = unpack_log(log, saga.decode())
                     events += number
                     snapshots += 0 if states is None else len(headers)
         return StoreInfo(safe_url(self.url), int(version or SCHEMA_VERSION), sagas, events, snapshots, replays, size)
@@ -496,13 +529,23 @@ class RedisSnapshotStorage:
         await self._connections.close()
 
 
-def _in_entries(logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
+def _read_cursor(cursor: str | None) -> tuple[int, tuple[int, str]]:
+    """Return the entry that the last snapshot before the page is in, 0 where that is of no use, and its place."""
+    if cursor is None:
+        return 1, read_snapshot_cursor(None)
+    entry, _, place = cursor.partition("@")
+    if not entry.isdecimal() or len(entry) > 15:
+        raise not_a_cursor(cursor)
+    return int(entry), read_snapshot_cursor(place)
+
+
+def _in_entries(of: str, logs: Sequence[bytes | None], states: Sequence[bytes | None]) -> list[SagaSnapshot]:
     """Return the snapshots that are in these entries, in order."""
     found = [
         snapshot
         for log, held in zip(logs, states, strict=True)
         if log is not None
-        for snapshot in unpack_snapshots(log, held)
+        for snapshot in unpack_snapshots(log, held, of)
     ]
     found.sort(key=_place)
     return found
@@ -530,14 +573,14 @@ def _latest(
 
 
 def _checkpoint(saga_id: str, step: str, record: bytes | None, entries: Sequence[Any], now: datetime) -> Checkpoint:
-    stored = _in_entries(entries[::3], entries[1::3])
+    stored = _in_entries(saga_id, entries[::3], entries[1::3])
     before, last = _latest(stored, now, step, "before"), _latest(stored, now)
     events = [event for data in entries[2::3] if data is not None for event in unpack_events(saga_id, data)]
     events.sort(key=attrgetter("seq"))
     after = -1 if before is None else before.seq
     heads = [EventHead(event.seq, event.kind, event.step) for event in events if event.seq > after]
     return Checkpoint(
-        None if record is None else unpack_saga(record), before, None if last is None else last.seq, heads
+        None if record is None else unpack_saga(saga_id, record), before, None if last is None else last.seq, heads
     )
 
 

@@ -13,7 +13,6 @@ batch says is there as a whole or not at all.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
@@ -41,6 +40,7 @@ from sagaz_core.storage._checks import (
     read_snapshot_cursor,
     snapshot_cursor,
 )
+from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._rows import (
     SnapshotEntry,
     digest,
@@ -240,13 +240,12 @@ class S3SnapshotStorage:
     async def list_sagas(self, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_sagas`."""
         check_limit(limit)
-        found: list[SagaRecord] = []
-        async for head in self._heads(prefix, cursor, limit + 1):
-            if head.index.record is not None:
-                found.append(saga_from_row(head.index.record))
-                if len(found) > limit:
-                    break
-        return Page(found[:limit], found[limit - 1].saga_id if len(found) > limit else None)
+        page = Listing(limit)
+        async for saga_id, found in self._heads(prefix, cursor, limit + 1):
+            record = page.made(saga_id, _sound, found).index.record
+            if record is not None and not page.takes(saga_id, page.made(saga_id, saga_from_row, record)):
+                break
+        return page.page()
 
     async def find_sagas(
         self,
@@ -261,28 +260,38 @@ class S3SnapshotStorage:
     ) -> Page:
         """See `SnapshotStorage.find_sagas`. It reads the head of every saga until the page is full."""
         between, wanted = check_find(failed_between, tags, limit)
-        found = []
-        async for head in self._heads("", cursor, _HEADS_AT_ONCE):
-            summary = head.index.summary
-            if summary is not None and fits(summary, status, saga_name, step_name, between, wanted):
-                found.append(summary)
-                if len(found) > limit:
-                    break
-        page = [replace(summary, tags=dict(summary.tags)) for summary in found[:limit]]
-        return Page(page, page[-1].saga_id if len(found) > limit else None)
+        page = Listing(limit)
+        async for saga_id, found in self._heads("", cursor, _HEADS_AT_ONCE):
+            summary = page.made(saga_id, _sound, found).index.summary
+            if summary is None or not fits(summary, status, saga_name, step_name, between, wanted):
+                continue
+            if not page.takes(saga_id, summary._replace(tags=dict(summary.tags))):
+                break
+        return page.page()
 
-    async def _heads(self, prefix: str, cursor: str | None, wanted: int) -> AsyncIterator[Head]:
-        """Iterate the heads of the sagas behind the cursor in order of id, `wanted` of them read at once."""
+    async def _heads(
+        self, prefix: str, cursor: str | None, wanted: int
+    ) -> AsyncIterator[tuple[str, Head | CorruptDataError]]:
+        """Iterate the sagas behind the cursor in order of id, with the head or what is wrong with it.
+
+        `wanted` of them are read at once.
+        """
         part: list[str] = []
         size = max(1, min(wanted, _HEADS_AT_ONCE))
         async for saga_id in self._ids(prefix, cursor):
             part.append(saga_id)
             if len(part) == size:
-                for head in await all_of([self._head(name) for name in part]):
-                    yield head
+                for pair in await all_of([self._head_or_damage(name) for name in part]):
+                    yield pair
                 part.clear()
-        for head in await all_of([self._head(name) for name in part]):
-            yield head
+        for pair in await all_of([self._head_or_damage(name) for name in part]):
+            yield pair
+
+    async def _head_or_damage(self, saga_id: str) -> tuple[str, Head | CorruptDataError]:
+        try:
+            return saga_id, await self._head(saga_id)
+        except CorruptDataError as error:
+            return saga_id, error
 
     async def _ids(self, prefix: str, cursor: str | None) -> AsyncIterator[str]:
         after = None
@@ -461,17 +470,17 @@ class S3SnapshotStorage:
         """See `SnapshotStorage.prune`. It reads the head of every saga."""
         check_prune(now, batch)
         deleted = 0
-        async for head in self._heads("", None, _HEADS_AT_ONCE):
-            found = head
+        async for saga_id, found in self._heads("", None, _HEADS_AT_ONCE):
+            head = _sound(found)
             for _ in range(_TRIES):
-                gone = found.index.prunable(now)[:batch]
-                if await self._deleted(found, gone, ()):
+                gone = head.index.prunable(now)[:batch]
+                if await self._deleted(head, gone, ()):
                     deleted += len(gone)
                     if len(gone) < batch:
                         break
-                found = await self._head(head.saga_id)
+                head = await self._head(saga_id)
             else:
-                raise self._too_many(head.saga_id)
+                raise self._too_many(saga_id)
         return deleted
 
     def _too_many(self, saga_id: str) -> StoreUnavailableError:
@@ -500,7 +509,9 @@ class S3SnapshotStorage:
     async def info(self) -> StoreInfo:
         """See `SnapshotStorage.info`."""
         sagas = events = snapshots = replays = 0
-        async for head in self._heads("", None, _HEADS_AT_ONCE):
+        async for _, head in self._heads("", None, _HEADS_AT_ONCE):
+            if isinstance(head, CorruptDataError):
+                continue
             sagas += head.index.record is not None
             events += len(head.index.events.items)
             snapshots += len(head.index.snapshots.items)
@@ -543,6 +554,7 @@ def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases
         *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
         tuple(bases),
         entry.completed_steps,
+        entry.tags,
     )
 
 
@@ -566,6 +578,12 @@ def _read_url(url: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
             raise UsageError(f"{safe_url(url)!r} gives allow_http as {text!r}: give true or false")
         client["allow_http"] = text == "true"
     return where.rstrip("/"), config, client
+
+
+def _sound(found: Head | CorruptDataError) -> Head:
+    if isinstance(found, CorruptDataError):
+        raise found
+    return found
 
 
 def open_s3(url: str) -> S3SnapshotStorage:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
@@ -28,10 +29,12 @@ from sagaz_core.storage._checks import (
     check_find,
     check_limit,
     check_prune,
+    misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
 )
+from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._rows import micros, micros_or_none, summary_sum
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage._sqlite_rows import (
@@ -115,7 +118,7 @@ class SqliteSnapshotStorage:
         check_limit(limit)
         start = prefix if cursor is None else max(prefix, cursor + "\0")
         rows = self._connections.rows(sql.LIST_SAGAS, (start, above_prefix(prefix), limit + 1))
-        return Page([saga_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        return page_of(limit, rows, saga_from, itemgetter(0))
 
     async def find_sagas(
         self,
@@ -137,7 +140,7 @@ class SqliteSnapshotStorage:
         asked = (cursor or "", status, saga_name, step_name, first, last, limit + 1)
         words: list[str | None] = [text for tag in wanted.items() for text in tag] or [None, None]
         rows = self._connections.rows(sql.find_sagas(by, len(words) // 2 - 1), (*asked, *words))
-        return Page([summary_from(row) for row in rows[:limit]], rows[limit - 1][0] if len(rows) > limit else None)
+        return page_of(limit, rows, summary_from, itemgetter(0))
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
@@ -184,13 +187,15 @@ class SqliteSnapshotStorage:
     ) -> AsyncIterator[StoredEvent]:
         """See `SnapshotStorage.read_events`."""
         last = _MAX if until is None else micros(until)
-        read, more = min(max(after_seq, -1), _MAX_EVENT_SEQ), True
+        read, more, at = min(max(after_seq, -1), _MAX_EVENT_SEQ), True, _MIN
         while more:
             asked = (saga_id, read)
             rows, more = self._connections.read(lambda c, a=asked: _some_events(c, a, last), _NO_EVENTS)  # type: ignore[misc] # a bound default
             for event_id, at, kind, step, data, _ in rows:
                 read = event_id & _MAX_EVENT_SEQ
                 yield StoredEvent(saga_id, read, moment(at, saga_id), kind, step, data)
+        if at > last:
+            raise misplaced(saga_id, read)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
@@ -354,6 +359,7 @@ def _add_snapshots(
             *(saga, s.snapshot_id, s.saga_name, s.step_name, s.step_index, s.seq, s.phase, s.status),
             *(micros(s.created_at), s.data, micros_or_none(s.retention_until), s.base_seq),
             json.dumps(s.completed_steps) if s.completed_steps else None,
+            json.dumps(dict(s.tags)) if s.tags else None,
         )
         for s in snapshots
     ]
@@ -401,6 +407,8 @@ def _some_events(
     try:
         for row in rows:
             if row[5] > last:
+                if row[1] <= last:
+                    raise misplaced(asked[0], row[0] & _MAX_EVENT_SEQ)
                 break
             found.append(row)
             size += len(row[4])

@@ -68,6 +68,28 @@ def test_a_stuck_saga_is_a_failure_that_names_the_step(cli):
     assert status_of(cli, "a") == "failed"
 
 
+@pytest.mark.parametrize("time", ["--real-time", "--virtual-time"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_step_that_ends_the_process_is_a_failure_and_leaves_what_a_crash_leaves(cli, time, code):
+    ran = cli("record", "cli_shop:ExitSaga", "--context", json.dumps({"exit": code}), "--id", "a", time)
+    assert ran.fails(1) == f"step 'second' called sys.exit({code}); 'a' is what a crash leaves"
+    assert "executing at second, not at an end" in ran.out
+    assert effects() == ["do first"]
+    assert status_of(cli, "a") == "executing"
+
+
+def test_how_it_ended_is_one_line_whatever_the_error_says(cli):
+    out = cli("record", "cli_shop:ExitSaga", "--context", '{"fail": 1}', "--id", "a").ok()
+    assert "rolled back, 1 step undone (RuntimeError: one line\\nand another)" in out.splitlines()
+
+
+def test_what_is_recorded_in_memory_is_only_proved_from_the_file_that_was_asked_for(cli):
+    out = cli("record", ORDER, "--store", "memory://").ok()
+    assert out.endswith("recorded in memory://, which ends here; keep it with --out FILE, or in another --store\n")
+    out = cli("record", ORDER, "--store", "memory://", "--out", "a.json").ok()
+    assert out.endswith("recorded in a.json; prove it with:  pytest --sagaz-replay=a.json --app=cli_shop\n")
+
+
 def test_without_an_id_it_gets_a_new_one(cli):
     first, second = (cli("record", ORDER).ok().split()[0] for _ in range(2))
     assert len(first) == 36
@@ -126,6 +148,7 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
     [
         ("cli_shop", "write MODULE:CLASS, such as shop.orders:OrderSaga"),
         ("cli_shop:", "write MODULE:CLASS"),
+        ("cli_instance:Nothing", "module 'cli_instance' has no 'Nothing'; its sagas: 'an_order'"),
         ("cli_shop:OrderSagas", "module 'cli_shop' has no 'OrderSagas' (did you mean 'OrderSaga'?)"),
         ("cli_shopp:OrderSaga", "there is no module 'cli_shopp'"),
         ("cli_shop.more:OrderSaga", "no module"),
@@ -135,6 +158,7 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
         ("cli_shop:NOT_A_SAGA", "7 is not a saga"),
         ("cli_shop:Money", "Money is not a saga"),
         ("cli_shop:EmptySaga", "saga 'EmptySaga' has no steps"),
+        ("cli_shop:BareSaga", "BareSaga.__init__ must call super().__init__() before it uses the saga"),
         ("sagaz_core:Saga", "has no steps"),
         ("cli_shop:AbstractSaga", "cannot be made without arguments"),
         ("cli_shop:PickySaga", "cannot be made without arguments"),
@@ -149,6 +173,18 @@ def test_a_wrong_context_is_one_line_and_nothing_is_written(cli, place, context,
 def test_a_wrong_saga_is_one_line_and_nothing_is_written(cli, spec, says):
     assert says in cli("record", spec).fails()
     assert not Path(".sagaz").exists()
+
+
+def test_without_the_sagaz_package_a_saga_of_it_says_what_to_install(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sagaz", None)
+    assert cli("record", "sagaz:OrderSaga").fails() == (
+        "there is no module 'sagaz': for the sagaz package, pip install 'pytest-sagaz[sagaz]'"
+    )
+
+
+def test_a_module_that_runs_a_loop_when_it_is_imported_can_be_recorded_and_replayed(shell):
+    shell("record", "cli_runs:saga", "--id", "a").ok()
+    assert "success" in shell("replay", "run", "a", "--from-step", "two").ok()
 
 
 @pytest.mark.parametrize(

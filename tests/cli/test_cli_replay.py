@@ -271,7 +271,7 @@ def test_nothing_that_a_file_names_is_imported(cli, order, place):
         (lambda text: text[: len(text) // 2], "is not a recording: no JSON"),
         (lambda text: "", "is not a recording: no JSON"),
         (lambda text: "{}", "does not say format"),
-        (lambda text: text.replace('"version": 1\n', '"version": 2\n'), "install a newer pytest-sagaz"),
+        (lambda text: text.replace('"version": 1\n', '"version": 2\n'), "upgrade pytest-sagaz"),
         (lambda text: text.replace("StepStarted", "StepStopped"), "is damaged"),
         (lambda text: text.replace('"seq": 1', '"seq": 5'), "is damaged"),
         (lambda text: text.replace('"events"', '"event"'), "is damaged"),
@@ -417,3 +417,12 @@ def test_the_log_hides_secrets_in_text(cli, order):
 def test_a_command_that_is_missing_or_unknown_is_one_line(cli):
     assert cli("replay").fails() == "Missing command. See 'sagaz replay --help'."
     assert "No such command 'rum'" in cli("replay", "rum").fails()
+
+
+def test_a_step_that_ends_the_process_is_a_failure_that_names_the_replay(cli):
+    cli("record", "cli_shop:ExitSaga", "--id", "a").ok()
+    ran = cli("replay", "run", "a", "--from-step", "second", "--override", "exit=0")
+    new_id = next(line.split()[0] for line in ran.out.splitlines() if line.endswith("  exit 1.0"))
+    assert ran.fails(1) == f"step 'second' called sys.exit(0); the replay, {new_id!r}, is what a crash leaves"
+    (logged,) = json.loads(cli("replay", "history", "a", "--format", "json").ok())["replays"]
+    assert (logged["new_saga_id"], logged["status"]) == (new_id, "failed")

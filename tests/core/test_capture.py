@@ -310,6 +310,32 @@ def test_a_chain_is_written_once_a_step() -> None:
     assert writes(failing=True) == 3 + 1 + 2 * 2 + 1
 
 
+@pytest.mark.parametrize("waiting", ["", "b", "d"])
+def test_steps_beside_each_other_that_never_wait_are_written_once_each(waiting: str) -> None:
+    store = Failing()
+    ended: list[str] = []
+    unwritten: list[tuple[str, list[str]]] = []
+
+    def step(name: str) -> Any:
+        async def act(ctx: Any) -> None:
+            written = [event.step async for event in store.read_events("S") if event.kind == "StepSucceeded"]
+            unwritten.append((name, [one for one in ended if one not in written]))
+            if name == waiting:
+                await asyncio.sleep(1)
+            ended.append(name)
+
+        return act
+
+    made: Saga[Any] = Saga("wide", snapshot_storage=store)
+    for name in "abcde":
+        made.add_step(name, step(name), depends_on=["a"] if name != "a" else [])
+    made.add_step("f", step("f"), depends_on=list("bcde"))
+    assert run(made.run(saga_id="S")).success
+    assert unwritten == [(name, []) for name in "abcdef"], "what is done is durable before anything else is done"
+    # A start each and the end; those that have a task of their own write theirs when it ends, but for the last of all.
+    assert store.count == 7 + {"": 0, "b": 3, "d": 1}[waiting]
+
+
 @pytest.mark.parametrize("failing", [False, True])
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("number", range(1, 10))
@@ -583,7 +609,7 @@ def test_a_snapshot_outside_of_a_captured_run_is_refused() -> None:
 
 
 def test_what_cannot_be_done_is_refused_clearly() -> None:
-    with pytest.raises(UsageError, match="cannot encrypt"):
+    with pytest.raises(UsageError, match="nothing is there to encrypt them with"):
         run(saga(InMemorySnapshotStorage(), encrypt_fields=("card",)).run())
 
 

@@ -344,3 +344,24 @@ def test_a_wrong_setting_is_one_line(wrong: Any) -> None:
 def test_backoff_grows_to_its_cap() -> None:
     backoff = Backoff(first=0.5, factor=3, cap=10)
     assert [backoff.delay(n) for n in (1, 2, 3, 4, 5000)] == [0.5, 1.5, 4.5, 10, 10]
+
+
+def test_a_saga_that_is_not_initialised_says_so():
+    class Bare(Saga):
+        def __init__(self):
+            self.stock = 1
+
+        @action("a")
+        async def a(self, ctx): ...
+
+    with pytest.raises(DefinitionError, match=r"^Bare.__init__ must call super\(\).__init__\(\) before"):
+        Bare().definition()
+    with pytest.raises(AttributeError, match="'Bare' object has no attribute 'nothing'"):
+        _ = Bare().nothing
+    assert not hasattr(Saga("initialised"), "nothing")
+
+
+def test_a_name_is_text():
+    # what @pytest.mark.saga_matrix(OrderSaga), which lacks the context, makes of a test: OrderSaga(test)
+    with pytest.raises(DefinitionError, match=r"Saga\(<function .*\): a saga's name is text .*saga_matrix\(Saga, {}\)"):
+        Saga(test_a_name_is_text)

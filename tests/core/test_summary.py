@@ -7,10 +7,13 @@ from enum import Enum
 
 import pytest
 
-from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga
+from sagaz_core import InMemorySnapshotStorage, Recording, ReplayConfig, Saga, SagaConfig
 from sagaz_core.engine.run import RunOptions, resume_stored, run_saga
 from sagaz_core.engine.summary import tag_text
+from sagaz_core.recording.file import recording_from_json
 from sagaz_core.storage.base import SagaSummary
+from sagaz_core.storage.codec import known_class
+from sagaz_core.storage.frames import state_bytes
 from sagaz_core.virtual_time import run
 
 TEN = datetime(2024, 3, 1, 10, tzinfo=UTC)
@@ -55,6 +58,27 @@ def ran(store, saga, saga_id, context=None, minute=0):
 
 def found(store, **asked):
     return [summary.saga_id for summary in run(store.find_sagas(**asked)).items]
+
+
+def test_each_snapshot_has_the_tags_of_its_moment():
+    store = InMemorySnapshotStorage()
+    ran(
+        store,
+        order(store, keys=["state", "customer"]).add_step("close", lambda ctx: {"state": "closed"}),
+        "A",
+        {"customer": 7},
+    )
+    recording = run(Recording.from_storage(store, "A"))
+    tags = [snapshot.tags for snapshot in recording.snapshots]
+    assert tags == [(("customer", "7"),)] * 4 + [(("customer", "7"), ("state", "closed"))]
+    copy = Recording(*recording_from_json(recording.to_json(), "here", known_class))
+    assert [snapshot.tags for snapshot in copy.snapshots] == tags
+    assert all(state_bytes(snapshot) for snapshot in copy.snapshots)
+    hidden = recording.redacted(["customer"], "secret")
+    assert {snapshot.tags[0] for snapshot in hidden.snapshots} == {("customer", str(hidden.context["customer"]))}
+    bare = InMemorySnapshotStorage()
+    ran(bare, order(bare), "A")
+    assert {snapshot.tags for snapshot in run(bare.list_snapshots("A")).items} == {()}
 
 
 def test_the_orders_that_failed_at_a_step_within_some_minutes_are_found():
@@ -163,3 +187,21 @@ def test_an_attempt_that_is_tried_again_is_no_failure():
         ("executing", ""),
         ("completed", ""),
     ]
+
+
+@pytest.mark.parametrize("pivot", ["", "charge_payment"])
+def test_an_imported_saga_is_found_as_the_recorded_one_is(pivot):
+    async def fail(ctx):
+        raise OSError("down")
+
+    store, other = Counting(), Counting()
+    saga = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(), config=SagaConfig(forward_retries=0))
+    saga.add_step("charge_payment", lambda ctx: None, pivot=bool(pivot)).add_step("ship", fail)
+    ran(store, saga, "s")
+    run(_copy(store, other))
+    assert other.summaries == store.summaries[-1:]
+    assert found(other, step_name="ship") == found(store, step_name="ship") == ["s"]
+
+
+async def _copy(store, other):
+    await (await Recording.from_storage(store, "s")).to_storage(other)

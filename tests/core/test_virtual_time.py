@@ -438,7 +438,7 @@ def test_a_run_inside_a_running_loop_is_refused():
         raise AssertionError("never run")
 
     async def main():
-        with pytest.raises(RunningLoopError, match=r"arun\(\)"):
+        with pytest.raises(RunningLoopError, match="await the coroutine there"):
             run(inner())
 
     run(main())

@@ -487,3 +487,89 @@ def test_nothing_is_printed_about_sagas_when_none_ran(shop: Shop) -> None:
 
 def test_nothing_is_printed_about_sagas_with_q(order: Shop) -> None:
     assert "= sagaz =" not in order.replay("-q").stdout.str()
+
+
+# -- what proves nothing, and what was asked wrong
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        "",
+        ".assert_completed()",
+        '.status == "completed"',
+        ".assert_compensated()",
+        ".assert_stuck()",
+        " == saga_golden",
+    ],
+)
+def test_a_plan_that_never_happens_fails_the_test_whatever_it_asserts(shop: Shop, proof: str) -> None:
+    run = 'sagaz.run(shop.Order, CONTEXT, plan="ship#2@before")'
+    assertion = f"assert {run}{proof}" if "==" in proof else f"{run}{proof}"
+    source = f"def test_it(sagaz, saga_golden):\n    {assertion}\n"
+    if "golden" in proof:
+        test(shop, source, "--snapshot-update")
+    result = test(shop, source)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*VACUOUS under ship#2@before: ship#2@before never happened*"])
+
+
+def test_who_looks_at_the_verdict_may_have_it_vacuous(shop: Shop) -> None:
+    test(
+        shop,
+        """
+        def test_it(sagaz):
+            assert sagaz.run(shop.Order, CONTEXT, plan="ship#2@before").verdict.value == "VACUOUS"
+        """,
+    ).assert_outcomes(passed=1)
+
+
+def test_an_error_of_ours_shows_the_test_s_own_lines_alone(order: Shop) -> None:
+    source = """
+        def make():
+            return shop.Saga("twice").add_step("a", print).add_step("a", print)
+
+        def test_step(sagaz):
+            sagaz.run(shop.Order, CONTEXT, plan="chrge@before")
+
+        def test_made(sagaz):
+            sagaz.run(make)
+
+        def test_id(sagaz):
+            sagaz.replay("ORDER-2")
+
+        def test_mapping(sagaz):
+            sagaz.run(shop.Order, [1])
+
+        def test_served(sagaz):
+            sagaz.replay("ORDER-1", step="ship", plan="charge@before")
+        """
+    result = test(order, source, "--tb=short")
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "E   sagaz_core.errors.PlanError: saga 'order' has no step 'chrge' (did you mean 'charge'?)*",
+            "test_a.py:*: in make",
+            "E   sagaz_core.errors.DefinitionError: saga 'twice' has a step 'a' already: rename one",
+            "E   sagaz_core.errors.UnknownSagaError: there is no saga 'ORDER-2'*",
+            "E   sagaz_core.errors.UsageError: a context of type 'list': give a mapping or a pydantic model",
+            "E   sagaz_core.errors.PlanError: charge@before: step 'charge' is not run from 'ship' on*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*/sagaz_core/*")
+    result.stdout.no_fnmatch_line("*asyncio*")
+    test(order, source, "--full-trace", "-k", "step").stdout.fnmatch_lines(["*/sagaz_core/faults/*"])
+
+
+def test_an_override_of_an_unknown_key_in_a_test_is_a_warning_at_its_line(order: Shop) -> None:
+    source = """
+        def test_it(sagaz):
+            sagaz.replay("ORDER-1", override={"quantty": 1})
+        """
+    order.pytester.makeini("[pytest]\nfilterwarnings = default\n")
+    result = test(order, source)
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*test_a.py:*: SagazWarning: the context has no key 'quantty'*mean 'quantity'?)"])
+    test(order, source, "--sagaz-replay=ORDER-1", "--sagaz-strict", "-k", "test_it").stdout.fnmatch_lines(
+        ["*OverrideError: the context has no key 'quantty' to override (did you mean 'quantity'?)"]
+    )

@@ -139,7 +139,7 @@ def test_a_worker_that_dies_makes_it_incomplete(shop: Shop) -> None:
 
 
 def test_tests_that_look_at_nothing_have_no_score(shop: Shop) -> None:
-    shop.write("test_a", HALF.replace('.assert_compensated("reserve", "charge")', ""))
+    shop.write("test_a", f"{FIRST}\ndef test_it(sagaz):\n    sagaz.run(Order, CONTEXT)\n")
     result = shop.run("--sagaz-mutate")
     assert report(result)[0].startswith("order: no score: no test fails when the first action of it does")
     assert result.ret == 0

@@ -228,7 +228,7 @@ def test_many_sagas_are_counted_together_and_only_what_is_wrong_is_named(shop: S
             for number in range(2, 31):
                 saga_id = f"ORDER-{number}"
                 first = recording.events[0]._replace(saga_id=saga_id)
-                copy = replace(recording, record=replace(recording.record, saga_id=saga_id), snapshots=())
+                copy = replace(recording, record=recording.record._replace(saga_id=saga_id), snapshots=())
                 await replace(copy, events=(first, *recording.events[1:])).to_storage(storage)
             await storage.close()
 
@@ -250,6 +250,39 @@ def test_drift_in_values_is_shown_and_passes_unless_strict(order: Shop) -> None:
     result = order.replay("--sagaz-strict")
     result.assert_outcomes(passed=9, failed=1)
     result.stdout.fnmatch_lines(["UnfaithfulError: DRIFT: result of reserve.reservation was 'R-1', is 'S-1'*"])
+
+
+TIMES = """
+    from datetime import datetime
+    from sagaz_core import Saga, action
+
+    class Times(Saga):
+        saga_name = "times"
+
+        @action("stamp")
+        async def stamp(self, ctx):
+            now = datetime.now()
+            return {"at": now, "in": [now], "text": "x" * 100 + str(now), "token": str(now), "day": now.date()}
+"""
+
+
+def test_drift_shows_where_long_values_differ_and_no_secret_and_no_class_of_the_frozen_clock(shop: Shop) -> None:
+    shop.write("times", TIMES)
+    shop.record("times:Times")
+    shop.write("times", TIMES.replace("datetime.now()", "datetime(2000, 1, 1)"))
+    result = shop.replay("-k", "faithful")
+    result.stdout.fnmatch_lines(
+        [
+            "  result of stamp.at     20??-*T*  2000-01-01T00:00:00",
+            "  result of stamp.in     [[]datetime.datetime(20*  [[]datetime.datetime(2000, 1, 1, 0, 0)]",
+            "  result of stamp.text   ...xxxxxxxxx*20*  ...xxxxxxxxx*2000-01-01 00:00:00'",
+            "  result of stamp.token  ***  [*][*][*] (another)",
+            "  result of stamp.day    20??-??-??  *2000-01-01",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Fake*")
+    result = shop.replay("-k", "faithful", "--sagaz-strict")
+    assert len([line for line in result.outlines if "stamp.token" in line]) == 1
 
 
 def test_a_bug_of_the_saga_keeps_its_traceback(order: Shop) -> None:
@@ -343,7 +376,10 @@ def test_a_step_that_fails_as_it_was_recorded_to_is_not_forced_to(shop: Shop) ->
     result = shop.replay("-rs")
     result.assert_outcomes(passed=2, skipped=1)  # the faithful replay, and look_up@before
     result.stdout.fnmatch_lines(
-        ["SKIPPED *not run: 'look_up' fails by itself, as it was recorded to (KeyError: 'W1'); see --sagaz-override"]
+        [
+            "ORDER-1: faithful, 2 plans, 1 sound, 1 not run",
+            "SKIPPED *not run: 'look_up' fails by itself, as it was recorded to (KeyError: 'W1'); see --sagaz-override",
+        ]
     )
     result = shop.replay("--sagaz-plan=look_up@after")  # who asks for it by name is told that it tried nothing
     result.assert_outcomes(failed=1)
@@ -410,3 +446,41 @@ def test_a_matrix_is_tried_in_both_orders_on_request(shop: Shop) -> None:
     result = shop.run("test_pair.py")
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(["FAILED *test_both*reserve@undo-flaky* - *STUCK under * (undone oldest first)*"])
+
+
+PIVOT = """
+    from sagaz_core import Saga, SagaConfig, action, compensate
+
+    class Pivot(Saga):
+        saga_name = "pivot"
+
+        def __init__(self):
+            super().__init__(config=SagaConfig(forward_retries=0))
+
+        @action("hold", in_doubt="compensate")
+        async def hold(self, ctx): pass
+
+        @compensate("hold")
+        async def let_go(self, ctx): pass
+
+        @action("pay", pivot=True, in_doubt="compensate")
+        async def pay(self, ctx): pass
+
+        @compensate("pay")
+        async def refund(self, ctx): pass
+
+        @action("send")
+        async def send(self, ctx):
+            raise RuntimeError("no mail")
+"""
+
+
+def test_of_a_saga_that_is_stuck_behind_its_pivot_the_compensations_are_tried_by_failing_the_pivot(shop: Shop) -> None:
+    shop.write("pivot", PIVOT)
+    shop.record("pivot:Pivot", context={})
+    names = [name.removeprefix("ORDER-1::") for name in shop.ids("--sagaz-replay=ORDER-1")]
+    assert names == [
+        "faithful", "hold@before", "hold@after", "pay@before+hold@undo-fail", "pay@before", "pay@after",
+        "send@before", "send@after",
+    ]  # fmt: skip
+    shop.replay().assert_outcomes(passed=7, skipped=1)  # send@after: it fails by itself

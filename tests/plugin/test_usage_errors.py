@@ -29,6 +29,8 @@ BAD_OPTIONS = [
     (["ORDER-1::explore:"], "ORDER-1::explore: is '': write how many faults at a time, 1 to 20"),
     (["--sagaz-override", "quantity"], "write KEY=VALUE"),
     (["--sagaz-override", "quantty=1", "--sagaz-strict"], "no key 'quantty' to override (did you mean 'quantity'?)"),
+    (["--sagaz-from=ship", "--sagaz-plan=charge@before"], "charge@before: step 'charge' is not run from 'ship' on"),
+    (["--sagaz-from=ship", "ORDER-1::charge@before"], "step 'charge' is not run from 'ship' on"),
     (["--sagaz-store=nowhere"], "'nowhere' is not a storage URL"),
     (["--sagaz-store=sqlit:///x.db"], "has an unknown scheme (did you mean 'sqlite'?)"),
     (["--app=nowhere"], "there is no module 'nowhere'"),
@@ -76,7 +78,7 @@ def test_a_file_that_is_not_there(shop: Shop) -> None:
         ("{", "is not a recording: no JSON"),
         ("[" * 100_000, "is not a recording"),
         ('{"a": 1}', "does not say format"),
-        ('{"format": "sagaz-recording", "version": 99}', "install a newer pytest-sagaz"),
+        ('{"format": "sagaz-recording", "version": 99}', "upgrade pytest-sagaz"),
         ('{"format": "sagaz-recording", "version": 1}', "is damaged"),
     ],
     ids=["empty", "truncated", "deep", "other", "newer", "damaged"],
@@ -107,6 +109,13 @@ def test_a_class_that_has_moved_away(order: Shop) -> None:
     assert "module 'shop' has no 'Order'" in error_of(order.replay())
     (order.path / "shop.py").unlink()
     assert "there is no module 'shop'" in error_of(order.replay())
+
+
+def test_a_class_that_was_given_another_name(order: Shop) -> None:
+    order.write("shop", (order.path / "shop.py").read_text().replace('saga_name = "order"', 'saga_name = "purchase"'))
+    assert error_of(order.replay()).startswith(
+        "recording 'ORDER-1' is of saga 'order', and shop:Order is 'purchase' now: name the module that has it"
+    )
 
 
 def test_two_sagas_of_one_name(order: Shop) -> None:
@@ -219,3 +228,8 @@ def test_markers_are_registered(order: Shop) -> None:
     order.write("test_a", "import pytest\n\n@pytest.mark.force_failre('a')\ndef test_it(): pass")
     assert "'force_failre' not found" in order.run("--strict-markers", "test_a.py").stdout.str()
     order.run("--markers").stdout.fnmatch_lines(["@pytest.mark.force_failure(step, at=*", "@pytest.mark.saga_matrix(*"])
+
+
+def test_a_marked_failure_of_a_step_that_is_not_run_is_a_usage_error(order: Shop) -> None:
+    marker = 'replay_from("ORDER-1", step="ship")\n        @pytest.mark.force_failure("charge")'
+    assert "charge@before: step 'charge' is not run from 'ship' on" in run_marked(order, marker)

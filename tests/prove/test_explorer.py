@@ -13,7 +13,7 @@ from reference_sagas import CORRECT, chains, dag, linear
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, action, compensate, explore
 from sagaz_core.engine.run import Served
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import RunningLoopError, UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import SagaModel, StepModel
@@ -801,3 +801,11 @@ def test_bad_input_is_one_line() -> None:
         explore(saga, world=world, depth=-1)
     with pytest.raises(UsageError, match=r"^mode='fast': write auto, merged, tree or packed$"):
         explore(saga, world=world, mode="fast")
+
+
+def test_inside_a_running_loop_it_says_what_to_await() -> None:
+    async def main() -> None:
+        with pytest.raises(RunningLoopError, match=r"write `await aexplore\(\.\.\.\)` there"):
+            explore(Saga("nothing"))
+
+    asyncio.run(main())

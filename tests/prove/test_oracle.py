@@ -364,3 +364,43 @@ def test_a_plugin_s_monitor_judges_every_run(monkeypatch: pytest.MonkeyPatch) ->
         plugin_manager().unregister(plugin)
         monitors.cache_clear()
     assert trial(Shop(), "ship@before").verdict is Verdict.CLEAN
+
+
+class Counter:
+    """A fake whose undoing is not told apart: it goes below nothing."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+
+def counted(plan: str) -> Outcome:
+    counter, world = Counter(), World()
+    world.fake(counter)
+
+    def take(by: int) -> Any:
+        return lambda ctx: setattr(counter, "taken", counter.taken + by)
+
+    saga: Saga[Any] = Saga("counter")
+    saga.add_step("take", take(1), take(-1), in_doubt="compensate").add_step("tell", lambda ctx: None)
+    return run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse(plan)))
+
+
+TWICE = "let the compensation of take do nothing when there is nothing left to undo: it ran twice; or else "
+
+
+@pytest.mark.parametrize(
+    ("plan", "advice"),
+    [
+        (
+            "take@before",
+            "let the compensation of take do nothing when there is nothing to undo: its action had not happened",
+        ),
+        ("take@undo-repeat", f"{TWICE}what tell did has no compensation"),
+        ("tell@before+take@undo-repeat", f"{TWICE}it does not undo all that was done"),
+    ],
+)
+def test_a_compensation_that_undoes_what_is_not_there_is_named_and_not_a_step_beside_it(plan: str, advice: str) -> None:
+    outcome = counted(plan)
+    assert (outcome.verdict, outcome.orphans) == (Verdict.LIE, [])
+    assert outcome.findings[0].advice == advice
+    assert counted("tell@before").findings == ()

@@ -211,13 +211,13 @@ def test_a_thread_that_takes_long_is_waited_for(monkeypatch: pytest.MonkeyPatch)
         return found
 
     def takes_long(ctx: Any) -> None:
-        for _ in range(20):  # until it was looked at so many times
+        for _ in range(100):  # until it was looked at more often than one who does not wait would be
             looked.get(timeout=30)
 
     async def act(ctx: Any) -> None:
         await asyncio.to_thread(takes_long, ctx)
 
-    monkeypatch.setattr(explorer, "watched", lambda calls: watched(lambda: call(calls), patience=5 * TICK))
+    monkeypatch.setattr(explorer, "watched", lambda calls: watched(lambda: call(calls), patience=50 * TICK))
     saga: Saga[Any] = Saga("patient").add_step("a", act)
     assert explore(saga, kinds="before").failures == ()
 

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 class Proxy:
     """Passes on what comes to `port` of 127.0.0.1 to the server of a URL.
 
-    `trips` counts how often a client began to speak after the server had. `cut_after(n)` closes a connection when the
-    server's n-th answer from now on would be passed on: what it was asked is done, and nobody is told. `stalled` holds
-    everything back. `refusing` closes each connection at once.
+    `trips` counts how often a client began to speak after the server had, `answered` the bytes of answers.
+    `cut_after(n)` closes a connection when the server's n-th answer from now on would be passed on: what it was asked
+    is done, and nobody is told. `stalled` holds everything back. `refusing` closes each connection at once.
     """
 
     def __init__(self, url: str) -> None:
@@ -25,7 +25,7 @@ class Proxy:
         self.url = parts._replace(
             netloc=parts.netloc.rpartition("@")[0] + "@" * ("@" in parts.netloc) + self.host
         ).geturl()
-        self.trips = 0
+        self.trips = self.answered = 0
         self.refusing = False
         self.stalled = False
         self._cut_in = 0
@@ -90,6 +90,7 @@ class Proxy:
                         if not self._cut_in:
                             raise OSError("cut")
                     server_spoke = True
+                    self.answered += len(data)
                     client.sendall(data)
         self._open -= {client, server}
         _close(client)

@@ -10,7 +10,7 @@ import pytest
 from sagaz_core import ReplayConfig, Saga, open_storage
 from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import RunOptions, run_saga
-from sagaz_core.errors import CopyError, DuplicateSagaError, StoreUnavailableError
+from sagaz_core.errors import CopyError, CorruptDataError, DuplicateSagaError, StoreUnavailableError
 from sagaz_core.events import StepStarted
 from sagaz_core.storage import Batch
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot
@@ -195,17 +195,20 @@ def test_of_a_chain_with_a_damaged_snapshot_those_are_copied_that_do_not_need_it
     drive.now(source.close())
 
 
-def test_a_damaged_record_of_a_saga_ends_the_listing_and_those_before_it_are_copied(stores, tmp_path):
-    source, target = open_storage(f"sqlite:///{tmp_path}/from.db"), stores[1]
+def test_a_store_that_cannot_list_beyond_what_is_damaged_is_copied_up_to_there(stores):
+    source, target = stores
     fill(source, 3)
-    with contextlib.closing(sqlite3.connect(tmp_path / "from.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE sagas SET source = 'another' WHERE saga_id = 'saga1'")
+    list_sagas = source.list_sagas
+
+    async def lists_one(*, limit, cursor):
+        if cursor:
+            raise CorruptDataError("what comes now is damaged")
+        return await list_sagas(limit=1)
+
+    source.list_sagas = lists_one
     done = copied(source, target)
-    assert done.damaged == [
-        "the sagas from there on are not copied: the record of saga 'saga1' is damaged: its checksum is wrong"
-    ]
+    assert done.damaged == ["the sagas from there on are not copied: what comes now is damaged"]
     assert [record.saga_id for record in drive.now(target.list_sagas()).items] == ["saga0"]
-    drive.now(source.close())
 
 
 def test_damage_in_the_target_stops_the_copy(stores):

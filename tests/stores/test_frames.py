@@ -224,9 +224,12 @@ def test_what_stands_beside_the_bytes_is_checked_too(change):
         state_bytes(snapshot._replace(**change))
 
 
-def test_when_it_expires_is_no_part_of_it():
+def test_what_an_earlier_release_wrote_does_not_say_when_it_expires():
     snapshot = standalone(a_snapshot("s", 1), b"state")
-    assert state_bytes(snapshot._replace(retention_until=T0)) == b"state"
+    before = snapshot._replace(data=b"\x02" + snapshot.data[1:], retention_until=T0)
+    assert state_bytes(before) == b"state"
+    with pytest.raises(DamagedSnapshotError):
+        state_bytes(before._replace(phase="another"))
 
 
 @pytest.mark.parametrize(

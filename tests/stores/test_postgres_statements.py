@@ -34,7 +34,7 @@ QUERIES = {
     "snapshots": (sql.LIST_SNAPSHOTS, ("saga3", 10, "", 5, NOW), 5),
     "count": (sql.COUNT_SNAPSHOTS, ("saga3", NOW), 100),
     "events": (sql.READ_EVENTS, ("saga3", 20, 256), 79),
-    "events at a time": (sql.READ_EVENTS_UNTIL, ("saga3", 20, 256, AT), 30),
+    "events at a time": (sql.READ_EVENTS_UNTIL, ("saga3", 20, 256, AT), 31),
     "replays": (sql.LIST_REPLAYS, ("saga3",), 1),
     "known events": (sql.KNOWN_EVENTS, ("saga3", [1, 2]), 2),
     "known snapshots": (sql.KNOWN_SNAPSHOTS, (["saga3/1", "saga3/2"],), 2),

@@ -171,9 +171,10 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(postgres_url, postg
         assert await storage.get_saga("s") == old
         assert (await storage.info()).schema_version == await storage.upgrade() == SCHEMA_VERSION
         await storage.write(Batch("s", old, [an_event("s", 0, T0)], [snapshot]))
-        await storage.write(Batch("s", None, [an_event("s", 1)], [a_snapshot("s", 2, completed_steps=("reserve",))]))
+        new = a_snapshot("s", 2, completed_steps=("reserve",), tags=(("x", "y"),))
+        await storage.write(Batch("s", None, [an_event("s", 1)], [new]))
         found = await storage.list_snapshots("s")
-        assert [(one.seq, one.completed_steps) for one in found.items] == [(1, ()), (2, ("reserve",))]
+        assert [(one.seq, one.completed_steps, one.tags) for one in found.items] == [(1, (), ()), (2, *new[-2:])]
         assert state_bytes(found.items[0]) == b"state"
         assert [event.seq async for event in storage.read_events("s")] == [0, 1]
         assert await storage.list_replays("s") == [replay]
@@ -183,16 +184,20 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(postgres_url, postg
     asyncio.run(main())
 
 
-def test_completed_steps_can_be_asked_for_in_sql(postgres_url, postgres_database):
+def test_completed_steps_and_tags_can_be_asked_for_in_sql(postgres_url, postgres_database):
     async def main():
         storage = open_storage(postgres_url)
-        snapshots = [a_snapshot("s", seq, completed_steps=("reserve", "charge")[:seq]) for seq in range(3)]
+        snapshots = [
+            a_snapshot("s", seq, completed_steps=("reserve", "charge")[:seq], tags=(("n", str(seq)),))
+            for seq in range(3)
+        ]
         await storage.write(Batch("s", a_saga("s"), (), snapshots))
         await storage.close()
         connection = await asyncpg.connect(postgres_database)
-        query = f"SELECT seq FROM {schema_of(postgres_url)}.saga_snapshots WHERE completed_steps ? 'charge'"
-        found = await connection.fetchval(query)
+        query = f"SELECT array_agg(seq) FROM {schema_of(postgres_url)}.saga_snapshots WHERE"
+        found = [await connection.fetchval(f"{query} completed_steps ? 'charge'")]
+        found.append(await connection.fetchval(f"""{query} tags @> '{{"n": "1"}}'"""))
         await connection.close()
         return found
 
-    assert asyncio.run(main()) == 2
+    assert asyncio.run(main()) == [[2], [1]]

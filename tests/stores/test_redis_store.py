@@ -14,6 +14,7 @@ from sagaz_core.errors import DuplicateSagaError, SchemaError
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage._network import Pool
 from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
+from sagaz_core.storage.frames import FrameWriter, state_bytes
 
 
 class TestRedis(SnapshotStorageContract):
@@ -155,3 +156,64 @@ def test_a_saga_of_many_snapshots_is_still_appended_in_one_trip(redis_url):
 
     run(proxy.url, work)
     proxy.close()
+
+
+def listed_through(proxy, storage):
+    """List the snapshots of saga `s`, and return them, and of each page the trips and bytes that it took."""
+
+    async def work():
+        found, costs, cursor = [], [], None
+        while True:
+            before = proxy.trips, proxy.answered
+            page = await storage.list_snapshots("s", limit=100, cursor=cursor)
+            found += page.items
+            costs.append((proxy.trips - before[0], proxy.answered - before[1]))
+            cursor = page.cursor
+            if cursor is None:
+                return found, costs
+
+    return work()
+
+
+def test_a_page_of_snapshots_is_read_without_the_others(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        snapshots, writer = [], FrameWriter()
+        await storage.write(Batch("s", a_saga("s")))
+        for seq in range(1200):
+            snapshots.append(writer.frame(a_snapshot("s", seq), b"state %d" % seq))
+            await storage.write(Batch("s", None, [an_event("s", seq)], snapshots[-1:]))
+        found, costs = await listed_through(proxy, storage)
+        assert [one._replace(bases=()) for one in found] == snapshots
+        assert [state_bytes(one) for one in found] == [b"state %d" % seq for seq in range(1200)]
+        assert {trips for trips, _ in costs} == {1}
+        assert max(size for _, size in costs) < 1.4 * costs[0][1]
+
+        # One that comes before others, which another process knew nothing of: from now on all is read and put in order.
+        storage._known.clear()
+        await storage.write(Batch("s", snapshots=[a_snapshot("s", 700, snapshot_id="s/late")]))
+        again, costs = await listed_through(proxy, storage)
+        assert [one.snapshot_id for one in again] == sorted(
+            [*(one.snapshot_id for one in found), "s/late"],
+            key=lambda name: (700 if name == "s/late" else int(name[2:]), name),
+        )
+        assert max(trips for trips, _ in costs) == 2
+
+    run(proxy.url, work)
+    proxy.close()
+
+
+def test_pages_pass_over_what_has_expired_and_was_not_pruned(redis_url):
+    async def work(storage):
+        storage.clock = lambda: T0
+        for seq in range(500):
+            ends = T0 + timedelta(days=1 if seq < 450 else 3)
+            await storage.write(Batch("s", None, (), [a_snapshot("s", seq, retention_until=ends)]))
+        storage.clock = lambda: T0 + timedelta(days=2)
+        first = await storage.list_snapshots("s", limit=20)
+        rest = await storage.list_snapshots("s", limit=100, cursor=first.cursor)
+        assert [one.seq for one in (*first.items, *rest.items)] == list(range(450, 500))
+        assert rest.cursor is None
+
+    run(redis_url, work)

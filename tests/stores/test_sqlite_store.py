@@ -394,10 +394,10 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, storage):
     old, snapshot = a_saga("s"), FrameWriter().frame(a_snapshot("s", 1, T0), b"state")
     at = micros(T0)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for version in range(1, SCHEMA_VERSION):
+        for version in (1, 2):
             for statement in MIGRATIONS[version]:
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION - 1}")
+        connection.execute("PRAGMA user_version=2")
         connection.execute(f"PRAGMA application_id={int.from_bytes(b'SAGA', 'big')}")
         saga = (1, *saga_row(old)[:9], "order", 1, "executing", "", None, '{"x": "y"}')
         row = (None, snapshot.snapshot_id, 1, *snapshot[2:8], at, at, None, snapshot.data, None)
@@ -414,9 +414,10 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, storage):
     assert read(storage) == old
     assert drive.now(storage.upgrade()) == SCHEMA_VERSION
     drive.now(storage.write(Batch("s", old, [an_event("s", 0, T0)], [snapshot])))
-    drive.now(storage.write(Batch("s", None, (), [a_snapshot("s", 2, completed_steps=("reserve",))])))
+    new = a_snapshot("s", 2, completed_steps=("reserve",), tags=(("x", "y"),))
+    drive.now(storage.write(Batch("s", None, (), [new])))
     found = drive.now(storage.list_snapshots("s")).items
-    assert [(one.seq, one.completed_steps) for one in found] == [(1, ()), (2, ("reserve",))]
+    assert [(one.seq, one.completed_steps, one.tags) for one in found] == [(1, (), ()), (2, *new[-2:])]
     assert state_bytes(found[0]) == b"state"
     assert drive.now(storage.list_replays("s")) == [a_replay("r", "s")]
     assert drive.now(storage.find_sagas(tags={"x": "y"})).items == [a_summary("s", 1, tags={"x": "y"})]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import enum
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -118,6 +119,27 @@ class StubbornSaga(SlowSaga):
         await asyncio.Event().wait()
 
 
+class ExitSaga(Saga):
+    """Its second step ends the process if `exit` is in the context, and fails over two lines if `fail` is."""
+
+    saga_name = "exit"
+
+    @action("first")
+    async def first(self, ctx: SagaContext) -> None:
+        effect("do first")
+
+    @compensate("first")
+    async def undo_first(self, ctx: SagaContext) -> None:
+        effect("undo first")
+
+    @action("second")
+    async def second(self, ctx: SagaContext) -> None:
+        if "exit" in ctx:
+            sys.exit(ctx["exit"])
+        if "fail" in ctx:
+            raise RuntimeError("one line\nand another")
+
+
 class YearSaga(Saga):
     """It waits for a year."""
 
@@ -168,6 +190,15 @@ class MissingSaga(Saga):
 
 class EmptySaga(Saga):
     """It has no steps."""
+
+
+class BareSaga(OrderSaga):
+    """Does not begin as a saga."""
+
+    saga_name = "bare"
+
+    def __init__(self) -> None:
+        self.stock = 1
 
 
 class AbstractSaga(Saga, abc.ABC):
