@@ -225,7 +225,7 @@ def load(data: Any, tmp_path: Path) -> Recording:
         ("[]", "does not say format"),
         ('{"format": "sagaz-recording"}', "no format version"),
         ('{"format": "sagaz-recording", "version": true}', "no format version that was ever written: True"),
-        ('{"format": "sagaz-recording", "version": 2}', "install a newer"),
+        ('{"format": "sagaz-recording", "version": 2}', "upgrade pytest-sagaz"),
         ('{"format": "sagaz-recording", "version": 1}', "is damaged"),
         ("[" * 100_000, "no JSON"),
         ("9" * 10_000, "is not a recording"),
