@@ -1037,6 +1037,16 @@ class SnapshotStorageContract:
 
     # ---- retention
 
+    def test_a_refused_batch_keeps_nobody_elses_snapshots_from_being_pruned(self, storage: SnapshotStorage) -> None:
+        """What it would have had to prune is nothing, and comes first."""
+        kept = a_snapshot("a", 0, snapshot_id="mine")
+        over = a_snapshot("a", 1, snapshot_id="over", retention_until=T0 + timedelta(seconds=1))
+        self.do(storage.write(Batch("a", a_saga("a"), [], [kept, over])))
+        taken = a_snapshot("b", 0, snapshot_id="mine", retention_until=T0)
+        self.refused(DuplicateSagaError, storage.write(Batch("b", a_saga("b"), [], [taken])))
+        assert self.do(storage.prune(T0 + timedelta(seconds=2), batch=1)) == 1
+        assert self.do(storage.prune(T0 + timedelta(seconds=2))) == 0
+
     def test_expired_snapshots_are_not_served_though_nobody_pruned(self, storage: SnapshotStorage) -> None:
         now = T0 + timedelta(days=1)
         ends = [None, now - TICK, now, now + TICK, T0]

@@ -403,14 +403,18 @@ class RedisSnapshotStorage:
         """See `SnapshotStorage.prune`."""
         check_prune(now, batch)
         pruned, kept = 0, 0
+        before: bytes | None = None
         while True:
             due = ("ZRANGEBYSCORE", self._keys.of(b"exp"), "-inf", micros(now), "LIMIT", kept, 1)
             ((*sagas,),) = await self._send(due)
             if not sagas:
                 return pruned
+            if sagas[0] == before:
+                kept += 1  # what is left of this one must stay, or is of a time that a float cannot tell from now
+                continue
             done = await self._connections.use(lambda trip, name=sagas[0]: self._prune(trip, name.decode(), now, batch))  # type: ignore[misc] # a bound default
             pruned += done
-            kept += done == 0  # what is left of this one must stay, or is of a time that a float cannot tell from now
+            before = sagas[0] if done == 0 else None
 
     async def _prune(self, trip: Trip, saga_id: str, now: datetime, batch: int) -> int:
         while True:
