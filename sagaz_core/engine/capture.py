@@ -63,7 +63,6 @@ class Capture:
         *,
         resumed: bool = False,
     ) -> None:
-        self.storage = storage
         self._config = config
         self._state = state
         self._saga_id = record.saga_id

@@ -117,7 +117,7 @@ def pack_event(saga_id: str, event: Event, *, seal: bool = True) -> StoredEvent:
 def unpack_event(stored: StoredEvent, resolve: Resolve = known_class) -> Event:
     """Do the inverse of `pack_event`."""
     data = opened(stored)
-    common = _common.get((stored.kind, data))
+    common = _common.get((stored.kind, data)) if len(data) <= _SMALL else None  # to hash a large one takes its time
     if common is not None:
         kind, rest = common
         return _new(kind, (stored.seq, stored.at, *rest))
