@@ -164,7 +164,12 @@ class Tree:
         if not branch.turning_back:
             return await self._forward(branch, left, spine)
         if branch.past_pivot:
-            if await branch.recover():
+            try:
+                recovered = await branch.recover()
+            except Stopped as stopped:
+                self._stop(stopped)
+                return None
+            if recovered:
                 return await self._forward(branch, left, spine)
             below = await self._ended(branch)
         else:
@@ -301,7 +306,15 @@ class Tree:
     # ---- one path again, with all that happens on it
 
     async def walk(self, root: Branch, path: Path) -> Branch:
-        """Go the path and return its end, with its events and the ledger's entries."""
+        """Go the path, whatever is left of the budget, and return its end, with its events and the ledger's entries."""
+        spent, over, limit = self.spent, self._over, self.effects.limit
+        self.spent, self._over, self.effects.limit = False, lambda: False, None
+        try:
+            return await self._walked(root, path)
+        finally:
+            self.spent, self._over, self.effects.limit = spent, over, limit
+
+    async def _walked(self, root: Branch, path: Path) -> Branch:
         at, moves = root.fork(), path.moves
         at.entries = []
         at.journal.events = root.journal.events.copy()
