@@ -347,7 +347,7 @@ class Branch(Execution):
             if how == "cancel":
                 self._cancelled_here = True
                 raise asyncio.CancelledError
-        raise self._noted(exception_of(fault))
+        raise self._noted(self.effects.exception_of(fault))
 
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""

@@ -15,6 +15,7 @@ from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.faults.inject import exception_of
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
@@ -27,6 +28,7 @@ from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
+    from sagaz_core.faults.plan import Fault
     from sagaz_core.saga.step import Operation
 
 _MISSING = object()
@@ -94,6 +96,7 @@ class Effects:
         self._numbers: dict[Any, Effect] = {}
         self.keeps = keep
         self.transitions: dict[tuple[Any, ...], Any] = {}
+        self._exceptions: dict[Fault, BaseException] = {}
         loop = asyncio.get_running_loop()
         self._scope = Scope(loop)
         self.hidden = Hidden(worlds.world)
@@ -107,6 +110,13 @@ class Effects:
     def known(self, sight: Sight) -> tuple[Effect, int] | None:
         """Return what a call did that saw the same, and the world's state after it."""
         return self._known.get(sight)
+
+    def exception_of(self, fault: Fault) -> BaseException:
+        """Return what the fault raises: the same each time it strikes."""
+        found = self._exceptions.get(fault)
+        if found is None:
+            found = self._exceptions[fault] = exception_of(fault)
+        return found
 
     def number_of(self, result: Any, changes: Any) -> int:
         """Return the number of an effect that was not found out here but recorded."""

@@ -11,6 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,10 @@ class Forked:
 
     # ---- the search
 
+    @cached_property
+    def _possible(self) -> int:
+        return sum(plan_counts(self.scripts, self.search.depth))
+
     async def _searched(self, definition: Definition) -> tuple[Tree, Branch, Summary]:
         limit = self.search.max_executions
         effects = Effects(
@@ -156,8 +161,7 @@ class Forked:
         root = Branch.first(definition, effects, self.subject.clock(), self._started(initial))
         root.live = not self.search.recorded
         began = encode(initial)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
-        progress = self.search.on_progress
+        possible, progress = self._possible, self.search.on_progress
         orders = every_order(self.model)
         ends = Ends(
             self.model,
@@ -285,7 +289,7 @@ class Forked:
     def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
         applicable = self.scripts.pairs()
         plans = sum(summary.counts)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
+        possible = self._possible
         checked = frozenset(tree.checked)
         not_run: dict[str, str] = {}
         stopped = ""

@@ -81,7 +81,8 @@ class Tree:
             self.effects.relied_on_reads = self.effects.reads_changed = False
             summary = await self._forward(root, depth)
             if self.effects.undone_read is watched and not self.effects.reads_changed:
-                self._memo.clear()  # or the garbage collector goes through it
+                self._memo.clear()  # or the garbage collector goes through them
+                self.effects.transitions.clear()
                 return summary
             # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
@@ -188,9 +189,7 @@ class Tree:
             return False
         return True
 
-    async def _run(
-        self, branch: Branch, step: str, script: Sequence[Fault], already: int = 0, *, undo: bool
-    ) -> bool:
+    async def _run(self, branch: Branch, step: str, script: Sequence[Fault], already: int = 0, *, undo: bool) -> bool:
         """Run one operation, and say whether all of the script happened."""
         if self.spent or self._over():
             self.spent = True
