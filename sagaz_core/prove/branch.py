@@ -384,7 +384,7 @@ class Branch(Execution):
         finally:
             self._let_go()
         made = Transition(
-            events,
+            tuple(events),  # more will happen to this branch
             result,
             died,
             self.void,
