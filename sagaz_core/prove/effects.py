@@ -29,6 +29,7 @@ from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
     from sagaz_core.faults.plan import Fault
+    from sagaz_core.prove.transitions import Transition
     from sagaz_core.saga.step import Operation
 
 _MISSING = object()
@@ -95,7 +96,7 @@ class Effects:
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
         self.keeps = keep
-        self.transitions: dict[tuple[Any, ...], Any] = {}
+        self.transitions: dict[tuple[Any, ...], Transition] = {}
         self._exceptions: dict[Fault, BaseException] = {}
         loop = asyncio.get_running_loop()
         self._scope = Scope(loop)
