@@ -46,7 +46,7 @@ logger = logging.getLogger("asyncio")  # where a loop's slow callbacks are logge
 
 _END_OF_TIME = plain(datetime.max.replace(tzinfo=UTC))
 _MANY_TIMERS = 100  # below so many, cancelled timers may stay until their time comes
-_A_WHILE = 1_000  # turns in which time does not move, after which a loop that is busy for long is not waited for
+_LOOKS = 1_000  # how often at most it is looked at whether a busy loop keeps time from moving
 _TURNS_TO_END = 100_000  # how often the loop goes round at most for what is left to end
 
 
@@ -71,7 +71,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     the waiting tasks in its message and as `WaitingTask`s in `.tasks`. If the process has threads that the loop did not
     start (they may call `call_soon_threadsafe`), only after `thread_grace` real seconds. A run that goes round
     `max_turns` times (one that polls for ever, say) is given up with the same error. One that polls with
-    `asyncio.sleep(0)` keeps time from moving; when half of these turns are over, timers fire all the same.
+    `asyncio.sleep(0)` keeps time from moving; when an eighth of these turns is over, timers fire all the same.
 
     **Threads** (`asyncio.to_thread`, `run_in_executor`) live in real time. A job that is awaited holds virtual time
     back: no timer fires before the job has had as many real seconds as it had virtual ones until that timer, and at
@@ -154,8 +154,8 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             raise RuntimeError("the virtual-time loop is running: its time can only be set between runs")
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
-        self.jumps = self._jumps_then = 0
-        self._turns = 0
+        self.jumps = 0
+        self.count_turns_anew()
         self._ready.clear()
         self._timers.clear()
         self._scopes.clear()
@@ -249,7 +249,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             else:
                 ready.append(handle)
         self._turns += 1
-        if self._turns * 2 > self._most_turns:
+        if self._turns >= self._looks_at:
             self._look_at_turns()
         if self._debug:
             self._run_ready_and_time_it()
@@ -300,14 +300,17 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         """Give up what has taken too many turns. Before that, let the timers fire that it keeps from firing."""
         if self._turns > self._most_turns:
             self._give_up(f"gave up after {self._most_turns:,} turns of the loop")
-        elif self._turns % _A_WHILE == 0:
-            if self.jumps == self._jumps_then and self.has_timers and not self._jobs:
-                self._jump(max(self._time, min(timer.when() for timer in self.timers())))
-            self._jumps_then = self.jumps
+            return
+        if self.jumps == self._jumps_then and self.has_timers and not self._jobs:
+            self._jump(max(self._time, min(timer.when() for timer in self.timers())))
+        self._jumps_then = self.jumps
+        self._looks_at = min(self._turns + self._most_turns // _LOOKS, self._most_turns) + 1
 
-    def count_turns_anew(self) -> None:
+    def count_turns_anew(self, from_turn: int = 0) -> None:
         """Let `max_turns` be counted from now."""
-        self._turns = 0
+        self._turns = from_turn
+        self._jumps_then = self.jumps
+        self._looks_at = min(max(from_turn + self._most_turns // _LOOKS, self._most_turns // 8), self._most_turns) + 1
 
     @contextlib.contextmanager
     def watched(self, when_stuck: WhenStuck, max_turns: int) -> Iterator[None]:
@@ -327,6 +330,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
     def _set_most_turns(self) -> None:
         self._most_turns = min([self.max_turns, *(turns for _, turns in self._watchers)])
+        self.count_turns_anew()
 
     def wake(self, task: asyncio.Task[Any]) -> None:
         """Let a task go on as if what it waits for had come."""
@@ -342,7 +346,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         left = next((turns for ask, _ in reversed(self._watchers) if (turns := ask(error))), 0)
         if not left:
             raise error
-        self._turns = max(0, self._most_turns - left)
+        self.count_turns_anew(max(0, self._most_turns - left))
 
     def _stuck(self, what: str) -> DeadlockError:
         tasks = tuple(map(waiting_task, self._pending_tasks()))
@@ -430,7 +434,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
         False if some task could not be ended: it ignored its cancellation, and then nothing could wake it.
         """
-        self._turns = max(0, self._most_turns - _TURNS_TO_END)
+        self.count_turns_anew(max(0, self._most_turns - _TURNS_TO_END))
         if self._ready or self._asyncgens or asyncio.all_tasks(self):
             try:
                 self.run_until_complete(self._cancel_all())
@@ -501,7 +505,7 @@ class VirtualRunner:
             main.close()
             raise RunningLoopError("run() was called inside a running event loop: await the coroutine there")
         loop = self.loop
-        loop._turns = 0
+        loop.count_turns_anew()
         task = loop.create_task(main, context=context)
         try:
             result: T = loop.run_until_complete(task)

@@ -28,6 +28,7 @@ from sagaz_core.prove.failures import FILE, Failures
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import Subject, describe, reference_reading
+from sagaz_core.prove.watch import watched_calls
 from sagaz_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -162,12 +163,13 @@ async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
     outcomes = []
     with no_network():
         subject, _ = with_seen_world(subject)
-        reference = await reference_reading(subject)
-        saved = subject.world.save() if subject.world else None
-        for plan in plans:
-            outcomes.append(await in_both_orders(subject, plan, reference=reference))
-            if subject.world and saved is not None:
-                subject.world.restore(saved)
+        with watched_calls(subject) as subject:
+            reference = await reference_reading(subject)
+            saved = subject.world.save() if subject.world else None
+            for plan in plans:
+                outcomes.append(await in_both_orders(subject, plan, reference=reference))
+                if subject.world and saved is not None:
+                    subject.world.restore(saved)
     return outcomes
 
 

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.errors import SagazError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sagaz_core.errors import DeadlockError
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.prove.effects import Effects
+    from sagaz_core.prove.trial import Subject
 
 PATIENCE = 60.0
 """Real seconds that one call may keep the event loop for itself."""
@@ -84,6 +86,7 @@ class Calls:
         self._task = asyncio.current_task(loop)
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._never: NeverEndsError | None = None
+        self._where = ""
         self._asked = 0
         self._endless: dict[str, NeverEndsError] = {}
         self._steps: dict[str, str] = {}  # of each call by its name
@@ -158,14 +161,15 @@ class Calls:
             return 0
         self._asked += 1
         if self._never is None:
-            self._found(NeverEndsError(f"{name} never ends{_where(error)}", name, self._first_step(name)))
+            self._where = _where(error)
+            self._found(NeverEndsError(f"{name} never ends{self._where}", name, self._first_step(name)))
         if self._asked == 1:
             self._task.cancel()
         elif self._asked <= _PATIENT:
             for held in self._held():
                 held.cancel()
         else:
-            said = f"{name} never ends, and goes on when it is cancelled{_where(error)}"
+            said = f"{name} never ends, and goes on when it is cancelled{self._where}"
             self._found(IgnoresCancellationError(said, name, self._first_step(name)))
             for held in self._held():
                 held.leave(Stopped(self._never), self._loop)
@@ -192,6 +196,14 @@ class Calls:
             while self._task is not None and self._task.cancelling() > self._cancelling:
                 self._task.uncancel()
         return never
+
+
+@contextmanager
+def watched_calls(subject: Subject) -> Iterator[Subject]:
+    """Give back what is to be run once, with its calls watched: one that never ends is named, and the run is judged."""
+    calls = Calls(asyncio.get_running_loop())
+    with calls.bounded():
+        yield replace(subject, calls=calls)
 
 
 def _where(error: DeadlockError) -> str:
