@@ -120,10 +120,8 @@ def explore(
     if exploration.failures:
         wrong = len(exploration.failures)
         raise Failure("1 thing is not sound" if wrong == 1 else f"{wrong} things are not sound", NOT_WELL)
-    if exploration.stopped and not exploration.plans:
-        raise Failure(f"nothing was tried: {exploration.stopped}", NOT_WELL)
-    if "*" in exploration.not_run and not exploration.stopped:
-        raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
+    if exploration.unproved:
+        raise Failure(exploration.unproved, NOT_WELL)
 
 
 def _folder(name: str) -> Path:
@@ -244,6 +242,7 @@ def _data(exploration: Exploration) -> dict[str, Any]:
         "not_run": dict(exploration.not_run),
         "notes": list(exploration.notes),
         "complete": exploration.complete,
+        "unproved": exploration.unproved,
         "failures": [_outcome_data(outcome) for outcome in exploration.failures],
         "outcomes": [_outcome_data(outcome) for outcome in exploration.outcomes],
     }
