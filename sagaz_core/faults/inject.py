@@ -159,10 +159,15 @@ _STRIKE: dict[str, _Strike] = {
 }
 
 
+_LATE_AT_MOST = 86_400.0
+"""Seconds after which an effect that has not come by then never does. Its caller's own timeout is over already."""
+
+
 async def _deliver(calls: list[Proceed]) -> None:
     for proceed in calls:
         with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
-            await proceed()
+            async with asyncio.timeout(_LATE_AT_MOST):
+                await proceed()
 
 
 def exception_of(fault: Fault) -> BaseException:

@@ -16,6 +16,7 @@ from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
 from sagaz_core.faults.inject import exception_of
+from sagaz_core.prove.held import Held
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
@@ -91,6 +92,7 @@ class Effects:
         self._checked: dict[str, set[str]] = {}
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
+        self.held: Held | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
         self._typed = typed
         self._known: dict[Sight, tuple[Effect, int]] = {}
@@ -228,7 +230,8 @@ class Effects:
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
         SCOPE.set(self._scope)
         try:
-            result = await call_operation(operation, (made.view, *map(_copied, second)), None, None)
+            self.held = Held(call_operation(operation, (made.view, *map(_copied, second)), None, None))
+            result = await self.held
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise Stopped(error) from error  # it is the search that is cancelled
@@ -236,6 +239,7 @@ class Effects:
         except Exception as error:  # the user's code: anything
             return self._failed(error, made)
         finally:
+            self.held = None
             SCOPE.set(None)
             if left := self._scope.end():
                 await self._note_left(sight, left)

@@ -77,6 +77,7 @@ class Forked:
         # The worlds after the last run from the start, and after the one before it.
         self._after = self._before_that = self.initial
         self.clean: Outcome | None = None
+        self.fails_alone = ""
         self.executions = 0
         self.merge = search.mode != "tree"
         self.reason = "asked for" if search.mode == "tree" else ""
@@ -103,6 +104,7 @@ class Forked:
     async def _run_twice(self) -> None:
         first = await self._trial(NO_FAULTS)
         if first.status is not SagaStatus.COMPLETED:
+            self.fails_alone = why_it_fails(first, self.subject)
             self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
         elif self.subject.world:
             self.reference = self._after
@@ -300,6 +302,8 @@ class Forked:
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
+            elif self.fails_alone:
+                not_run["*"] = self.fails_alone
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             # Compensations are struck by the second fault.
             not_run = {part: why for part, why in not_run.items() if part == "*"}
@@ -321,6 +325,7 @@ class Forked:
             blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
+            fails_alone=self.fails_alone,
             notes=tree.effects.hidden.sentences,
         )
 
@@ -334,6 +339,11 @@ def why_it_ends(clean: Outcome) -> str:
     """Say how a run without faults ended that did not complete."""
     state = clean.evidence.state
     return f"without faults the saga ends {clean.status.value} at {state.failed_step!r} ({state.error})"
+
+
+def why_it_fails(clean: Outcome, subject: Subject) -> str:
+    """Say the same of a run that did not complete, unless it failed where it was recorded to: then return `""`."""
+    return "" if clean.evidence.state.failed_step == subject.fails_at else why_it_ends(clean)
 
 
 @contextmanager
