@@ -258,10 +258,8 @@ class _Packed:
                 search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
         outcomes = tuple(self.outcomes.values())
         order = list(Verdict)
-        bad = sorted(
-            (o for plan, o in self.outcomes.items() if o.findings and plan not in self.said),
-            key=lambda outcome: order.index(outcome.verdict),
-        )
+        failed = [o for plan, o in self.outcomes.items() if o.findings and plan not in self.said]
+        bad = sorted(without_larger(failed), key=lambda outcome: order.index(outcome.verdict))
         checked = {
             (fault.step, fault.kind)
             for outcome in outcomes
@@ -326,11 +324,13 @@ class _Packed:
 
     async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
         before = self.hidden.look()
-        outcome = await run_trial(subject, plan, reference=self.reference)
-        self.hidden.note(before)
+        try:
+            outcome = await run_trial(subject, plan, reference=self.reference)
+            self.hidden.note(before)
+        finally:
+            if subject.world is not None and self.saved is not None:
+                subject.world.restore(self.saved)
         self.executions += len(outcome.evidence.ledger.entries)
-        if subject.world is not None and self.saved is not None:
-            subject.world.restore(self.saved)
         return outcome
 
     async def _other_order(self, subject: Subject, plan: FaultPlan) -> Outcome | None:
@@ -356,6 +356,20 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
+
+
+def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:
+    """Leave out the outcomes of plans that show only what a part of them shows by itself."""
+
+    def shows(outcome: Outcome) -> set[tuple[Verdict, str | None]]:
+        return {(finding.verdict, finding.step) for finding in outcome.findings}
+
+    shown = [(frozenset(outcome.evidence.plan), shows(outcome)) for outcome in failed]
+    return [
+        outcome
+        for outcome, (faults, keys) in zip(failed, shown, strict=True)
+        if not any(part < faults and keys <= others for part, others in shown)
+    ]
 
 
 def _maker(saga: Any) -> Callable[[], Any]:

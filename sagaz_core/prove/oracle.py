@@ -48,7 +48,8 @@ class Case:
         expected = set(struck)
         for step in struck:
             if self.model.on_compensation_failure == "fail_fast":
-                expected |= self.alive - self.model.descendants[step]
+                # What is in doubt is undone too, whether or not its effect happened.
+                expected |= (self.alive | set(self.state.ambiguous)) - self.model.descendants[step]
             elif self.model.on_compensation_failure == "skip_dependents":
                 expected |= self.model.ancestors[step]
         if self.past_pivot:

@@ -18,6 +18,7 @@ from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
 from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
+from sagaz_core.prove.reference import Reference
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -166,6 +167,9 @@ class Trial:
             changes = world.changes(before, after)
             if reference is not None:
                 reference_changes = world.changes(reference, after)
+                if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
+                    again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
+                    reference_changes = await again.changes(before, reference, after, self.ledger.entries)
         evidence = Evidence(
             model=model,
             plan=plan,
