@@ -69,7 +69,8 @@ class Effects:
     """Calls operations, each once for all that it can see. `executions` counts the calls.
 
     `reads` and `writes` are the context keys that each step's action was seen to use. `noticed` is what was found out
-    by looking at the calls themselves.
+    by looking at the calls themselves. `seen_by_world` has for each step the worlds before and after the calls that
+    changed something.
     """
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
@@ -79,7 +80,7 @@ class Effects:
         self.limit = limit
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
-        self.seen_by_world: set[str] = set()
+        self.seen_by_world: dict[str, dict[tuple[int, int], None]] = {}
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self._undo_reads: dict[str, frozenset[str] | None] = {}
@@ -140,7 +141,7 @@ class Effects:
         if looked_into is not None:
             self.hidden.note(looked_into)
         if world != sight.world:
-            self.seen_by_world.add(sight.step)
+            self.seen_by_world.setdefault(sight.step, {})[sight.world, world] = None
         looked = made.looked
         if looked.undone:
             self.undone_read = True

@@ -126,15 +126,15 @@ class Forked:
     async def _run_known(self) -> list[Outcome]:
         failed = []
         for plan in self.search.known_of(self.model):
-            outcome = await self._trial(plan)
+            outcome = await self._trial(plan, closely=True)
             if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
         return failed
 
-    async def _trial(self, plan: FaultPlan) -> Outcome:
+    async def _trial(self, plan: FaultPlan, *, closely: bool = False) -> Outcome:
         """Run a plan from the start by the engine as it is, in the world as it was."""
         self.worlds.put(self.initial)
-        subject = self.subject
+        subject = replace(self.subject, closely=closely)
         if self.search.recorded:
             subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)
@@ -172,6 +172,7 @@ class Forked:
             witness=bool(self.subject.world) and not self.search.recorded,
             ordered=not orders,
             unstable=self.unstable,
+            seen=effects.seen_by_world,
         )
         tree = Tree(
             self.scripts,
@@ -252,6 +253,10 @@ class Forked:
                 found[verdict, step] = path
             elif step is not None and self._completes:
                 found.setdefault((Verdict.NOT_IDEMPOTENT, step), path)
+        benign = {key: frozenset(path.faults) for key, path in found.items() if key[0] is Verdict.NOT_IDEMPOTENT}
+        for key, faults in benign.items():
+            if any(part < faults for part in benign.values()):
+                del found[key]  # of two steps the first one is blamed, and here the other one alone does it
         return found
 
     @property
@@ -277,7 +282,7 @@ class Forked:
         outcomes: dict[tuple[Any, ...], Outcome] = {}
         for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
             path = paths[key]
-            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults))
+            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults), closely=True)
             place: Found | None = None
             if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
                 outcome, place = await self._walked(tree, root, path), key  # the plan in another order
@@ -334,7 +339,7 @@ class Forked:
             failures=tuple(failures),
             checked=checked,
             applicable=applicable,
-            blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
+            blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
             notes=(*tree.effects.hidden.sentences, *self._by_order(tree)),

@@ -39,12 +39,16 @@ MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga."""
+    """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga.
+
+    `culprits` are the steps to blame for it, where it is the whole saga's.
+    """
 
     verdict: Verdict
     step: str | None
     sentence: str
     advice: str = ""
+    culprits: tuple[str, ...] = ()
 
 
 def worst(findings: tuple[Finding, ...]) -> Verdict:

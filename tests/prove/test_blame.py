@@ -6,7 +6,7 @@ from typing import Any
 
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
-from sagaz_core import Saga, World, explore
+from sagaz_core import Saga, StepRejected, World, explore
 
 
 def shown(exploration: Any) -> list[tuple[str, str, str | None]]:
@@ -76,3 +76,73 @@ def test_a_saga_that_fails_in_the_engine_s_own_order_is_not_said_to_fail_in_anot
     saga, world = needs_an_account(["deposit", "account"])
     saga.add_step("fails", lambda ctx: 1 / 0, depends_on=[])
     assert "OUT_OF_ORDER" not in {verdict for _, verdict, _ in shown(explore(saga, world=world, mode=mode))}
+
+
+def test_the_compensation_that_does_not_take_back_all_is_named() -> None:
+    def undo(desk: Any, step: str) -> None:
+        if step != "b":
+            desk["held"].pop(step, None)
+
+    for mode in ("auto", "packed"):
+        saga, world, _ = desk_saga(CHAIN, hold, undo)
+        outcome = next(o for o in explore(saga, world=world, mode=mode).failures if str(o.plan) == "c@before")
+        (finding,) = outcome.findings
+        assert (finding.verdict.value, finding.step, finding.culprits) == ("LIE", None, ("b",))
+        assert finding.advice == "let the compensation of b take back all that its action did, and nothing else"
+        assert "b     yes   yes     LIE" in outcome.explain()
+        assert "c           yes\n" in outcome.explain()
+
+
+def test_of_a_place_that_many_steps_change_the_one_is_named_that_does_not_put_it_back() -> None:
+    def act(desk: Any, step: str) -> None:
+        if step not in desk["held"]:
+            desk["held"][step] = 1
+            desk["rows"].append(step)
+
+    def undo(desk: Any, step: str) -> None:
+        if desk["held"].pop(step, None) and step != "a":
+            desk["rows"].remove(step)
+
+    saga, world, _ = desk_saga(CHAIN, act, undo)
+    outcome = next(o for o in explore(saga, world=world).failures if str(o.plan) == "b@before")
+    assert outcome.findings[0].culprits == ("a",)
+
+
+@MODES
+def test_what_another_step_leaves_beside_a_stuck_one_is_found(mode: str) -> None:
+    def undo(desk: Any, step: str) -> None:
+        if step != "b" or "c" not in desk["held"]:  # forgets while the step behind it is still there
+            desk["held"].pop(step, None)
+
+    saga, world, _ = desk_saga(CHAIN, hold, undo)
+    saga.add_step("d", lambda ctx: None)
+    exploration = explore(saga, world=world, mode=mode)
+    (outcome,) = (o for o in exploration.failures if "undo-fail" in str(o.plan))
+    (finding,) = outcome.findings
+    assert (finding.verdict.value, finding.step, finding.culprits) == ("LIE", None, ("b",))
+    assert finding.sentence == (
+        "the saga says that only c could not be undone, but more of the world is not as it was "
+        "(desk.held.b: (nothing) -> 1)"
+    )
+
+
+@MODES
+def test_a_step_without_compensation_that_changes_nothing_is_not_blamed(mode: str) -> None:
+    saga, world, desk = desk_saga(CHAIN, hold, lambda desk, step: desk["held"].pop(step if step != "b" else None, None))
+    saga.add_step("look", lambda ctx: {"seen": len(desk["held"])})
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.mode == ("merged" if mode == "auto" else "packed")
+    assert {f.step for o in exploration.failures for f in o.findings} <= {None, "b"}
+
+
+def test_a_step_that_has_an_effect_and_then_refuses_is_named() -> None:
+    def act(desk: Any, step: str) -> None:
+        desk["held"][step] = 1
+        if step == "c":
+            raise StepRejected("no")
+
+    saga, world, _ = desk_saga(CHAIN, act, let_go)
+    (outcome,) = explore(saga, world=world).failures
+    assert outcome.findings[0].advice.startswith(
+        "let step 'c' refuse before it has an effect: it is not undone; or else"
+    )
