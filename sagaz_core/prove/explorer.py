@@ -22,6 +22,7 @@ from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.recorded import not_as_recorded
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
@@ -171,6 +172,18 @@ async def _explored(subject: Subject, search: Search) -> Exploration:
     if unseen and search.mode in ("merged", "tree"):
         raise UsageError(f"mode={search.mode!r}: {unseen.removesuffix(f'; {_ONLY_CALLS}')}")
     reason = unseen or reason
+    note = ""
+    if search.recorded and subject.world and not search.over():
+        note = await not_as_recorded(subject, search.recorded.values())
+        if not note:
+            search = replace(search, recorded={})
+    found = await _searched(subject, search, saga, model, adapter, reason)
+    return replace(found, notes=(*found.notes, note)) if note else found
+
+
+async def _searched(
+    subject: Subject, search: Search, saga: Any, model: SagaModel, adapter: Adapter, reason: str
+) -> Exploration:
     if not reason:
         world = subject.world
         saved = world.save() if world else None
