@@ -309,7 +309,9 @@ def test_fakes_that_give_something_else_than_was_recorded_are_no_witness_and_tha
     result.assert_outcomes(passed=1, deselected=10)
     result.stdout.fnmatch_lines(
         [
-            "  the world was not compared, because the recorded steps were not run: 'reserve' returns something else "
-            "in it than was recorded. Let the fakes give what the record has"
+            (
+                "  the world was not compared, because the recorded steps were not run: 'reserve' returns something "
+                "else in it than was recorded. Let the fakes give what the record has"
+            )
         ]
     )
