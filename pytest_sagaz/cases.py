@@ -17,7 +17,7 @@ from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.explorer import Search, explore_subject
 from sagaz_core.prove.outcome import Outcome, UnsoundError
-from sagaz_core.prove.recorded import Faithful, RecordedSubject, run_faithful
+from sagaz_core.prove.recorded import Faithful, RecordedSubject, not_as_recorded, run_faithful
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.prove.watch import watched_calls
@@ -128,11 +128,16 @@ class Case:
                 reference = None
                 if self._readable is not None:
                     subject = await self._recorded(subject, self._readable)
-                elif self.compare and self.plan and not any(fault.described.fatal for fault in self.plan):
+                if not subject.served and self._compares:
                     reference = await reference_reading(subject)
                 return await trial(subject, self.plan, reference=reference)
         except NotRunnableError as error:
             return error
+
+    @property
+    def _compares(self) -> bool:
+        benign = self.plan and not any(fault.described.fatal for fault in self.plan)
+        return self.compare and bool(benign) and self.step is None
 
     async def _explored(self, search: Search) -> Exploration:
         recording, subject = self._readable, self.subject
@@ -153,6 +158,10 @@ class Case:
         if self.step is not None or self.plan:
             recorded = RecordedSubject(recording, subject, self.override, from_step=self.step)
             subject = recorded.at(self.plan, model)
+            if subject.served and self.step is None and not self.override:
+                # Where running them comes to the same, the steps have their effects in this world, which shows more.
+                live = replace(subject, served=())
+                subject = subject if await not_as_recorded(live, subject.served) else live
         if migrate is not None:
             subject = replace(subject, context=dict(migrate(dict(subject.context))))
         return subject

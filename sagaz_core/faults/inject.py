@@ -69,6 +69,8 @@ class Injector:
             await _deliver(self._late.pop(self._due.popitem()[0], []))
         result = await self._struck(call, proceed)
         if call.kind == "compensation" and call.step in self._late:
+            if call.renew_time is not None:
+                call.renew_time(False)  # what comes late takes none of the compensation's time
             await _deliver(self._late.pop(call.step))
         return result
 
@@ -137,6 +139,8 @@ class Injector:
         deliver_again = put_back(call.context)
         await self._effect(index, proceed)
         deliver_again()
+        if call.renew_time is not None:
+            call.renew_time(True)  # each delivery has the time that one has
         return await proceed()
 
 

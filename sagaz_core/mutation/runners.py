@@ -55,7 +55,7 @@ def planned(plans: Plans) -> Runner:
         reference = None
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
-        runs, subject = 0, Subject(make, context, world=world)
+        runs, subject = 0, Subject(make, context, world=world, closely=False)
         turns = deque((subject, plan) for plan in _with_clean_run(plans(model)))
         vacuous: Tried | None = None
         while turns:

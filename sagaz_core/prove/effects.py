@@ -73,8 +73,9 @@ class Effects:
     """Calls operations, each once for all that it can see. `executions` counts the calls.
 
     `reads` and `writes` are the context keys that each step's action was seen to use. `noticed` is what was found out
-    by looking at the calls themselves. `looks_grown` is how often an operation was seen to look at more than before:
-    then what it can see has another number.
+    by looking at the calls themselves. `seen_by_world` has for each step the worlds before and after the calls that
+    changed something. `looks_grown` is how often an operation was seen to look at more than before: then what it can
+    see has another number.
     """
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
@@ -84,7 +85,7 @@ class Effects:
         self.limit = limit
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
-        self.seen_by_world: set[str] = set()
+        self.seen_by_world: dict[str, dict[tuple[int, int], None]] = {}
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self.looks_grown = 0
@@ -156,7 +157,7 @@ class Effects:
         if looked_into is not None:
             self.hidden.note(looked_into)
         if world != sight.world:
-            self.seen_by_world.add(sight.step)
+            self.seen_by_world.setdefault(sight.step, {})[sight.world, world] = None
         looked = made.looked
         if looked.undone and not self.undone_read:
             self.undone_read = True

@@ -22,6 +22,7 @@ from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import Forked, why_it_ends, why_it_fails, why_not_forkable
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.recorded import not_as_recorded
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
@@ -171,6 +172,18 @@ async def _explored(subject: Subject, search: Search) -> Exploration:
     if unseen and search.mode in ("merged", "tree"):
         raise UsageError(f"mode={search.mode!r}: {unseen.removesuffix(f'; {_ONLY_CALLS}')}")
     reason = unseen or reason
+    note = ""
+    if search.recorded and subject.world and not search.over():
+        note = await not_as_recorded(subject, search.recorded.values())
+        if not note:
+            search = replace(search, recorded={})
+    found = await _searched(subject, search, saga, model, adapter, reason)
+    return replace(found, notes=(*found.notes, note)) if note else found
+
+
+async def _searched(
+    subject: Subject, search: Search, saga: Any, model: SagaModel, adapter: Adapter, reason: str
+) -> Exploration:
     if not reason:
         world = subject.world
         saved = world.save() if world else None
@@ -262,10 +275,8 @@ class _Packed:
                 search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
         outcomes = tuple(self.outcomes.values())
         order = list(Verdict)
-        bad = sorted(
-            (o for plan, o in self.outcomes.items() if o.findings and plan not in self.said),
-            key=lambda outcome: order.index(outcome.verdict),
-        )
+        failed = [o for plan, o in self.outcomes.items() if o.findings and plan not in self.said]
+        bad = sorted(without_larger(failed), key=lambda outcome: order.index(outcome.verdict))
         checked = {
             (fault.step, fault.kind)
             for outcome in outcomes
@@ -331,11 +342,13 @@ class _Packed:
 
     async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
         before = self.hidden.look()
-        outcome = await run_trial(subject, plan, reference=self.reference)
-        self.hidden.note(before)
+        try:
+            outcome = await run_trial(subject, plan, reference=self.reference)
+            self.hidden.note(before)
+        finally:
+            if subject.world is not None and self.saved is not None:
+                subject.world.restore(self.saved)
         self.executions += len(outcome.evidence.ledger.entries)
-        if subject.world is not None and self.saved is not None:
-            subject.world.restore(self.saved)
         return outcome
 
     async def _other_order(self, subject: Subject, plan: FaultPlan) -> Outcome | None:
@@ -361,6 +374,20 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
+
+
+def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:
+    """Leave out the outcomes of plans that show only what a part of them shows by itself."""
+
+    def shows(outcome: Outcome) -> set[tuple[Verdict, str | None]]:
+        return {(finding.verdict, finding.step) for finding in outcome.findings}
+
+    shown = [(frozenset(outcome.evidence.plan), shows(outcome)) for outcome in failed]
+    return [
+        outcome
+        for outcome, (faults, keys) in zip(failed, shown, strict=True)
+        if not any(part < faults and keys <= others for part, others in shown)
+    ]
 
 
 def _maker(saga: Any) -> Callable[[], Any]:
