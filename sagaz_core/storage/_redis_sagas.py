@@ -18,14 +18,15 @@ from sagaz_core.storage._redis_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sagaz_core.storage._redis_connections import Command
-    from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary
+    from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
 _REMEMBERED = 64  # a difference is from the last 15 or so
-_BEFORE_ALL = (-(2**63), "")
+_LONG_AGO = -(2**63)
+_BEFORE_ALL = (_LONG_AGO, "")
 
 
 class Keys:
@@ -45,6 +46,7 @@ class Known:
 
     `entry` is the number of the last one. `holding` has, for the last entries with snapshots, the lowest and the
     highest `seq` of them, and whether their states expire; `forgotten` is the highest `seq` in the entries before.
+    `last_times` are the latest times of events and of snapshots.
     """
 
     entry: int = 0
@@ -53,6 +55,7 @@ class Known:
     summary: SagaSummary | None = None
     holding: tuple[tuple[int, int, int, bool], ...] = ()
     forgotten: int = -(2**63)
+    last_times: tuple[int, int] = (_LONG_AGO, _LONG_AGO)
 
     def takes(self, batch: Batch) -> bool:
         """Whether the batch comes behind all that is known, and so cannot be in contradiction to it."""
@@ -83,6 +86,7 @@ class Known:
             summary,
             holding[-_REMEMBERED:],
             holding[-_REMEMBERED - 1][2] if len(holding) > _REMEMBERED else self.forgotten,
+            latest_times(batch.events, batch.snapshots, self.last_times),
         )
 
     def new_summary(self, batch: Batch) -> SagaSummary | None:
@@ -136,11 +140,28 @@ class Addition:
         after: list[Command] = [("ZADD", of(b"x", saga), entry, place)]
         if entry == 1:
             after.append(("ZADD", of(b"all"), 0, saga))
+        self._add_order(saga, place, after)
         self._add_summary(saga, place, claimed, after)
         if batch.snapshots:
             self._add_states(saga, place, claimed, after)
         self.claim = len(self.commands)
         self.commands += [("MSETNX", *claimed), *after]
+
+    def _add_order(self, saga: bytes, place: bytes, after: list[Command]) -> None:
+        """Have the entry found by what is in it, and say what is not in order, if anything is not."""
+        of, batch, known = self.keys.of, self.batch, self.known
+        seqs = [event.seq for event in batch.events] + [snapshot.seq for snapshot in batch.snapshots]
+        if seqs or known.entry == 0:
+            after.append(("ZADD", of(b"s", saga), min(seqs, default=_LONG_AGO), place))
+        if batch.snapshots:
+            after.append(("ZADD", of(b"t", saga), earliest(batch.snapshots), place))
+        first = min(((s.seq, s.snapshot_id) for s in batch.snapshots), default=None)
+        if (seqs and min(seqs) < max(known.last_event, known.last_snapshot[0])) or (
+            first is not None and first < known.last_snapshot
+        ):
+            after.append(("SET", of(b"o", saga), b""))
+        if not in_time(batch.events, batch.snapshots, known.last_times):
+            after.append(("SET", of(b"b", saga), b""))
 
     def _add_summary(self, saga: bytes, place: bytes, claimed: list[bytes], after: list[Command]) -> None:
         of, summary = self.keys.of, self.known.new_summary(self.batch)
@@ -173,8 +194,6 @@ class Addition:
         if ends:
             after.append(("ZADD", of(b"exp"), "LT", min(ends), saga))
         after += self._keep_bases(saga, kept_for)
-        if min((s.seq, s.snapshot_id) for s in batch.snapshots) < self.known.last_snapshot:
-            after.append(("SET", of(b"o", saga), b""))
 
     def _kept_for(self) -> int | None:
         """Return for how many milliseconds the states are kept, `None` for ever.
@@ -204,3 +223,25 @@ def holding_of(entries: Sequence[tuple[int, Sequence[list[Any]]]]) -> tuple[tupl
             seqs = [header[4] for header in headers]
             found.append((entry, min(seqs), max(seqs), all(header[8] is not None for header in headers)))
     return tuple(found)
+
+
+def earliest(snapshots: Iterable[SagaSnapshot]) -> int:
+    """Return the earliest time of the snapshots."""
+    return min(micros(snapshot.created_at) for snapshot in snapshots)
+
+
+def latest_times(
+    events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot], before: tuple[int, int] = (_LONG_AGO, _LONG_AGO)
+) -> tuple[int, int]:
+    """Return the latest times of events and of snapshots, those before them included."""
+    return (
+        max([before[0], *(micros(event.at) for event in events)]),
+        max([before[1], *(micros(snapshot.created_at) for snapshot in snapshots)]),
+    )
+
+
+def in_time(events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot], before: tuple[int, int]) -> bool:
+    """Whether none of these, which are in order, is of an earlier time than what comes before it."""
+    times = [before[0], *(micros(event.at) for event in events)]
+    created = [before[1], *(micros(snapshot.created_at) for snapshot in snapshots)]
+    return times == sorted(times) and created == sorted(created)
