@@ -18,15 +18,15 @@ from sagaz_core.storage._redis_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sagaz_core.storage._redis_connections import Command
     from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
 _REMEMBERED = 64  # a difference is from the last 15 or so
-_LONG_AGO = -(2**63)
-_BEFORE_ALL = (_LONG_AGO, "")
+LONG_AGO = -(2**63)
+_BEFORE_ALL = (LONG_AGO, "")
 
 
 class Keys:
@@ -55,7 +55,7 @@ class Known:
     summary: SagaSummary | None = None
     holding: tuple[tuple[int, int, int, bool], ...] = ()
     forgotten: int = -(2**63)
-    last_times: tuple[int, int] = (_LONG_AGO, _LONG_AGO)
+    last_times: tuple[int, int] = (LONG_AGO, LONG_AGO)
 
     def takes(self, batch: Batch) -> bool:
         """Whether the batch comes behind all that is known, and so cannot be in contradiction to it."""
@@ -71,8 +71,8 @@ class Known:
             and all(s.base_seq is None or s.base_seq > self.forgotten for s in batch.snapshots)
         )
 
-    def with_entry(self, batch: Batch) -> Known:
-        """Return what is known when the batch is added."""
+    def with_entry(self, batch: Batch, times: tuple[list[int], list[int]]) -> Known:
+        """Return what is known when the batch is added; `times` are those of its events and of its snapshots."""
         summary = self.new_summary(batch) or self.summary
         holding = self.holding
         if batch.snapshots:
@@ -86,7 +86,7 @@ class Known:
             summary,
             holding[-_REMEMBERED:],
             holding[-_REMEMBERED - 1][2] if len(holding) > _REMEMBERED else self.forgotten,
-            latest_times(batch.events, batch.snapshots, self.last_times),
+            (max([self.last_times[0], *times[0]]), max([self.last_times[1], *times[1]])),
         )
 
     def new_summary(self, batch: Batch) -> SagaSummary | None:
@@ -123,9 +123,11 @@ class Addition:
     now: datetime
     commands: list[Command] = field(default_factory=list)
     claim: int = 0
+    times: tuple[list[int], list[int]] = ([], [])
 
     def __post_init__(self) -> None:
         of, batch, entry = self.keys.of, self.batch, self.known.entry + 1
+        self.times = times_of(batch.events, batch.snapshots)
         saga = as_key(batch.saga_id)
         place = b"%d:%s" % (entry, saga)
         claimed: list[bytes] = [
@@ -150,17 +152,21 @@ class Addition:
     def _add_order(self, saga: bytes, place: bytes, after: list[Command]) -> None:
         """Have the entry found by what is in it, and say what is not in order, if anything is not."""
         of, batch, known = self.keys.of, self.batch, self.known
+        happened, created = self.times
         seqs = [event.seq for event in batch.events] + [snapshot.seq for snapshot in batch.snapshots]
-        if seqs or known.entry == 0:
-            after.append(("ZADD", of(b"s", saga), min(seqs, default=_LONG_AGO), place))
-        if batch.snapshots:
-            after.append(("ZADD", of(b"t", saga), earliest(batch.snapshots), place))
-        first = min(((s.seq, s.snapshot_id) for s in batch.snapshots), default=None)
-        if (seqs and min(seqs) < max(known.last_event, known.last_snapshot[0])) or (
-            first is not None and first < known.last_snapshot
-        ):
+        ordered = True
+        if seqs:
+            first = min(seqs)
+            ordered = first >= known.last_event and first >= known.last_snapshot[0]
+            after.append(("ZADD", of(b"s", saga), first, place))
+        elif known.entry == 0:
+            after.append(("ZADD", of(b"s", saga), LONG_AGO, place))
+        if created:
+            after.append(("ZADD", of(b"t", saga), min(created), place))
+            ordered = ordered and min((s.seq, s.snapshot_id) for s in batch.snapshots) >= known.last_snapshot
+        if not ordered:
             after.append(("SET", of(b"o", saga), b""))
-        if not in_time(batch.events, batch.snapshots, known.last_times):
+        if not (_in_time(known.last_times[0], happened) and _in_time(known.last_times[1], created)):
             after.append(("SET", of(b"b", saga), b""))
 
     def _add_summary(self, saga: bytes, place: bytes, claimed: list[bytes], after: list[Command]) -> None:
@@ -225,23 +231,14 @@ def holding_of(entries: Sequence[tuple[int, Sequence[list[Any]]]]) -> tuple[tupl
     return tuple(found)
 
 
-def earliest(snapshots: Iterable[SagaSnapshot]) -> int:
-    """Return the earliest time of the snapshots."""
-    return min(micros(snapshot.created_at) for snapshot in snapshots)
+def times_of(events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot]) -> tuple[list[int], list[int]]:
+    """Return the times of the events and of the snapshots."""
+    return [micros(event.at) for event in events], [micros(snapshot.created_at) for snapshot in snapshots]
 
 
-def latest_times(
-    events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot], before: tuple[int, int] = (_LONG_AGO, _LONG_AGO)
-) -> tuple[int, int]:
-    """Return the latest times of events and of snapshots, those before them included."""
-    return (
-        max([before[0], *(micros(event.at) for event in events)]),
-        max([before[1], *(micros(snapshot.created_at) for snapshot in snapshots)]),
-    )
-
-
-def in_time(events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot], before: tuple[int, int]) -> bool:
-    """Whether none of these, which are in order, is of an earlier time than what comes before it."""
-    times = [before[0], *(micros(event.at) for event in events)]
-    created = [before[1], *(micros(snapshot.created_at) for snapshot in snapshots)]
-    return times == sorted(times) and created == sorted(created)
+def _in_time(before: int, times: Sequence[int]) -> bool:
+    for time in times:
+        if time < before:
+            return False
+        before = time
+    return True

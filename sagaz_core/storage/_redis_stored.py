@@ -20,7 +20,7 @@ from sagaz_core.storage._redis_records import (
     unpack_snapshots,
     unpack_summary,
 )
-from sagaz_core.storage._redis_sagas import Keys, Known, earliest, holding_of, latest_times
+from sagaz_core.storage._redis_sagas import LONG_AGO, Keys, Known, holding_of, times_of
 from sagaz_core.storage.base import Batch, SagaSnapshot, StoredEvent
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class StoredSaga:
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
         summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
-        times = latest_times(list(self._events.values()), self.heads)
+        happened, created = times_of(list(self._events.values()), self.heads)
+        times = max(happened, default=LONG_AGO), max(created, default=LONG_AGO)
         return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads), last_times=times)
 
     def without_known(self, batch: Batch) -> Batch:
@@ -130,7 +131,7 @@ class StoredSaga:
             if not kept:
                 commands += [("DEL", of(b"st", place)), ("ZREM", of(b"t", self._saga), place)]
                 continue
-            commands.append(("ZADD", of(b"t", self._saga), "XX", earliest(kept), place))
+            commands.append(("ZADD", of(b"t", self._saga), "XX", min(micros(s.created_at) for s in kept), place))
             if states is not None:
                 commands.append(("SET", of(b"st", place), pack_states(kept), "KEEPTTL"))
         for name in sorted(gone):

@@ -56,7 +56,9 @@ class RedisWriting(RedisCore):
             done.append(added)
             if added:
                 raise_first(reply)
-            self._remember(addition.batch.saga_id, addition.known.with_entry(addition.batch) if added else None)
+            self._remember(
+                addition.batch.saga_id, addition.known.with_entry(addition.batch, addition.times) if added else None
+            )
         return done
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:

@@ -12,10 +12,15 @@ from proxy import Proxy
 
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError
-from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage import Batch, SagaSummary, _redis_snapshots, open_storage
 from sagaz_core.storage._network import Pool
 from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+
+
+def in_small_parts(monkeypatch):
+    for name, number in {"_BACK": 2, "_LAST": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}.items():
+        monkeypatch.setattr(_redis_snapshots, name, number)
 
 
 class TestRedis(SnapshotStorageContract):
@@ -24,6 +29,14 @@ class TestRedis(SnapshotStorageContract):
         storage = open_storage(redis_url)
         yield storage
         self.do(storage.close())
+
+
+class TestRedisInSmallParts(TestRedis):
+    """The same where a few entries are a long saga already."""
+
+    @pytest.fixture(autouse=True)
+    def _small_parts(self, monkeypatch):
+        in_small_parts(monkeypatch)
 
 
 class TestFakeRedis(SnapshotStorageContract):
