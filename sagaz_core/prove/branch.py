@@ -8,9 +8,9 @@ they can see (`effects`), and nothing waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.execution import Execution
@@ -62,15 +62,16 @@ _HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 
 
 class _Quick(Journal):
-    """Folds events and keeps none."""
+    """Folds events and keeps none, but for those of the transition that is being made."""
 
-    __slots__ = ()
+    __slots__ = ("made",)
 
     def __init__(self, state: SagaState, clock: Clock) -> None:
         self.state = state
         self.clock = clock
         self.capture = None
         self.observers = ()
+        self.made: list[Event] = []
 
     def emit(self, kind: type[Event], *fields: Any) -> None:
         """Let the next event happen."""
@@ -78,14 +79,39 @@ class _Quick(Journal):
             state = self.state
             state.seq = seq = state.seq + 1
             made: Any = (seq, state.at, *fields)
-            FOLD[kind](state, _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made))
+            event = _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made)
+            self.made.append(event)
+            FOLD[kind](state, event)
+
+
+class Transition(NamedTuple):
+    """What the engine made of a branch by running one operation with all its attempts: the events, and the rest.
+
+    `result` is what the engine's method returned; `died` is whether the process did. `alive`, whether the step's effect
+    is there; `hits`, how many faults of the script happened; `struck`, what goes on striking its compensation.
+    """
+
+    events: Sequence[Event]
+    result: Any
+    died: bool
+    void: bool
+    hits: int
+    world: int
+    alive: bool
+    struck: str | None
+    last: Effect | None
+    failed: Mapping[str, BaseException]
+    exception: BaseException | None
+    abort: Exception | None
+    cancelled: asyncio.CancelledError | None
 
 
 class Branch(Execution):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
-    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
+    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action. `prefixes`
+    takes, where it is wanted, the branch between two attempts, when all faults of the script have struck.
     """
 
     # What most branches never change is of the class: branches are made by the thousand.
@@ -100,9 +126,10 @@ class Branch(Execution):
     live = True
     void = False
     entries: list[Entry] | None = None
+    prefixes: dict[Sequence[Fault], Branch] | None = None
     _script: Sequence[Fault] = ()
     _place = _hits = 0
-    _cancelled_here = False
+    _cancelled_here = _in_place = False
     _last: Effect | None = None
 
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
@@ -178,19 +205,18 @@ class Branch(Execution):
         self.served += (step.step,)
         self.alive |= {step.step}
 
-    async def act(self, name: str, script: Sequence[Fault] = ()) -> None:
-        """Run a step's action, with all its attempts, under the faults, one after the other."""
-        self._script = script
+    async def act(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
+        """Run a step's action, with all its attempts, under the faults, one after the other.
+
+        Of the faults so many have struck `already`: the branch is one of another's `prefixes`.
+        """
+        self._take(script, already)
         if script:
             self.live = True  # what was recorded is no more what happens
-            self.fatal += tuple(fault for fault in script if fault.described.fatal)
-        try:
-            await Attempts(self).run(name)
-        except SimulatedCrash:
+            self.fatal += tuple([fault for fault in script if fault.described.fatal])
+        if (await self._transition(name, Attempts(self).run, undo=False)).died:
             self._resume()
             return
-        finally:
-            self._let_go()
         if name in self.state.results:
             assert self._last is not None
             self._keep_number(name, self._last.number)
@@ -209,25 +235,23 @@ class Branch(Execution):
             self._let_go()
         self.journal.emit(StepFailed, name, attempt, _CANCELLED, True, False)
 
-    async def undo(self, name: str, script: Sequence[Fault] = ()) -> None:
-        """Run a step's compensation, with all its attempts, under the faults, one after the other."""
+    async def undo(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
+        """Run a step's compensation, with all its attempts, under the faults, as `act` does."""
         assert self.undoing is not None
-        self._script = script
-        try:
-            undone = await Rollback(self).undo(name)
-        except SimulatedCrash:
+        self._take(script, already)
+        made = await self._transition(name, Rollback(self).undo, undo=True)
+        if made.died:
             self._resume()
             self.begin_undoing()
             return
-        finally:
-            self._let_go()
+        undone = made.result
         if undone:
             assert self._last is not None
             self._forget(name, self._last)
-            if self.late:
-                await self.deliver(name)
         elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
             self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
+        if self.late:
+            await self.deliver(name)
         self.undoing = self.undoing.after(name, undone, self.model)
         if self._dies_when_recorded("undo-crash-recorded", undone):
             self._resume()
@@ -305,7 +329,7 @@ class Branch(Execution):
         how = _HOW[fault.kind]
         if how == "late":
             # What the world will be then is not known yet.
-            self.late += ((self._sight(kind, step, arguments)._replace(world=-1), self.state.context),)
+            self.late += ((self._sight(kind, step, len(arguments) > 1)._replace(world=-1), self.state.context),)
         if how == "hang" or how == "late":
             raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
         if how not in ("before", "flaky", "fail"):
@@ -327,10 +351,95 @@ class Branch(Execution):
 
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""
+        if self.prefixes is not None and self._place == len(self._script):
+            self.prefixes[self._script] = self.fork()
 
     def being_cancelled(self) -> bool:
         """Whether the script has cancelled the saga's task."""
         return self._cancelled_here
+
+    # ---- a transition is worked out once for all that it depends on
+
+    def _take(self, script: Sequence[Fault], already: int) -> None:
+        self._script = script
+        self._place = self._hits = already
+        self._cancelled_here = self._in_place = False
+
+    async def _transition(self, name: str, run: Callable[[str, int], Awaitable[Any]], *, undo: bool) -> Transition:
+        """Let the engine run an operation, or do again what that came to."""
+        transitions: dict[tuple[Any, ...], Transition] = self.effects.transitions
+        key = self._transition_key(name, undo)
+        looks = self.effects.looks_grown
+        if key is not None and (known := transitions.get(key)) is not None:
+            self._repeat(name, known)
+            return known
+        events = []
+        if isinstance(self.journal, _Quick):
+            events = self.journal.made = []
+        died, result = False, None
+        try:
+            result = await run(name, self._place)
+        except SimulatedCrash:
+            died = True
+        finally:
+            self._let_go()
+        made = Transition(
+            events,
+            result,
+            died,
+            self.void,
+            self._hits,
+            self.world,
+            name in self.alive,
+            self.struck.get(name),
+            self._last,
+            self.failed.copy(),
+            self.exception,
+            self.abort,
+            self.cancelled,
+        )
+        if key is not None and not self._in_place and looks == self.effects.looks_grown:
+            transitions[key] = made
+        return made
+
+    def _transition_key(self, name: str, undo: bool) -> tuple[Any, ...] | None:
+        """Return all that a transition depends on, or nothing where that is not to be told."""
+        script, effects = self._script, self.effects
+        if self.late or self.entries is not None or not effects.keeps or (script and script[-1].kind == "late"):
+            return None
+        if undo:
+            operation = self.definition.steps[name].compensation
+            assert operation is not None
+            sight = self._sight("compensation", name, operation.takes_second)
+            world = -1 - effects.worlds.key(self.world)
+            attempts, struck = self.state.undo_attempts.get(name, 0), self.struck.get(name)
+            what = name, script, self._place, attempts, struck, name in self.alive
+            return *what, sight.context, sight.result, sight.undone, world
+        if self.turning_back:
+            return None
+        sight = self._sight("action", name, False)
+        results = self.results if self.model.linear else effects.stacks.unordered(self.results)
+        attempts = self.state.attempts.get(name, 0)
+        return name, script, self._place, attempts, name in self.alive, sight.context, results, self.world
+
+    def _repeat(self, name: str, known: Transition) -> None:
+        state = self.state
+        state.seq += len(known.events)
+        for event in known.events:
+            FOLD[type(event)](state, event)
+        self.void, self._hits, self.world, self._last = known.void, known.hits, known.world, known.last
+        if known.alive is not (name in self.alive):
+            self.alive = self.alive | {name} if known.alive else self.alive - {name}
+        if known.struck is not None and name not in self.struck:
+            self.struck = {**self.struck, name: known.struck}
+        if known.failed:
+            self.failed = dict(known.failed)
+        if known.exception is not None:
+            self.exception = known.exception
+        if known.abort is not None:
+            self.abort = known.abort
+        if known.cancelled is not None:
+            self.cancelled = known.cancelled
 
     # ---- the parts
 
@@ -356,10 +465,10 @@ class Branch(Execution):
         self.void = self.void or (self._hits < len(self._script) and not dies)
         return dies
 
-    def _sight(self, kind: CallKind, step: str, arguments: tuple[Any, ...]) -> Sight:
+    def _sight(self, kind: CallKind, step: str, takes_second: bool) -> Sight:
         undo = kind != "action"
         effects, context = self.effects, self.layers
-        second = effects.stacks.number(self.results, step) if undo and len(arguments) > 1 else 0
+        second = effects.stacks.number(self.results, step) if undo and takes_second else 0
         undone = self.undone if undo and effects.undone_read else ()
         if kind == "compensation" and self.undoing is not None and self.undoing.failed:
             context = visible(self, (step,))
@@ -370,7 +479,7 @@ class Branch(Execution):
     async def _effect(
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
     ) -> Any:
-        sight, state, effects = self._sight(kind, step, arguments), self.state, self.effects
+        sight, state, effects = self._sight(kind, step, len(arguments) > 1), self.state, self.effects
         known_as = sight
         if kind == "compensation" and not self.late:
             # No action runs any more: what only grows is read by nobody whose effect is judged.
@@ -381,11 +490,13 @@ class Branch(Execution):
             found = await effects.call(sight, operation, state.context, arguments[1:], undone)
             if kind == "compensation":
                 await self._check_unread(sight, operation, arguments[1:], found)
-                known_as = known_as._replace(context=self._sight(kind, step, arguments).context)  # it may read more now
+                # It may look at more now.
+                known_as = self._sight(kind, step, len(arguments) > 1)._replace(world=known_as.world)
             effects.keep(known_as, found)
         effect, self.world = found
         self._last = effect
         if effect.mutated:
+            self._in_place = True
             self._change_in_place(effect)
         happened = effect.error is None
         undo = kind == "compensation"

@@ -69,7 +69,8 @@ class Effects:
     """Calls operations, each once for all that it can see. `executions` counts the calls.
 
     `reads` and `writes` are the context keys that each step's action was seen to use. `noticed` is what was found out
-    by looking at the calls themselves.
+    by looking at the calls themselves. `looks_grown` is how often an operation was seen to look at more than before:
+    then what it can see has another number.
     """
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
@@ -82,6 +83,7 @@ class Effects:
         self.seen_by_world: set[str] = set()
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
+        self.looks_grown = 0
         self._undo_reads: dict[str, frozenset[str] | None] = {}
         self._checked: dict[str, set[str]] = {}
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
@@ -90,7 +92,8 @@ class Effects:
         self._typed = typed
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
-        self._keep = keep
+        self.keeps = keep
+        self.transitions: dict[tuple[Any, ...], Any] = {}
         loop = asyncio.get_running_loop()
         self._scope = Scope(loop)
         self.hidden = Hidden(worlds.world)
@@ -142,8 +145,9 @@ class Effects:
         if world != sight.world:
             self.seen_by_world.add(sight.step)
         looked = made.looked
-        if looked.undone:
+        if looked.undone and not self.undone_read:
             self.undone_read = True
+            self.looks_grown += 1
         if sight.kind == "action":
             self.reads.setdefault(sight.step, set()).update(looked.reads)
             written = effect.result if isinstance(effect.result, Mapping) else {}
@@ -154,7 +158,7 @@ class Effects:
 
     def keep(self, sight: Sight, found: tuple[Effect, int]) -> None:
         """Let what a call did be known for all that see the same."""
-        if self._keep:
+        if self.keeps:
             self._known[sight] = found
 
     # ---- what compensations read of the context
@@ -174,7 +178,7 @@ class Effects:
 
     def may_read_more(self, step: str, hidden: frozenset[str]) -> bool:
         """Whether it was not checked yet that the step's compensation reads nothing of what the hidden steps left."""
-        return self._keep and not hidden <= self._checked.setdefault(step, set())
+        return self.keeps and not hidden <= self._checked.setdefault(step, set())
 
     async def check_unread(
         self,
@@ -195,6 +199,7 @@ class Effects:
         effect, world = await self.call(sight, operation, context, second, undone)
         if (effect.number, world) != (found[0].number, found[1]):
             self._undo_reads[sight.step] = None
+            self.looks_grown += 1
             self._read_by.clear()
             self.reads_changed = True
 
@@ -205,6 +210,7 @@ class Effects:
         now = None if looked.everything else before | looked.reads | looked.touched
         if now != before:
             self._undo_reads[step] = now
+            self.looks_grown += 1
             self._read_by.clear()
             self.reads_changed = self.relied_on_reads
 

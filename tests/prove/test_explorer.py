@@ -407,14 +407,15 @@ def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
     return saga.add_step("q", lambda ctx: act(desk)), world
 
 
+def refuse_a_second_delivery(desk: dict[str, Any]) -> None:
+    if "q" in desk:
+        raise RuntimeError("there is one")
+    desk["q"] = 1
+
+
 @pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
 def test_a_benign_fault_behind_a_pivot_that_the_saga_does_not_get_over_is_found(mode: str) -> None:
-    def refuses(desk: dict[str, Any]) -> None:
-        if "q" in desk:
-            raise RuntimeError("there is one")
-        desk["q"] = 1
-
-    saga, world = past_a_pivot(refuses)
+    saga, world = past_a_pivot(refuse_a_second_delivery)
     assert ("NOT_IDEMPOTENT", "q") in verdicts(explore(saga, world=world, depth=1, mode=mode))
 
 
@@ -745,6 +746,21 @@ def test_a_budget_of_executions_is_exact_and_says_how_far_it_came() -> None:
     assert 0 < part.plans < whole.plans
     assert not part.complete
     assert "the budget was used up" in part.summary()
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree"])
+def test_wherever_a_budget_ends_what_was_found_by_then_is_shown(mode: str) -> None:
+    def explored(make: Any, budget: int | None) -> Exploration:
+        saga, world = make()
+        return explore(saga, world=world, mode=mode, max_executions=budget)
+
+    for make in (lambda: undone_in_any_order("x"), lambda: past_a_pivot(refuse_a_second_delivery)):
+        whole = explored(make, None)
+        assert verdicts(whole)
+        for budget in range(1, whole.executions, 1 + whole.executions // 25):
+            part = explored(make, budget)
+            assert verdicts(part) <= verdicts(whole)
+            assert not part.complete
 
 
 def test_plans_that_failed_before_are_run_first() -> None:
