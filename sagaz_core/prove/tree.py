@@ -188,9 +188,7 @@ class Tree:
             return False
         return True
 
-    async def _run(
-        self, branch: Branch, step: str, script: Sequence[Fault], already: int = 0, *, undo: bool
-    ) -> bool:
+    async def _run(self, branch: Branch, step: str, script: Sequence[Fault], already: int = 0, *, undo: bool) -> bool:
         """Run one operation, and say whether all of the script happened."""
         if self.spent or self._over():
             self.spent = True

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sagaz_core.storage._checks import check_prune, expired
+from sagaz_core.storage._checks import LONG_AGO, check_prune, expired
 from sagaz_core.storage._redis_connections import raise_first
 from sagaz_core.storage._redis_records import micros
 from sagaz_core.storage._redis_writing import RedisWriting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from sagaz_core.storage._redis_connections import Trip
     from sagaz_core.storage._redis_stored import StoredSaga
     from sagaz_core.storage.base import SagaSnapshot
-
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class RedisDeleting(RedisWriting):
@@ -34,7 +32,7 @@ class RedisDeleting(RedisWriting):
             needed = min((s.seq if s.base_seq is None else s.base_seq for s in above), default=below_seq)
             below, now = [s for s in saga.snapshots if s.seq < below_seq], self.clock()
             hidden = [s for s in below if s.seq >= needed]
-            changed = {s.snapshot_id: s._replace(retention_until=_LONG_AGO) for s in hidden if not expired(s, now)}
+            changed = {s.snapshot_id: s._replace(retention_until=LONG_AGO) for s in hidden if not expired(s, now)}
             gone = {s.snapshot_id for s in below if s.seq < needed}
             if await self._rewritten(trip, saga, gone, changed):
                 return sum(not expired(s, now) for s in below)
