@@ -1,9 +1,9 @@
 """Stand-ins on 127.0.0.1 for Google's and Azure's object stores, as far as the driver asks them anything.
 
 No package has a server that the driver can talk to. Tried were: moto (no such service); fake-gcs-server from a wheel
-and gcp-storage-emulator, neither of which has the conditional writes of the XML API, which the driver speaks; amber-cloud,
-which has no HTTP for blobs. Azurite is in no wheel. So these are written by what both companies document: the objects
-are kept in memory, each with an ETag and a generation, and written on condition of these.
+and gcp-storage-emulator, neither of which has the conditional writes of the XML API; amber-cloud, which has no HTTP for
+blobs. Azurite is in no wheel. So these are written by what both companies document: the objects are kept in memory,
+each with an ETag and a generation, and written on condition of these.
 """
 
 from __future__ import annotations
