@@ -763,7 +763,7 @@ def test_wherever_a_budget_ends_what_was_found_by_then_is_shown(mode: str) -> No
         assert verdicts(whole)
         for budget in range(1, whole.executions, 1 + whole.executions // 25):
             part = explored(make, budget)
-            assert verdicts(part) <= verdicts(whole)
+            assert {verdict for verdict, _ in verdicts(part)} <= {verdict for verdict, _ in verdicts(whole)}
             assert not part.complete
 
 
