@@ -1,8 +1,9 @@
-"""Calls that go on when they are cancelled: they are left, and said to be endless, in every mode and in a single run."""
+"""Calls that go on when they are cancelled: they are left, and said to be endless, in a search and in a single run."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,26 +36,20 @@ async def nothing(ctx: Any) -> None: ...
 
 async def sleeps(ctx: Any = None) -> None:
     while True:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            pass
 
 
 async def polls(ctx: Any = None) -> None:
     while True:
-        try:
+        with contextlib.suppress(BaseException):  # it ignores that it is closed, too
             await asyncio.sleep(0)
-        except:  # noqa: E722 - it ignores that it is closed, too
-            pass
 
 
 async def waits(ctx: Any) -> None:
     while True:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            pass
 
 
 async def gathers(ctx: Any) -> None:
@@ -107,7 +102,9 @@ def test_an_action_is_left_and_the_plans_are_tried_that_do_not_get_there(last: A
     exploration = explore(saga_of(last), world=desk(), mode=mode)
     assert (exploration.mode, said(exploration.failures)) == ("packed", [("ENDLESS", "b")])
     finding = exploration.failures[0].findings[0]
-    assert finding.sentence.startswith("the action of step 'b' never ends, and goes on when it is cancelled, it waits at ")
+    assert finding.sentence.startswith(
+        "the action of step 'b' never ends, and goes on when it is cancelled, it waits at "
+    )
     assert "test_stubborn.py:" in finding.sentence
     assert finding.advice.startswith("let asyncio.CancelledError out of the step")
     assert {"a@before", "a@after", "a@undo-fail"} & tried(exploration) == {"a@before", "a@after"}
@@ -119,7 +116,9 @@ def test_an_action_is_left_and_the_plans_are_tried_that_do_not_get_there(last: A
 def test_a_compensation_is_left_though_it_is_shielded(undo: Any, mode: str) -> None:
     exploration = explore(saga_of(nothing, undo), world=desk(), mode=mode)
     assert said(exploration.failures) == [("ENDLESS", "a")]
-    assert exploration.failures[0].findings[0].sentence.startswith("the compensation of step 'a' never ends, and goes on")
+    assert (
+        exploration.failures[0].findings[0].sentence.startswith("the compensation of step 'a' never ends, and goes on")
+    )
     assert "b@repeat" in tried(exploration)
 
 
