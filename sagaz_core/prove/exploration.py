@@ -130,7 +130,7 @@ class Exploration:
         return "\n".join(lines)
 
     def assert_sound(self) -> None:
-        """Raise the first failure's `UnsoundError`, if there is one, or one that says why less is proved (`unproved`)."""
+        """Raise the first failure's `UnsoundError`, if there is one, or one that says what is `unproved`."""
         __tracebackhide__ = True
         if self.failures:
             self.failures[0].assert_sound()

@@ -40,9 +40,19 @@ async def sleeps(ctx: Any = None) -> None:
             await asyncio.sleep(3600)
 
 
-async def polls(ctx: Any = None) -> None:
-    while True:
-        with contextlib.suppress(BaseException):  # it ignores that it is closed, too
+going_on = [True]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """Let what ignores that it is closed end at last, when the interpreter does."""
+    yield
+    going_on.clear()
+
+
+async def polls(ctx: Any = None, *, going_on: list[bool] = going_on, suppress: Any = contextlib.suppress) -> None:
+    while going_on:
+        with suppress(BaseException):  # it ignores that it is closed, too
             await asyncio.sleep(0)
 
 
