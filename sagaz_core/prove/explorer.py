@@ -48,7 +48,8 @@ class Search:
 
     `known` plans failed before; those that are asked for are run first. `recorded` steps are taken from a record until
     a fault strikes, of which none strikes an action before the step `first`. `over` says that the time is up;
-    `on_progress` is told how many plans are done, and how many there are.
+    `on_progress` is told how many plans are done, and how many there are. `again` is the command that makes the same
+    search, for what is seen only in an order of the steps that a run of one plan does not take.
     """
 
     kinds: tuple[str, ...]
@@ -60,6 +61,7 @@ class Search:
     recorded: Mapping[str, Served] = field(default_factory=dict)
     over: Callable[[], bool] = lambda: False
     on_progress: Callable[[int, int], object] | None = None
+    again: str = ""
 
     def served(self, plan: FaultPlan, model: SagaModel) -> tuple[Served, ...]:
         """Return the recorded steps that come before the first that a fault of the plan strikes."""

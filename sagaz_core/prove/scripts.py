@@ -95,13 +95,19 @@ class Scripts:
         return len(script) > (step.compensation_retries if last.described.undo else step.retries)
 
     def pairs(self) -> frozenset[tuple[str, str]]:
-        """Return every step with every kind that it can have."""
+        """Return every step with every kind that it can have; behind a pivot nothing is undone."""
+        behind = behind_pivots(self.model)
         return frozenset(
             (step.name, kind)
             for step in self.model.steps
             for kind in self._kinds
-            if not why_not(KINDS[kind], step) and (KINDS[kind].undo or step.name not in self._spared)
+            if not why_not(KINDS[kind], step) and step.name not in (behind if KINDS[kind].undo else self._spared)
         )
+
+
+def behind_pivots(model: SagaModel) -> frozenset[str]:
+    """Return the steps that come after a pivot."""
+    return frozenset[str]().union(*(model.descendants[step.name] for step in model.steps if step.pivot))
 
 
 def spared(model: SagaModel, first: str | None) -> frozenset[str]:

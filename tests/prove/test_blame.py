@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
 from sagaz_core import Saga, StepRejected, World, explore
+from sagaz_core.faults.kinds import KINDS
+from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.trial import Subject
+from sagaz_core.virtual_time import run
 
 
 def shown(exploration: Any) -> list[tuple[str, str, str | None]]:
@@ -146,3 +152,51 @@ def test_a_step_that_has_an_effect_and_then_refuses_is_named() -> None:
     assert outcome.findings[0].advice.startswith(
         "let step 'c' refuse before it has an effect: it is not undone; or else"
     )
+
+
+def test_what_a_compensation_leaves_running_is_shown_in_a_rollback_and_once() -> None:
+    left: list[Any] = []
+
+    async def undo(ctx: Any) -> None:
+        left.append(asyncio.ensure_future(asyncio.sleep(9)))
+
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("mail", lambda ctx: None, undo, retries=1)
+    (outcome,) = explore(saga, world=world).failures
+    assert [(str(outcome.plan), f.verdict.value, f.step) for f in outcome.findings] == [
+        ("end@before", "ORPHAN", "mail")
+    ]
+
+
+def test_a_branch_that_no_single_run_takes_is_shown_with_the_command_of_the_search() -> None:
+    saga, world = needs_an_account(["account", "deposit"])
+    subject = Subject(lambda: saga, world=world, reproduce="explore --plan={plan}")
+    (outcome,) = run(explore_subject(subject, Search(tuple(KINDS), again="explore"))).failures
+    assert outcome.reproduce == "explore"
+
+
+@pytest.mark.parametrize("first", [None, False])
+def test_a_flag_that_a_saga_keeps_on_itself_is_named_also_when_the_instance_has_run_before(first: Any) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    if first is not None:
+        vars(saga)["reserved"] = first
+    saga.add_step("flag", lambda ctx: vars(saga).update(reserved=True))
+    exploration = explore(saga, world=world)
+    assert exploration.mode == "packed"
+    assert "self.reserved" in exploration.reason
+
+
+def test_what_a_saga_makes_once_for_all_its_runs_may_stay_on_it() -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("client", lambda ctx: vars(saga).setdefault("client", object()) and None)
+    assert explore(saga, world=world).mode == "merged"
+
+
+def test_behind_a_pivot_no_compensation_is_counted() -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("paid", lambda ctx: None, pivot=True)
+    saga.add_step("ship", lambda ctx: None, lambda ctx: None)
+    exploration = explore(saga, world=world)
+    assert exploration.complete
+    assert exploration.coverage[0] == exploration.coverage[1]
+    assert not any(step == "ship" and kind.startswith("undo") for step, kind in exploration.applicable)
