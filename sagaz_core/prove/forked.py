@@ -112,9 +112,7 @@ class Forked:
             self.reference = self._after
         second = await self._trial(NO_FAULTS)
         self.clean = first
-        pairs = zip_longest(first.trace, second.trace, fillvalue="(nothing)")
-        differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        if differs is not None:
+        if (differs := first_difference(first, second)) is not None:
             self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
         elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
             changes = self.worlds.changes(self._before_that, self._after)
@@ -386,6 +384,12 @@ class Forked:
         if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
             return why_it_ends(self.clean)
         return f"no run got to where {step}@{kind} strikes"
+
+
+def first_difference(one: Outcome, other: Outcome) -> tuple[str, str] | None:
+    """Return the first lines at which the traces of two runs differ, if they do."""
+    pairs = zip_longest(one.trace, other.trace, fillvalue="(nothing)")
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
 
 def turning_back(model: SagaModel) -> list[FaultPlan]:

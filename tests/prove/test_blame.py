@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
-from sagaz_core import Saga, StepRejected, World, explore
+from sagaz_core import FaultPlan, Saga, StepRejected, World, explore
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.prove.explorer import Search, explore_subject
-from sagaz_core.prove.trial import Subject
+from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
 
@@ -200,3 +201,87 @@ def test_behind_a_pivot_no_compensation_is_counted() -> None:
     assert exploration.complete
     assert exploration.coverage[0] == exploration.coverage[1]
     assert not any(step == "ship" and kind.startswith("undo") for step, kind in exploration.applicable)
+
+
+class Swallows:
+    """Stands for a guard around every call that thinks it knows better."""
+
+    async def intercept(self, call: Any, proceed: Any) -> Any:
+        try:
+            return await proceed()
+        except Exception:
+            return None
+
+
+def test_an_error_that_an_interceptor_of_the_saga_swallows_is_found() -> None:
+    saga: Saga[Any] = Saga("guarded", interceptors=[Swallows()])
+    saga.add_step("pay", lambda ctx: None, lambda ctx: None, in_doubt="compensate")
+    exploration = explore(saga, kinds="before,undo-fail")
+    assert shown(exploration) == [("end@before", "LIE", "end"), ("pay@before", "LIE", "pay")]
+    assert exploration.not_run == {"pay@undo-fail": "no run got to where pay@undo-fail strikes"}
+
+
+def test_a_compensation_that_never_works_does_not_make_plans_vacuous() -> None:
+    saga: Saga[Any] = Saga("stuck")
+    saga.add_step("pay", lambda ctx: None, lambda ctx: 1 / 0, compensation_retries=1)
+    exploration = explore(saga, kinds="before,undo-repeat")
+    assert shown(exploration) == [("end@before", "STUCK", "pay")]
+    assert exploration.not_run["pay@undo-repeat"] == "no run got to where pay@undo-repeat strikes"
+
+
+def test_two_runs_that_differ_are_noted_also_where_nothing_can_be_forked() -> None:
+    numbers = iter(range(100))
+    saga: Saga[Any] = Saga("counts")
+    saga.add_step("draw", lambda ctx: {"number": next(numbers)})
+    assert explore(saga, kinds="before").notes == (
+        "two runs without faults differ, first at: 'do draw +number=0', then 'do draw +number=1'",
+    )
+
+
+class Unstored:
+    """What no store can keep."""
+
+
+@MODES
+def test_a_context_that_cannot_be_stored_is_named_and_what_can_be_tried_is(mode: str) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, lambda desk, step: None)
+    exploration = explore(saga, {"odd": Unstored()}, world=world, mode=mode)
+    assert exploration.mode == "packed"
+    if mode == "auto":
+        assert exploration.reason.startswith("the context cannot be copied: context['odd']: a value of type ")
+    assert "c@before" in {str(outcome.plan) for outcome in exploration.failures}
+    assert exploration.not_run["a@crash"].startswith("state['initial']['odd']: a value of type ")
+
+
+class OneMore:
+    """A field that is one more than what it is set to."""
+
+    numbers: ClassVar[dict[int, int]] = {}
+
+    def __get__(self, owner: Any, kind: Any) -> int:
+        return 0 if owner is None else self.numbers[id(owner)]
+
+    def __set__(self, owner: Any, value: int) -> None:
+        self.numbers[id(owner)] = value + 1
+
+
+@dataclass
+class Counted:
+    """What is another value each time it is made of its fields."""
+
+    number: OneMore = OneMore()  # type: ignore[assignment]
+
+
+@MODES
+def test_what_a_store_gives_back_as_another_value_is_found(mode: str) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("count", lambda ctx: {"counted": Counted(5)})
+    found = {
+        (finding.verdict.value, finding.step)
+        for o in explore(saga, world=world, mode=mode).failures
+        for finding in o.findings
+    }
+    assert found == {("CONTEXT_LEAK", "count")}
+    assert (
+        run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("a@repeat"))).verdict.value == "CONTEXT_LEAK"
+    )
