@@ -20,6 +20,7 @@ from sagaz_core.prove.outcome import Outcome, UnsoundError
 from sagaz_core.prove.recorded import Faithful, RecordedSubject, not_as_recorded, run_faithful
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.prove.watch import watched_calls
 from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_runs
@@ -123,12 +124,13 @@ class Case:
     async def _outcome(self, trial: Callable[..., Awaitable[Outcome]] = run_trial) -> Outcome | NotRunnableError:
         self.runner.world = self.world
         try:
-            subject, reference = self.subject, None
-            if self._readable is not None:
-                subject = await self._recorded(subject, self._readable)
-            if not subject.served and self._compares:
-                reference = await reference_reading(subject)
-            return await trial(subject, self.plan, reference=reference)
+            with watched_calls(self.subject) as subject:
+                reference = None
+                if self._readable is not None:
+                    subject = await self._recorded(subject, self._readable)
+                if not subject.served and self._compares:
+                    reference = await reference_reading(subject)
+                return await trial(subject, self.plan, reference=reference)
         except NotRunnableError as error:
             return error
 
@@ -170,7 +172,8 @@ class Case:
         await self._described(subject, recording)
         if self.step is not None:
             subject = replace(subject, served=recording.served_before(self.step))
-        return await run_faithful(RecordedSubject(recording, subject, self.override))
+        with watched_calls(subject) as subject:
+            return await run_faithful(RecordedSubject(recording, subject, self.override))
 
     async def _described(self, subject: Subject, recording: Recording) -> tuple[Adapter, SagaModel]:
         adapter, model = await describe(subject)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagaz_core.cli.listing import Listed, listed, tell_damaged
 from sagaz_core.cli.options import format_option, opened, settings_and_path, store_option
 from sagaz_core.cli.past import View, print_rows
 from sagaz_core.cli.running import run
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from sagaz_core.storage.base import Page, SagaSummary
+    from sagaz_core.storage.base import SagaSummary
 
 
 @click.command()
@@ -50,26 +51,27 @@ def find(
     sagaz find --step charge_payment --failed-from 2026-07-15T10:00Z --failed-to 2026-07-15T10:20Z
     sagaz find --status failed --tag customer=42
 
-    A context's values are found by --tag when their keys were named in ReplayConfig(index_keys=[…]).
+    A context's values are found by --tag when their keys were named in ReplayConfig(index_keys=[…]). Sagas that are
+    damaged are named on stderr, and the exit code is then 1.
     """
     settings = settings_and_path()
-    asked: dict[str, Any] = {"saga_name": saga_name, "step_name": step, "limit": limit, "cursor": cursor}
+    asked: dict[str, Any] = {"saga_name": saga_name, "step_name": step}
     asked["status"] = None if status is None else _status(status)
     asked["failed_between"] = _between(failed_from, failed_to)
     asked["tags"] = dict(map(_tag, tags))
 
-    async def work() -> Page:
+    async def work() -> Listed:
         async with opened(store, settings) as storage:
-            return await storage.find_sagas(**asked)
+            return await listed(storage.find_sagas, limit, cursor, **asked)
 
-    page = run(work())
+    found = run(work())
     if form == "json":
-        echo_json({"sagas": [_data(summary) for summary in page.items], "cursor": page.cursor})
-        return
-    if page.items:
-        print_rows(["id", "saga", "status", "failed at", "when", "tags"], list(map(_row, page.items)), View(form))
-    if page.cursor is not None:
-        click.echo(f"more with --cursor {printable(page.cursor)}")
+        echo_json({"sagas": [_data(summary) for summary in found.items], "cursor": found.cursor})
+    elif found.items:
+        print_rows(["id", "saga", "status", "failed at", "when", "tags"], list(map(_row, found.items)), View(form))
+    if found.cursor is not None and form != "json":
+        click.echo(f"more with --cursor {printable(found.cursor)}")
+    tell_damaged(found.damaged)
 
 
 def _status(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import DefinitionError, DuplicateSagaError, PlanError, UnknownSagaClassError
+from sagaz_core.errors import DamagedListingError, DefinitionError, DuplicateSagaError, PlanError, UnknownSagaClassError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.recording import Recording
@@ -173,7 +174,8 @@ def _record(job: Job, *, virtual: bool) -> None:
 
 async def _check_free(job: Job) -> None:
     async with opened(job.url) as storage:
-        await storage.list_sagas(limit=1)  # a store that cannot be read is found out now
+        with suppress(DamagedListingError):  # another saga's
+            await storage.list_sagas(limit=1)  # a store that cannot be read is found out now
         if job.saga_id is not None and await storage.get_saga(job.saga_id) is not None:
             raise DuplicateSagaError(
                 f"there is a saga {job.saga_id!r} in the store {safe_url(job.url)} already: give this one another --id"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagaz_core.adapters.locate import find_saga, import_module
+from sagaz_core.cli.listing import Listed, listed, tell_damaged
 from sagaz_core.cli.live import ending, line_of, text_of
 from sagaz_core.cli.options import (
     app_option,
@@ -25,7 +26,7 @@ from sagaz_core.cli.running import run
 from sagaz_core.cli.text import echo_json, printable, style
 from sagaz_core.engine.load import load_state
 from sagaz_core.engine.run import source_of
-from sagaz_core.errors import UnknownSagaClassError, UsageError
+from sagaz_core.errors import CorruptDataError, UnknownSagaClassError, UsageError
 from sagaz_core.recording import Recording
 from sagaz_core.storage.codec import known_class, opaque_class
 from sagaz_core.storage.records import unpack_state
@@ -169,21 +170,28 @@ def show(target: str, store: str | None) -> None:
 @format_option
 @store_option
 def list_(prefix: str, limit: int, cursor: str | None, form: str, store: str | None) -> None:
-    """List the recorded sagas of the store, by id."""
+    """List the recorded sagas of the store, by id. Those that are damaged are named on stderr: exit code 1."""
     settings = settings_and_path()
 
-    async def work() -> tuple[list[dict[str, Any]], str | None]:
+    async def work() -> Listed:
         async with opened(store, settings) as storage:
-            page = await storage.list_sagas(prefix=prefix, limit=limit, cursor=cursor)
-            return [await _row(storage, record) for record in page.items], page.cursor
+            found, rows = await listed(storage.list_sagas, limit, cursor, prefix=prefix), list[dict[str, Any]]()
+            for record in found.items:
+                try:
+                    rows.append(await _row(storage, record))
+                except CorruptDataError as error:
+                    found.damaged.append(str(error))
+            return found._replace(items=rows)
 
-    rows, further = run(work())
+    found = run(work())
     if form == "json":
-        echo_json({"sagas": rows, "cursor": further})
-        return
-    print_rows(["id", "saga", "version", "started", "status"], [list(row.values())[:5] for row in rows], View(form))
-    if further is not None:
-        click.echo(f"more with --cursor {printable(further)}")
+        echo_json({"sagas": found.items, "cursor": found.cursor})
+    else:
+        rows = [list(row.values())[:5] for row in found.items]
+        print_rows(["id", "saga", "version", "started", "status"], rows, View(form))
+    if found.cursor is not None and form != "json":
+        click.echo(f"more with --cursor {printable(found.cursor)}")
+    tell_damaged(found.damaged)
 
 
 async def _row(storage: SnapshotStorage, record: SagaRecord) -> dict[str, Any]:

@@ -33,13 +33,17 @@ class Attempts:
         self._emit = execution.journal.emit
         self._capture = execution.journal.capture
 
-    async def run(self, name: str) -> None:
-        """Run the step's attempts. Raises only what is no `Exception`: the end of the process."""
+    async def run(self, name: str, retried: int = 0) -> None:
+        """Run the step's attempts, but for those that were made already, each of which is a retry less.
+
+        Raises only what is no `Exception`: the end of the process.
+        """
         step = self._steps[name]
         operation = step.action
         plain = operation.is_async and operation.timeout is None and self._execution.interceptors is None
         execution, state, typed = self._execution, self._state, self._typed
-        first = attempt = state.attempts.get(name, 0) + 1
+        attempt = state.attempts.get(name, 0) + 1
+        first = attempt - retried
         while True:
             if self._capture is None:
                 self._emit(StepStarted, name, attempt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sagaz_core.errors import CorruptDataError, UnknownSagaError, UnknownStepError, nearest, quoted
+from sagaz_core.errors import CorruptDataError, DamagedListingError, UnknownSagaError, UnknownStepError, nearest, quoted
 from sagaz_core.events import Event, SagaResumed, StepStarted, StepSucceeded
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import importing_class, known_class
@@ -22,8 +22,11 @@ async def load_record(storage: SnapshotStorage, saga_id: str) -> SagaRecord:
     """Return who the saga is, or raise `UnknownSagaError`."""
     record = await storage.get_saga(saga_id)
     if record is None:
-        page = await storage.list_sagas(limit=200)
-        known = [found.saga_id for found in page.items]
+        try:
+            items = (await storage.list_sagas(limit=200)).items
+        except DamagedListingError as error:  # another saga's
+            items = error.items
+        known = [found.saga_id for found in items]
         hint = nearest(saga_id, known)
         if not hint and known:
             hint = f"; it has {quoted(known[:3])}{' and more' if len(known) > 3 else ''}"

@@ -84,12 +84,13 @@ class Rollback:
             step = undoing.todo[0]
             undoing = undoing.after(step, await self.undo(step), self._model)
 
-    async def undo(self, name: str) -> bool:
-        """Undo one step, with all the attempts that its compensation has, and say whether it is undone."""
+    async def undo(self, name: str, retried: int = 0) -> bool:
+        """Undo one step, with all the attempts that its compensation has left, and say whether it is undone."""
         operation = self._execution.definition.steps[name].compensation
         assert operation is not None
         execution, state, capture = self._execution, self._state, self._capture
-        first = attempt = state.undo_attempts.get(name, 0) + 1
+        attempt = state.undo_attempts.get(name, 0) + 1
+        first = attempt - retried
         while True:
             self._emit(CompensationStarted, name, attempt)
             if capture is not None:

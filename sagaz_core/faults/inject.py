@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sagaz_core.errors import InjectedFaultError
-from sagaz_core.events import CompensationSucceeded, Event, StepSucceeded
+from sagaz_core.events import CompensationFailed, CompensationSucceeded, Event, StepSucceeded
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.interceptor import Proceed, StepCall, put_back
 
@@ -21,14 +21,15 @@ class Injector:
     """Makes the faults of a plan happen in one run, also when the run is resumed.
 
     Give it to the engine as an interceptor and its `observe` as an observer. Of two faults at one call the one that is
-    written first strikes first. An effect that is late comes as soon as its step's compensation has run; after the run,
-    `deliver_late` lets those happen that are then still under way.
+    written first strikes first. An effect that is late comes as soon as its step's compensation has run, or has been
+    given up; after the run, `deliver_late` lets those happen that are then still under way.
     """
 
     def __init__(self, plan: FaultPlan) -> None:
         self.plan = plan.completed()
         self._fired = [0] * len(self.plan.faults)
         self._late: dict[str, list[Proceed]] = {}
+        self._due: dict[str, None] = {}  # steps whose compensation was given up: what is late of them comes next
         self._calls: dict[tuple[str, str], list[int]] = {}
         self._recorded: dict[tuple[type[Event], str], list[int]] = {}
         for index, fault in enumerate(self.plan):
@@ -45,8 +46,8 @@ class Injector:
 
     @property
     def observes(self) -> bool:
-        """Whether the plan has a fault that strikes when something is recorded, so that `observe` is needed."""
-        return bool(self._recorded)
+        """Whether `observe` is needed: for a fault that strikes when something is recorded, or for what is late."""
+        return bool(self._recorded) or any(fault.kind == "late" for fault in self.plan)
 
     @property
     def fired(self) -> list[Fault]:
@@ -59,11 +60,13 @@ class Injector:
         return [fault for fault, times in zip(self.plan, self._fired, strict=True) if not times]
 
     def concerns(self, call: StepCall) -> bool:
-        """Whether the plan has a fault for calls of this kind at this step."""
-        return (call.kind, call.step) in self._calls
+        """Whether the plan has a fault for calls of this kind at this step, or something happens before it."""
+        return (call.kind, call.step) in self._calls or bool(self._due)
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, as the plan has it."""
+        while self._due:
+            await _deliver(self._late.pop(self._due.popitem()[0], []))
         result = await self._struck(call, proceed)
         if call.kind == "compensation" and call.step in self._late:
             if call.renew_time is not None:
@@ -72,7 +75,9 @@ class Injector:
         return result
 
     def observe(self, event: Event) -> None:
-        """Die when what the plan names has been recorded."""
+        """Die when what the plan names has been recorded, and take in which compensations are given up."""
+        if self._late and type(event) is CompensationFailed and event.final and event.step in self._late:
+            self._due[event.step] = None
         for index in self._recorded.get((type(event), getattr(event, "step", "")), ()):
             fault = self.plan.faults[index]
             if not self._fired[index] and fault.attempt in (None, getattr(event, "attempt", None)):
@@ -158,10 +163,15 @@ _STRIKE: dict[str, _Strike] = {
 }
 
 
+_LATE_AT_MOST = 86_400.0
+"""Seconds after which an effect that has not come by then never does. Its caller's own timeout is over already."""
+
+
 async def _deliver(calls: list[Proceed]) -> None:
     for proceed in calls:
         with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
-            await proceed()
+            async with asyncio.timeout(_LATE_AT_MOST):
+                await proceed()
 
 
 def exception_of(fault: Fault) -> BaseException:

@@ -98,6 +98,8 @@ def explored(**options: Any) -> Runner:
         exploration = await aexplore(make, context, world=world, **options)
         for outcome in exploration.failures[:1]:
             return Tried(outcome.findings[0].sentence, str(outcome.plan) or "none", exploration.plans)
+        if exploration.fails_alone:
+            return Tried(exploration.fails_alone, "none", exploration.plans)
         ends = {str(outcome.plan): _end(outcome) for outcome in exploration.outcomes}
         return Tried(runs=exploration.plans, ends=ends)
 

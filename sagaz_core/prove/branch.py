@@ -8,7 +8,7 @@ they can see (`effects`), and nothing waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from sagaz_core.prove.effects import Effect, Effects, Sight, Stopped
 from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
+from sagaz_core.prove.transitions import Transition, repeat, transition, transition_key
 from sagaz_core.prove.watch import MOST_ATTEMPTS, tried_too_often
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import FOLD, SagaState, SagaStatus
@@ -62,15 +63,16 @@ _HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 
 
 class _Quick(Journal):
-    """Folds events and keeps none."""
+    """Folds events and keeps none, but for those of the transition that is being made."""
 
-    __slots__ = ()
+    __slots__ = ("made",)
 
     def __init__(self, state: SagaState, clock: Clock) -> None:
         self.state = state
         self.clock = clock
         self.capture = None
         self.observers = ()
+        self.made: list[Event] = []
 
     def emit(self, kind: type[Event], *fields: Any) -> None:
         """Let the next event happen."""
@@ -78,19 +80,24 @@ class _Quick(Journal):
             state = self.state
             state.seq = seq = state.seq + 1
             made: Any = (seq, state.at, *fields)
-            FOLD[kind](state, _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made))
+            event = _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made)
+            self.made.append(event)
+            FOLD[kind](state, event)
 
 
 class Branch(Execution):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
-    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action.
+    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action. `prefixes`
+    takes, where it is wanted, the branch between two attempts, when all faults of the script have struck.
     """
 
     # What most branches never change is of the class: branches are made by the thousand.
     interceptors = ()  # not None: every call comes to `call`
-    exception = abort = cancelled = None
+    exception: BaseException | None = None
+    abort: Exception | None = None
+    cancelled: asyncio.CancelledError | None = None
     dead = _siblings_stopped = False
     served: tuple[str, ...] = ()
     undone: tuple[tuple[str, int], ...] = ()
@@ -100,10 +107,11 @@ class Branch(Execution):
     live = True
     void = False
     entries: list[Entry] | None = None
+    prefixes: dict[Sequence[Fault], Branch] | None = None
     _script: Sequence[Fault] = ()
-    _place = _hits = 0
-    _cancelled_here = False
-    _last: Effect | None = None
+    _place = hits = 0
+    _cancelled_here = _in_place = False
+    last: Effect | None = None
 
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
         # Not through `Execution.__init__`: a branch runs no steps side by side.
@@ -178,22 +186,21 @@ class Branch(Execution):
         self.served += (step.step,)
         self.alive |= {step.step}
 
-    async def act(self, name: str, script: Sequence[Fault] = ()) -> None:
-        """Run a step's action, with all its attempts, under the faults, one after the other."""
-        self._script = script
+    async def act(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
+        """Run a step's action, with all its attempts, under the faults, one after the other.
+
+        Of the faults so many have struck `already`: the branch is one of another's `prefixes`.
+        """
+        self._take(script, already)
         if script:
             self.live = True  # what was recorded is no more what happens
-            self.fatal += tuple(fault for fault in script if fault.described.fatal)
-        try:
-            await Attempts(self).run(name)
-        except SimulatedCrash:
+            self.fatal += tuple([fault for fault in script if fault.described.fatal])
+        if (await self._transition(name, Attempts(self).run, undo=False)).died:
             self._resume()
             return
-        finally:
-            self._let_go()
         if name in self.state.results:
-            assert self._last is not None
-            self._keep_number(name, self._last.number)
+            assert self.last is not None
+            self._keep_number(name, self.last.number)
         if self._dies_when_recorded("crash-recorded", name in self.state.results):
             self._resume()
 
@@ -209,25 +216,23 @@ class Branch(Execution):
             self._let_go()
         self.journal.emit(StepFailed, name, attempt, _CANCELLED, True, False)
 
-    async def undo(self, name: str, script: Sequence[Fault] = ()) -> None:
-        """Run a step's compensation, with all its attempts, under the faults, one after the other."""
+    async def undo(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
+        """Run a step's compensation, with all its attempts, under the faults, as `act` does."""
         assert self.undoing is not None
-        self._script = script
-        try:
-            undone = await Rollback(self).undo(name)
-        except SimulatedCrash:
+        self._take(script, already)
+        made = await self._transition(name, Rollback(self).undo, undo=True)
+        if made.died:
             self._resume()
             self.begin_undoing()
             return
-        finally:
-            self._let_go()
+        undone = made.result
         if undone:
-            assert self._last is not None
-            self._forget(name, self._last)
-            if self.late:
-                await self.deliver(name)
-        elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
+            assert self.last is not None
+            self._forget(name, self.last)
+        elif name not in self.struck and self.hits > self.model.step(name).compensation_retries:
             self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
+        if self.late:
+            await self.deliver(name)
         self.undoing = self.undoing.after(name, undone, self.model)
         if self._dies_when_recorded("undo-crash-recorded", undone):
             self._resume()
@@ -305,7 +310,7 @@ class Branch(Execution):
         how = _HOW[fault.kind]
         if how == "late":
             # What the world will be then is not known yet.
-            self.late += ((self._sight(kind, step, arguments)._replace(world=-1), self.state.context),)
+            self.late += ((self.sight(kind, step, len(arguments) > 1)._replace(world=-1), self.state.context),)
         if how == "hang" or how == "late":
             raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
         if how not in ("before", "flaky", "fail"):
@@ -323,14 +328,45 @@ class Branch(Execution):
             if how == "cancel":
                 self._cancelled_here = True
                 raise asyncio.CancelledError
-        raise self._noted(exception_of(fault))
+        raise self._noted(self.effects.exception_of(fault))
 
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""
+        if self.prefixes is not None and self._place == len(self._script):
+            self.prefixes[self._script] = self.fork()
 
     def being_cancelled(self) -> bool:
         """Whether the script has cancelled the saga's task."""
         return self._cancelled_here
+
+    # ---- a transition is worked out once for all that it depends on
+
+    def _take(self, script: Sequence[Fault], already: int) -> None:
+        self._script = script
+        self._place = self.hits = already
+        self._cancelled_here = self._in_place = False
+
+    async def _transition(self, name: str, run: Callable[[str, int], Awaitable[Any]], *, undo: bool) -> Transition:
+        """Let the engine run an operation, or do again what that came to."""
+        effects = self.effects
+        key, looks = transition_key(self, name, self._script, self._place, undo), effects.looks_grown
+        if key is not None and (known := effects.transitions.get(key)) is not None:
+            repeat(known, self, name)
+            return known
+        events = []
+        if isinstance(self.journal, _Quick):
+            events = self.journal.made = []
+        died, result = False, None
+        try:
+            result = await run(name, self._place)
+        except SimulatedCrash:
+            died = True
+        finally:
+            self._let_go()
+        made = transition(self, name, events, result, died)
+        if key is not None and not self._in_place and looks == effects.looks_grown:
+            effects.transitions[key] = made
+        return made
 
     # ---- the parts
 
@@ -340,7 +376,7 @@ class Branch(Execution):
             fault = self._script[self._place]
             how = _HOW[fault.kind]
             if how != "crash-recorded":
-                self._hits = self._place + 1
+                self.hits = self._place + 1
                 if how not in PERSISTENT:
                     self._place += 1
                 elif undo and step not in self.struck:
@@ -352,14 +388,15 @@ class Branch(Execution):
 
     def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
         """Say whether the process dies now, and note a script of which not all has happened."""
-        dies = recorded and self._hits == len(self._script) - 1 and self._script[-1].kind == kind
-        self.void = self.void or (self._hits < len(self._script) and not dies)
+        dies = recorded and self.hits == len(self._script) - 1 and self._script[-1].kind == kind
+        self.void = self.void or (self.hits < len(self._script) and not dies)
         return dies
 
-    def _sight(self, kind: CallKind, step: str, arguments: tuple[Any, ...]) -> Sight:
+    def sight(self, kind: CallKind, step: str, takes_second: bool) -> Sight:
+        """Return what an operation would see now."""
         undo = kind != "action"
         effects, context = self.effects, self.layers
-        second = effects.stacks.number(self.results, step) if undo and len(arguments) > 1 else 0
+        second = effects.stacks.number(self.results, step) if undo and takes_second else 0
         undone = self.undone if undo and effects.undone_read else ()
         if kind == "compensation" and self.undoing is not None and self.undoing.failed:
             context = visible(self, (step,))
@@ -370,7 +407,7 @@ class Branch(Execution):
     async def _effect(
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
     ) -> Any:
-        sight, state, effects = self._sight(kind, step, arguments), self.state, self.effects
+        sight, state, effects = self.sight(kind, step, len(arguments) > 1), self.state, self.effects
         known_as = sight
         if kind == "compensation" and not self.late:
             # No action runs any more: what only grows is read by nobody whose effect is judged.
@@ -381,11 +418,13 @@ class Branch(Execution):
             found = await effects.call(sight, operation, state.context, arguments[1:], undone)
             if kind == "compensation":
                 await self._check_unread(sight, operation, arguments[1:], found)
-                known_as = known_as._replace(context=self._sight(kind, step, arguments).context)  # it may read more now
+                # It may look at more now.
+                known_as = self.sight(kind, step, len(arguments) > 1)._replace(world=known_as.world)
             effects.keep(known_as, found)
         effect, self.world = found
-        self._last = effect
+        self.last = effect
         if effect.mutated:
+            self._in_place = True
             self._change_in_place(effect)
         happened = effect.error is None
         undo = kind == "compensation"

@@ -19,7 +19,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
-from sagaz_core.prove.forked import Forked, first_difference, why_it_ends, why_not_forkable
+from sagaz_core.prove.forked import Forked, first_difference, why_it_ends, why_it_fails, why_not_forkable
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.recorded import not_as_recorded
@@ -243,6 +243,7 @@ class _Packed:
         self.orders = 0
         self.stopped = ""
         self.clean: Outcome | None = None
+        self.fails_alone = ""
         self.reference: Reading | None = None
         world = subject.world
         self.saved = world.save() if world is not None and world.restorable else None
@@ -260,6 +261,9 @@ class _Packed:
         if clean is not None and clean.evidence.endless is not None:
             self.clean = None
         elif clean is not None and clean.status is not SagaStatus.COMPLETED:
+            self.fails_alone = why_it_fails(clean, self.subject)
+            if self.fails_alone:
+                self.not_run["*"] = self.fails_alone
             self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
         elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
@@ -301,6 +305,7 @@ class _Packed:
             applicable=applicable,
             not_run=self.not_run,
             stopped=self.stopped,
+            fails_alone=self.fails_alone,
             notes=(*self.hidden.sentences, *self.notes),
         )
 

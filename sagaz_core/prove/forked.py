@@ -11,6 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ class Forked:
         # The worlds after the last run from the start, and after the one before it.
         self._after = self._before_that = self.initial
         self.clean: Outcome | None = None
+        self.fails_alone = ""
         self.executions = 0
         self.merge = search.mode != "tree"
         self.reason = "asked for" if search.mode == "tree" else ""
@@ -107,6 +109,7 @@ class Forked:
     async def _run_twice(self) -> None:
         first = await self._trial(NO_FAULTS)
         if first.status is not SagaStatus.COMPLETED:
+            self.fails_alone = why_it_fails(first, self.subject)
             self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
         elif self.subject.world:
             self.reference = self._after
@@ -148,6 +151,10 @@ class Forked:
 
     # ---- the search
 
+    @cached_property
+    def _possible(self) -> int:
+        return sum(plan_counts(self.scripts, self.search.depth))
+
     async def _searched(self, definition: Definition) -> tuple[Tree, Branch, Summary]:
         limit = self.search.max_executions
         effects = Effects(
@@ -160,8 +167,7 @@ class Forked:
         root = Branch.first(definition, effects, self.subject.clock(), self._started(initial))
         root.live = not self.search.recorded
         began = encode(initial)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
-        progress = self.search.on_progress
+        possible, progress = self._possible, self.search.on_progress
         orders = every_order(self.model)
         ends = Ends(
             self.model,
@@ -337,7 +343,7 @@ class Forked:
     def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
         applicable = self.scripts.pairs()
         plans = sum(summary.counts)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
+        possible = self._possible
         checked = frozenset(tree.checked)
         not_run: dict[str, str] = {}
         stopped = ""
@@ -348,6 +354,8 @@ class Forked:
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
+            elif self.fails_alone:
+                not_run["*"] = self.fails_alone
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             # Compensations are struck by the second fault.
             not_run = {part: why for part, why in not_run.items() if part == "*"}
@@ -369,6 +377,7 @@ class Forked:
             blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
+            fails_alone=self.fails_alone,
             notes=(*tree.effects.hidden.sentences, *self._by_order(tree)),
         )
 
@@ -402,6 +411,11 @@ def why_it_ends(clean: Outcome) -> str:
     """Say how a run without faults ended that did not complete."""
     state = clean.evidence.state
     return f"without faults the saga ends {clean.status.value} at {state.failed_step!r} ({state.error})"
+
+
+def why_it_fails(clean: Outcome, subject: Subject) -> str:
+    """Say the same of a run that did not complete, unless it failed where it was recorded to: then return `""`."""
+    return "" if clean.evidence.state.failed_step == subject.fails_at else why_it_ends(clean)
 
 
 @contextmanager

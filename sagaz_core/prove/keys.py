@@ -47,7 +47,7 @@ def backward_key(at: Branch, left: int, ordered: bool) -> tuple[Any, ...]:
             for step in failed:
                 if step not in called or not _takes_result(at, step):
                     results = stacks.without(results, step)
-            layers = visible(at, todo + called)
+            layers = visible(at, todo, called)
         else:
             results = layers = EMPTY  # no user code is called any more
         if not again or at.model.linear:
@@ -76,10 +76,14 @@ def _takes_result(at: Branch, step: str) -> bool:
     return undo is not None and undo.takes_second
 
 
-def visible(at: Branch, steps: tuple[str, ...]) -> int:
+def visible(at: Branch, steps: tuple[str, ...], more: tuple[str, ...] = ()) -> int:
     """Return the context's layers without those of failed steps that no compensation of these steps reads."""
     stack, effects = at.layers, at.effects
-    for step in unread(at, effects.read_by(steps)):
+    reads = effects.read_by(steps)
+    if more and reads is not None:
+        read_too = effects.read_by(more)
+        reads = None if read_too is None else reads | read_too
+    for step in unread(at, reads):
         effects.relied_on_reads = True
         stack = effects.stacks.without(stack, step)
     return stack
@@ -89,7 +93,9 @@ def unread(at: Branch, reads: frozenset[str] | None) -> list[str]:
     """Return the failed steps which left nothing in the context that is read."""
     if reads is None or at.undoing is None:
         return []
-    layers, free = at.state.layers, reads.isdisjoint
-    return [
-        step for step in at.undoing.failed if step in layers and free(layers[step].set) and free(layers[step].deleted)
-    ]
+    layers, found = at.state.layers, []
+    for step in at.undoing.failed:
+        layer = layers.get(step)
+        if layer is not None and reads.isdisjoint(layer.set) and (not layer.deleted or reads.isdisjoint(layer.deleted)):
+            found.append(step)
+    return found

@@ -26,6 +26,9 @@ from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, To
 if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
 
+Begun = dict[Sequence[Fault], Branch]
+"""An operation under way, between two of its attempts, under each script of which all has struck."""
+
 _STRAIGHT = Move(0, ())
 MAX_SIBLINGS = 4
 SAMPLE = 100
@@ -78,7 +81,8 @@ class Tree:
             self.effects.relied_on_reads = self.effects.reads_changed = False
             summary = await self._forward(root, depth)
             if self.effects.undone_read is watched and not self.effects.reads_changed:
-                self._memo.clear()  # or the garbage collector goes through it
+                self._memo.clear()  # or the garbage collector goes through them
+                self.effects.transitions.clear()
                 return summary
             # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
@@ -130,9 +134,10 @@ class Tree:
     async def _act(self, at: Branch, step: str, left: int, place: int, total: Total, spine: bool) -> None:
         if (below := await self._acted(at, step, (), left, spine)) is not None:
             total.add(Move(place, ()), below)
+        begun: Begun = {}
         for script in self.scripts.of(step, False, left) if left else ():
             self._prefix.append(script)
-            below = await self._acted(at, step, script, left - len(script), False)
+            below = await self._acted(at, step, script, left - len(script), False, begun=begun)
             self._prefix.pop()
             if below is not None:
                 total.add(Move(place, script), below)
@@ -165,18 +170,24 @@ class Tree:
         left: int,
         spine: bool,
         interrupted: Sequence[tuple[str, bool]] = (),
+        begun: Begun | None = None,
     ) -> Summary | None:
-        branch = at.fork()
+        branch, already = _begin(at, script, left, begun)
         if interrupted and not await self._interrupt(branch, interrupted):
             return None
-        if not await self._run(branch, step, script, undo=False):
+        if not await self._run(branch, step, script, already, undo=False):
             return None
         if branch.abort is not None:
             raise branch.abort
         if not branch.turning_back:
             return await self._forward(branch, left, spine)
         if branch.past_pivot:
-            if await branch.recover():
+            try:
+                recovered = await branch.recover()
+            except Stopped as stopped:
+                self._stop(stopped)
+                return None
+            if recovered:
                 return await self._forward(branch, left, spine)
             below = await self._ended(branch)
         else:
@@ -195,18 +206,18 @@ class Tree:
             return False
         return True
 
-    async def _run(self, branch: Branch, step: str, script: Sequence[Fault], *, undo: bool) -> bool:
+    async def _run(self, branch: Branch, step: str, script: Sequence[Fault], already: int = 0, *, undo: bool) -> bool:
         """Run one operation, and say whether all of the script happened."""
         if self.spent or self._over():
             self.spent = True
             return False
         try:
             if undo:
-                await branch.undo(step, script)
+                await branch.undo(step, script, already)
             elif not script and not branch.live and step in self._recorded:
                 branch.serve(self._recorded[step])
             else:
-                await branch.act(step, script)
+                await branch.act(step, script, already)
         except Stopped as stopped:
             self._stop(stopped)
             return False
@@ -238,7 +249,7 @@ class Tree:
         if not todo:
             return await self._ended(at)
         if not left and self.model.linear:
-            return await self._straight_back(at.fork())
+            return await self._straight_back(at)
         key = backward_key(at, left, self._ordered)
         known = self._known(key, at)
         if known is not None:
@@ -251,9 +262,10 @@ class Tree:
                 total.add(Move(place, ()), below)
             # What struck it for good strikes again, before anything else could.
             free = left and step not in at.struck
+            begun: Begun = {}
             for script in self.scripts.of(step, True, left) if free else ():
                 self._prefix.append(script)
-                below = await self._undone(at, step, script, left - len(script))
+                below = await self._undone(at, step, script, left - len(script), begun)
                 self._prefix.pop()
                 if below is not None:
                     total.add(Move(place, script), below)
@@ -291,9 +303,11 @@ class Tree:
             return enabled
         return enabled[:1] if len(enabled) == 1 else (enabled[0], enabled[-1])
 
-    async def _undone(self, at: Branch, step: str, script: Sequence[Fault], left: int) -> Summary | None:
-        branch = at.fork()
-        if not await self._run(branch, step, script, undo=True):
+    async def _undone(
+        self, at: Branch, step: str, script: Sequence[Fault], left: int, begun: Begun | None = None
+    ) -> Summary | None:
+        branch, already = _begin(at, script, left, begun)
+        if not await self._run(branch, step, script, already, undo=True):
             return None
         return await self._back(branch, left)
 
@@ -308,7 +322,15 @@ class Tree:
     # ---- one path again, with all that happens on it
 
     async def walk(self, root: Branch, path: Path) -> Branch:
-        """Go the path and return its end, with its events and the ledger's entries."""
+        """Go the path, whatever is left of the budget, and return its end, with its events and the ledger's entries."""
+        spent, over, limit = self.spent, self._over, self.effects.limit
+        self.spent, self._over, self.effects.limit = False, lambda: False, None
+        try:
+            return await self._walked(root, path)
+        finally:
+            self.spent, self._over, self.effects.limit = spent, over, limit
+
+    async def _walked(self, root: Branch, path: Path) -> Branch:
         at, moves = root.fork(), path.moves
         at.entries = []
         at.journal.events = root.journal.events.copy()
@@ -376,3 +398,12 @@ class Tree:
         self.covered += sum(below.counts)
         if self._on_progress is not None:
             self._on_progress(self.covered)
+
+
+def _begin(at: Branch, script: Sequence[Fault], left: int, begun: Begun | None) -> tuple[Branch, int]:
+    """Return a branch for the operation, and how much of the script has struck it: as much as was tried before."""
+    before = begun.get(script[:-1]) if begun and len(script) > 1 else None
+    branch = (before or at).fork()
+    if left:
+        branch.prefixes = begun
+    return branch, 0 if before is None else len(script) - 1

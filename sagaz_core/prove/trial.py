@@ -171,7 +171,7 @@ class Trial:
         claimed, exception = await self._ended(adapter, saga, self._context())
         self.leftovers.leave()
         if self.endless is None:
-            await self.injector.deliver_late()
+            await self._deliver_late()
         changes = reference_changes = after = None
         if world and before is not None:
             after = await world.read()
@@ -240,6 +240,13 @@ class Trial:
         except NeverEndsError as error:
             self.endless = error.finding
             return SagaStatus.EXECUTING, error
+
+    async def _deliver_late(self) -> None:
+        late, calls = self.injector.deliver_late(), self.subject.calls
+        try:
+            await (late if calls is None else calls.ended(late))
+        except NeverEndsError as error:
+            self.endless = error.finding
 
     async def _run_to_its_end(
         self, adapter: Adapter, saga: Any, context: dict[str, Any]

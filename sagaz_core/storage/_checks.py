@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
@@ -11,11 +12,12 @@ from sagaz_core.storage.base import MAX_ID_LENGTH, Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 MAX_SEQ = 2**63 - 1
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+"""When those ended that are kept as bases alone."""
 
 
 def check_batch(batch: Batch) -> None:

@@ -126,10 +126,13 @@ FIND_SAGAS = f"""
 """
 _SERVED = "(s.retention_until IS NULL OR s.retention_until >= {now})"
 GET_SNAPSHOT = f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.snapshot_id = $1 AND {_SERVED.format(now='$2')}"
+# Of one that is not served what it takes to see that it has expired, and was not changed so.
+_LISTED = SNAPSHOT.replace(
+    "s.data,", f"CASE WHEN {_SERVED.format(now='$5')} THEN s.data ELSE substr(s.data, 1, 14) END,"
+).replace("CASE WHEN s.base_seq IS NOT NULL", f"CASE WHEN s.base_seq IS NOT NULL AND {_SERVED.format(now='$5')}")
 LIST_SNAPSHOTS = f"""
-    SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
-    WHERE s.saga_id = $1 AND (s.seq, s.snapshot_id) > ($2, $3) AND {_SERVED.format(now="$5")}
-    ORDER BY s.seq, s.snapshot_id LIMIT $4
+    SELECT {_LISTED} FROM {{s}}saga_snapshots s
+    WHERE s.saga_id = $1 AND (s.seq, s.snapshot_id) > ($2, $3) ORDER BY s.seq, s.snapshot_id LIMIT $4
 """
 COUNT_SNAPSHOTS = f"SELECT count(*) FROM {{s}}saga_snapshots s WHERE saga_id = $1 AND {_SERVED.format(now='$2')}"
 _HIGHEST = "ORDER BY s.seq DESC, s.snapshot_id DESC LIMIT 1"

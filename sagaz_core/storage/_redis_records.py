@@ -11,7 +11,10 @@ n+1 if there is none is to append behind what one knows. In keys an entry is `n:
 | `ev:n:ID` | of an entry: its events |
 | `st:n:ID` | of an entry: the states of its snapshots, which expire with the last that needs them |
 | `v:ID` | changes when entries are changed, by deleting |
-| `o:ID` | there when some snapshot comes before one that is in an earlier entry |
+| `s:ID` | its entries by the lowest `seq` in them, a sorted set; earlier releases made none |
+| `t:ID` | its entries that have snapshots, by the earliest time of those |
+| `o:ID` | there when something comes before what is in an earlier entry |
+| `b:ID` | there when something is of an earlier time than what comes before it |
 | `id:SNAPSHOT` | the entry that a snapshot is in |
 | `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
 | `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
@@ -217,25 +220,40 @@ def unpack_log(log: bytes, of: str) -> tuple[str, int, list[list[Any]]]:
     return saga_id, events, headers
 
 
-def unpack_snapshots(log: bytes, states: bytes | None, of: str) -> list[SagaSnapshot]:
-    """Return an entry's snapshots; none when their states have expired. `of` is what an error names."""
+def unpack_heads(log: bytes, of: str) -> list[SagaSnapshot]:
+    """Return an entry's snapshots without their states. `of` is what an error names."""
     saga_id, _, headers = unpack_log(log, of)
-    if states is None:
-        return []
-    held = unpack(states, f"an entry of saga {saga_id!r}")
     try:
-        return [_snapshot(saga_id, header, data) for header, data in zip(headers, held, strict=True)]
+        return [_snapshot(saga_id, header) for header in headers]
     except (TypeError, ValueError, OverflowError) as error:
         raise CorruptDataError(f"an entry of saga {saga_id!r} is damaged: {error}") from error
 
 
-def _snapshot(saga_id: str, header: list[Any], data: bytes) -> SagaSnapshot:
+def unpack_states(states: bytes, number: int, saga_id: str) -> list[bytes]:
+    """Return the states of an entry's snapshots, of which there are that many."""
+    what = f"an entry of saga {saga_id!r}"
+    found = unpack(states, what)
+    if not isinstance(found, list) or len(found) != number or not all(isinstance(one, bytes) for one in found):
+        raise CorruptDataError(f"{what} is damaged: it has not the states of its {number} snapshots")
+    return found
+
+
+def unpack_snapshots(log: bytes, states: bytes | None, of: str) -> list[SagaSnapshot]:
+    """Return an entry's snapshots; none when their states have expired. `of` is what an error names."""
+    heads = unpack_heads(log, of)
+    if states is None or not heads:
+        return []
+    held = unpack_states(states, len(heads), heads[0].saga_id)
+    return [head._replace(data=data) for head, data in zip(heads, held, strict=True)]
+
+
+def _snapshot(saga_id: str, header: list[Any]) -> SagaSnapshot:
     snapshot_id, saga_name, step, index, seq, phase, status, created, until, base_seq, *others = header
     times = _moment(created), _moment_or_none(until)
     without: list[Any] = [(), {}]  # earlier releases wrote none
     completed, tags, *_ = *others, *without[len(others) :]
     return SagaSnapshot(
-        *(snapshot_id, saga_id, saga_name, step, index, seq, phase, status, times[0], _bytes(data), times[1], base_seq),
+        *(snapshot_id, saga_id, saga_name, step, index, seq, phase, status, times[0], b"", times[1], base_seq),
         completed_steps=tuple(completed),
         tags=tuple(tags.items()),
     )

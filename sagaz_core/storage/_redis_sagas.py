@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sagaz_core.storage._redis_connections import Command
-    from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary
+    from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
 _REMEMBERED = 64  # a difference is from the last 15 or so
-_BEFORE_ALL = (-(2**63), "")
+LONG_AGO = -(2**63)
+_BEFORE_ALL = (LONG_AGO, "")
 
 
 class Keys:
@@ -45,6 +46,7 @@ class Known:
 
     `entry` is the number of the last one. `holding` has, for the last entries with snapshots, the lowest and the
     highest `seq` of them, and whether their states expire; `forgotten` is the highest `seq` in the entries before.
+    `last_times` are the latest times of events and of snapshots.
     """
 
     entry: int = 0
@@ -53,6 +55,7 @@ class Known:
     summary: SagaSummary | None = None
     holding: tuple[tuple[int, int, int, bool], ...] = ()
     forgotten: int = -(2**63)
+    last_times: tuple[int, int] = (LONG_AGO, LONG_AGO)
 
     def takes(self, batch: Batch) -> bool:
         """Whether the batch comes behind all that is known, and so cannot be in contradiction to it."""
@@ -68,8 +71,8 @@ class Known:
             and all(s.base_seq is None or s.base_seq > self.forgotten for s in batch.snapshots)
         )
 
-    def with_entry(self, batch: Batch) -> Known:
-        """Return what is known when the batch is added."""
+    def with_entry(self, batch: Batch, times: tuple[list[int], list[int]]) -> Known:
+        """Return what is known when the batch is added; `times` are those of its events and of its snapshots."""
         summary = self.new_summary(batch) or self.summary
         holding = self.holding
         if batch.snapshots:
@@ -83,6 +86,7 @@ class Known:
             summary,
             holding[-_REMEMBERED:],
             holding[-_REMEMBERED - 1][2] if len(holding) > _REMEMBERED else self.forgotten,
+            (max([self.last_times[0], *times[0]]), max([self.last_times[1], *times[1]])),
         )
 
     def new_summary(self, batch: Batch) -> SagaSummary | None:
@@ -119,9 +123,11 @@ class Addition:
     now: datetime
     commands: list[Command] = field(default_factory=list)
     claim: int = 0
+    times: tuple[list[int], list[int]] = ([], [])
 
     def __post_init__(self) -> None:
         of, batch, entry = self.keys.of, self.batch, self.known.entry + 1
+        self.times = times_of(batch.events, batch.snapshots)
         saga = as_key(batch.saga_id)
         place = b"%d:%s" % (entry, saga)
         claimed: list[bytes] = [
@@ -136,11 +142,32 @@ class Addition:
         after: list[Command] = [("ZADD", of(b"x", saga), entry, place)]
         if entry == 1:
             after.append(("ZADD", of(b"all"), 0, saga))
+        self._add_order(saga, place, after)
         self._add_summary(saga, place, claimed, after)
         if batch.snapshots:
             self._add_states(saga, place, claimed, after)
         self.claim = len(self.commands)
         self.commands += [("MSETNX", *claimed), *after]
+
+    def _add_order(self, saga: bytes, place: bytes, after: list[Command]) -> None:
+        """Have the entry found by what is in it, and say what is not in order, if anything is not."""
+        of, batch, known = self.keys.of, self.batch, self.known
+        happened, created = self.times
+        seqs = [event.seq for event in batch.events] + [snapshot.seq for snapshot in batch.snapshots]
+        ordered = True
+        if seqs:
+            first = min(seqs)
+            ordered = first >= known.last_event and first >= known.last_snapshot[0]
+            after.append(("ZADD", of(b"s", saga), first, place))
+        elif known.entry == 0:
+            after.append(("ZADD", of(b"s", saga), LONG_AGO, place))
+        if created:
+            after.append(("ZADD", of(b"t", saga), min(created), place))
+            ordered = ordered and min((s.seq, s.snapshot_id) for s in batch.snapshots) >= known.last_snapshot
+        if not ordered:
+            after.append(("SET", of(b"o", saga), b""))
+        if not (_in_time(known.last_times[0], happened) and _in_time(known.last_times[1], created)):
+            after.append(("SET", of(b"b", saga), b""))
 
     def _add_summary(self, saga: bytes, place: bytes, claimed: list[bytes], after: list[Command]) -> None:
         of, summary = self.keys.of, self.known.new_summary(self.batch)
@@ -173,8 +200,6 @@ class Addition:
         if ends:
             after.append(("ZADD", of(b"exp"), "LT", min(ends), saga))
         after += self._keep_bases(saga, kept_for)
-        if min((s.seq, s.snapshot_id) for s in batch.snapshots) < self.known.last_snapshot:
-            after.append(("SET", of(b"o", saga), b""))
 
     def _kept_for(self) -> int | None:
         """Return for how many milliseconds the states are kept, `None` for ever.
@@ -204,3 +229,16 @@ def holding_of(entries: Sequence[tuple[int, Sequence[list[Any]]]]) -> tuple[tupl
             seqs = [header[4] for header in headers]
             found.append((entry, min(seqs), max(seqs), all(header[8] is not None for header in headers)))
     return tuple(found)
+
+
+def times_of(events: Sequence[StoredEvent], snapshots: Sequence[SagaSnapshot]) -> tuple[list[int], list[int]]:
+    """Return the times of the events and of the snapshots."""
+    return [micros(event.at) for event in events], [micros(snapshot.created_at) for snapshot in snapshots]
+
+
+def _in_time(before: int, times: Sequence[int]) -> bool:
+    for time in times:
+        if time < before:
+            return False
+        before = time
+    return True

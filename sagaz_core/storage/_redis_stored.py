@@ -11,16 +11,16 @@ from sagaz_core.storage._redis_records import (
     as_key,
     index_names,
     micros,
-    pack,
     pack_log,
     pack_states,
     unpack_events,
+    unpack_heads,
     unpack_log,
     unpack_saga,
     unpack_snapshots,
     unpack_summary,
 )
-from sagaz_core.storage._redis_sagas import Keys, Known, holding_of
+from sagaz_core.storage._redis_sagas import LONG_AGO, Keys, Known, holding_of, times_of
 from sagaz_core.storage.base import Batch, SagaSnapshot, StoredEvent
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class StoredSaga:
         self._numbers = sorted(self._entries)
         # Those whose states have expired in the server are there too, until they are pruned.
         self._stored = {
-            number: unpack_snapshots(log, _no_states(log, saga_id) if states is None else states, saga_id)
+            number: unpack_heads(log, saga_id) if states is None else unpack_snapshots(log, states, saga_id)
             for number, (log, states) in self._entries.items()
         }
         self.heads = sorted((s for found in self._stored.values() for s in found), key=_place)
@@ -69,7 +69,9 @@ class StoredSaga:
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
         summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
-        return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads))
+        happened, created = times_of(list(self._events.values()), self.heads)
+        times = max(happened, default=LONG_AGO), max(created, default=LONG_AGO)
+        return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads), last_times=times)
 
     def without_known(self, batch: Batch) -> Batch:
         """Return what of the batch is not there yet. Raises `DuplicateSagaError` for what is there, and differs."""
@@ -127,8 +129,10 @@ class StoredSaga:
             # An entry stays when it is empty: by its number another process knows that there was a write.
             commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log, self.saga_id)[1], kept)))
             if not kept:
-                commands.append(("DEL", of(b"st", place)))
-            elif states is not None:
+                commands += [("DEL", of(b"st", place)), ("ZREM", of(b"t", self._saga), place)]
+                continue
+            commands.append(("ZADD", of(b"t", self._saga), "XX", min(micros(s.created_at) for s in kept), place))
+            if states is not None:
                 commands.append(("SET", of(b"st", place), pack_states(kept), "KEEPTTL"))
         for name in sorted(gone):
             commands.append(("DEL", of(b"id", as_key(name)), of(b"g", as_key(name))))
@@ -140,7 +144,7 @@ class StoredSaga:
     def deleting(self) -> list[Command]:
         """Return what deletes all of it."""
         of = self._keys.of
-        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v", b"o")]
+        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v", b"s", b"t", b"o", b"b")]
         for number in self._numbers:
             place = b"%d:%s" % (number, self._saga)
             doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
@@ -152,7 +156,3 @@ class StoredSaga:
             summary = None  # it stays in indices that nobody knows of: who reads them looks at what they lead to
         indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(summary)))]
         return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
-
-
-def _no_states(log: bytes, saga_id: str) -> bytes:
-    return pack([b""] * len(unpack_log(log, saga_id)[2]))

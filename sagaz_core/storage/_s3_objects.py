@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 _AT_ONCE = 32
 _IN_A_LISTING = 1000
 _MARK = b"SgS1"
-_NO_BUCKET = "NoSuchBucket"
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # the second is what Azure says
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 
 
@@ -151,7 +151,7 @@ class Objects:
         except (AlreadyExistsError, NotModifiedError, PreconditionError):
             raise
         except FileNotFoundError as error:
-            if _NO_BUCKET in str(error):
+            if _NO_BUCKET.search(str(error)):
                 raise self._unavailable(self._why(str(error))) from None
             raise
         except (PermissionDeniedError, UnauthenticatedError):
@@ -162,7 +162,7 @@ class Objects:
             raise self._unavailable(self._why(str(error))) from None
 
     def _why(self, text: str) -> str:
-        if _NO_BUCKET in text:
+        if _NO_BUCKET.search(text):
             return "there is no such bucket"
         status = _STATUS.search(text)
         if status:

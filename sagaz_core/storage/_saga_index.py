@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.storage._checks import another_event, another_saga, another_snapshot
+from sagaz_core.storage._checks import LONG_AGO, another_event, another_saga, another_snapshot
 from sagaz_core.storage._rows import (
     EventEntry,
     Row,
@@ -21,6 +20,7 @@ from sagaz_core.storage._timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
     from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
@@ -28,8 +28,6 @@ _at = attrgetter("at")
 _created_at = attrgetter("created_at")
 _seq = attrgetter("seq")
 _place = attrgetter("seq", "snapshot_id")
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
-"""When those ended that are kept as bases alone."""
 
 
 @dataclass(slots=True)

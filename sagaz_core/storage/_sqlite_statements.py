@@ -236,7 +236,6 @@ GET_SNAPSHOT = f"""
 LIST_SNAPSHOTS = f"""
     SELECT {_SNAPSHOT} FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
     WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND (p.seq, p.snapshot_id) > (?2, ?3)
-        AND (s.retention_until IS NULL OR s.retention_until >= ?5)
     {_IN_ORDER} LIMIT ?4
 """
 LIST_STORED = f"""

@@ -30,6 +30,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from sagaz_core.errors import DamagedSnapshotError
+from sagaz_core.storage._checks import LONG_AGO
 from sagaz_core.storage.codec import MAX_BYTES, is_whole
 
 if TYPE_CHECKING:
@@ -112,6 +113,19 @@ def state_bytes(snapshot: SagaSnapshot) -> bytes:
     for frame in reversed(chain):
         state = _state_of(frame, state, snapshot)
     return state
+
+
+def check_expired(snapshot: SagaSnapshot) -> None:
+    """Raise `DamagedSnapshotError` for one that looks expired, but was changed. 14 bytes of its data are enough.
+
+    One that a store keeps as a base alone, with `LONG_AGO` for its end, has been changed by the store. What is no frame
+    cannot be checked.
+    """
+    data = snapshot.data
+    if data[:1] != bytes((_MARK,)) or len(data) < _OWNER.stop or snapshot.retention_until == LONG_AGO:
+        return
+    if data[_OWNER] != _owner(snapshot, data[_DIGEST], snapshot.base_seq):
+        raise _damaged(snapshot, "is damaged: what is stored beside it is not of this snapshot, or was changed")
 
 
 class _Frame:

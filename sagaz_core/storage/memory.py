@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache, partial
 from operator import attrgetter
 from threading import Lock
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage._checks import (
+    LONG_AGO,
     another_event,
     another_saga,
     another_snapshot,
@@ -48,7 +49,6 @@ _created_at = attrgetter("created_at")
 _seq = attrgetter("seq")
 _place = attrgetter("seq", "snapshot_id")
 _SCHEMA_VERSION = 1
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _named: dict[str, InMemorySnapshotStorage] = {}
 _naming = Lock()
 
@@ -271,7 +271,7 @@ class InMemorySnapshotStorage:
             below = bisect_left(items, below_seq, key=_seq)
             needed = (item.base_seq for item in items[below:] if item.base_seq is not None and not expired(item, now))
             start = bisect_left(items, min(needed, default=below_seq), 0, below, key=_seq)
-            hidden = [item._replace(retention_until=_LONG_AGO) for item in items[start:below]]
+            hidden = [item._replace(retention_until=LONG_AGO) for item in items[start:below]]
             gone = sum(not expired(item, now) for item in items[:below])
             self._keep(saga, [*hidden, *items[below:]])
             self._snapshots.update((item.snapshot_id, item) for item in hidden)

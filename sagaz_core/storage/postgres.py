@@ -18,6 +18,7 @@ from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import (
+    LONG_AGO,
     above_prefix,
     another_event,
     another_saga,
@@ -27,6 +28,7 @@ from sagaz_core.storage._checks import (
     check_limit,
     check_prune,
     contested,
+    expired,
     misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
@@ -79,6 +81,7 @@ from sagaz_core.storage.base import (
     StoreInfo,
     checked_id,
 )
+from sagaz_core.storage.frames import check_expired
 from sagaz_core.storage.together import Checkpoint
 from sagaz_core.storage.url import safe_url
 
@@ -89,6 +92,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _EVENTS_AT_ONCE = 256
+_EXPIRED_AT_ONCE = 2_000
+_ALL = LONG_AGO  # asked for what is served then, all is found but what is kept as a base alone
 _SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -293,8 +298,16 @@ class PostgresSnapshotStorage:
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
-        rows = await self._rows(sql.GET_SNAPSHOT, as_text(snapshot_id), as_time(self.clock()))
-        return snapshot_from(rows[0]) if rows else None
+        rows = await self._rows(sql.GET_SNAPSHOT, as_text(snapshot_id), _ALL)
+        found = snapshot_from(rows[0]) if rows else None
+        return None if found is None or self._expired(found) else found
+
+    def _expired(self, snapshot: SagaSnapshot) -> bool:
+        """Whether the snapshot has expired. Raises `DamagedSnapshotError` when it only looks so."""
+        if not expired(snapshot, self.clock()):
+            return False
+        check_expired(snapshot)
+        return True
 
     async def latest_snapshot(
         self,
@@ -314,17 +327,30 @@ class PostgresSnapshotStorage:
         )
         statement = _LATEST[tuple(value is not None for value in asked)]
         values = [value for value in asked if value is not None]
-        rows = await self._rows(statement, as_text(saga_id), as_time(self.clock()), *values)
+        rows = await self._rows(statement, as_text(saga_id), _ALL, *values)
+        if rows and self._expired(snapshot_from(rows[0])):
+            rows = await self._rows(statement, as_text(saga_id), as_time(self.clock()), *values)
         return snapshot_from(rows[0]) if rows else None
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
         seq, last = read_snapshot_cursor(cursor)
-        now = as_time(self.clock())
-        rows = await self._rows(sql.LIST_SNAPSHOTS, as_text(saga_id), seq, as_text(last), limit + 1, now)
-        items = [snapshot_from(row) for row in rows[:limit]]
-        return Page(items, snapshot_cursor(items[-1]) if len(rows) > limit else None)
+        now, some, more = self.clock(), limit + 1, True
+        found: list[SagaSnapshot] = []
+        while more and len(found) <= limit:
+            asked = as_text(saga_id), seq, as_text(last), some, as_time(now)
+            rows = await self._rows(sql.LIST_SNAPSHOTS, *asked)
+            more = len(rows) == some
+            some = max(some, _EXPIRED_AT_ONCE)  # some have expired: there may be many of these
+            for snapshot in map(snapshot_from, rows):
+                seq, last = snapshot.seq, snapshot.snapshot_id
+                if expired(snapshot, now):
+                    check_expired(snapshot)
+                else:
+                    found.append(snapshot)
+        page = found[:limit]
+        return Page(page, snapshot_cursor(page[-1]) if len(found) > limit else None)
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None

@@ -25,6 +25,7 @@ from sagaz_core.storage._checks import (
     check_find,
     check_limit,
     check_prune,
+    expired,
     misplaced,
     read_snapshot_cursor,
     snapshot_cursor,
@@ -52,6 +53,7 @@ from sagaz_core.storage.base import (
     StoredEvent,
     StoreInfo,
 )
+from sagaz_core.storage.frames import check_expired
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -137,7 +139,11 @@ class SqliteSnapshotStorage:
         return None if found is None or self._expired(found) else found
 
     def _expired(self, snapshot: SagaSnapshot) -> bool:
-        return snapshot.retention_until is not None and snapshot.retention_until < self.clock()
+        """Whether the snapshot has expired. Raises `DamagedSnapshotError` when it only looks so."""
+        if not expired(snapshot, self.clock()):
+            return False
+        check_expired(snapshot)
+        return True
 
     async def latest_snapshot(
         self,
@@ -165,9 +171,9 @@ class SqliteSnapshotStorage:
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
-        asked = (saga_id, *read_snapshot_cursor(cursor), limit + 1, micros(self.clock()))
+        asked, now = (saga_id, *read_snapshot_cursor(cursor), limit), self.clock()
         nothing: list[SagaSnapshot] = []
-        found = self._connections.read(lambda c: in_one_look(c, lambda c: _listed(c, asked, limit)), nothing)
+        found = self._connections.read(lambda c: in_one_look(c, lambda c: _listed(c, *asked, now)), nothing)
         page = found[:limit]
         return Page(page, snapshot_cursor(page[-1]) if len(found) > limit else None)
 
@@ -288,15 +294,27 @@ def _some_events(
     return found, False
 
 
-def _listed(connection: sqlite3.Connection, asked: tuple[Any, ...], limit: int) -> list[SagaSnapshot]:
+def _listed(
+    connection: sqlite3.Connection, saga_id: str, seq: int, last: str, limit: int, now: datetime
+) -> list[SagaSnapshot]:
     """Return the page and one more, which has no bases."""
-    # All at once: a statement that is not at its end when one of its rows is damaged keeps the connection in the past.
-    found = [snapshot_from(row) for row in connection.execute(sql.LIST_SNAPSHOTS, asked).fetchall()]
+    found: list[SagaSnapshot] = []
+    more = True
+    while more and len(found) <= limit:
+        # All at once: a statement that is not at its end when a row is damaged keeps the connection in the past.
+        rows = connection.execute(sql.LIST_SNAPSHOTS, (saga_id, seq, last, limit + 1)).fetchall()
+        more = len(rows) > limit
+        for snapshot in map(snapshot_from, rows):
+            seq, last = snapshot.seq, snapshot.snapshot_id
+            if expired(snapshot, now):
+                check_expired(snapshot)
+            else:
+                found.append(snapshot)
     page = found[:limit]
     first = min((s.base_seq for s in page if s.base_seq is not None), default=None)
     if first is None:
         return found
-    rows = connection.execute(sql.LIST_STORED, (asked[0], first, page[-1].seq)).fetchall()
+    rows = connection.execute(sql.LIST_STORED, (saga_id, first, page[-1].seq)).fetchall()
     stored = [snapshot_from(row) for row in rows]
     return [*with_bases(page, stored), *found[limit:]]
 

@@ -148,3 +148,31 @@ def test_a_copy_of_a_damaged_store_lists_the_damage_and_has_all_else(cli, orders
     counts = [json.loads(cli("store", "info", url, "--format", "json").ok()) for url in (STORE, "sqlite:///to.db")]
     assert counts[0]["snapshots"] == counts[1]["snapshots"]
     assert counts[0]["events"] == counts[1]["events"] + 1
+
+
+def test_a_damaged_saga_is_named_and_all_others_are_listed(cli, orders):
+    cli("record", ORDER, "--id", "c").ok()
+    connection = sqlite3.connect(".sagaz/sagaz.db", isolation_level=None)
+    connection.execute("UPDATE sagas SET source = 'x', status = 'executing' WHERE saga_id IN ('a', 'b')")
+    for arguments in (["find"], ["recording", "list"]):
+        ran = cli(*arguments)
+        assert [line.split()[0] for line in ran.out.splitlines()] == ["c"]
+        first, second, last = ran.err.splitlines()
+        assert "saga 'a' is damaged" in first
+        assert "saga 'b' is damaged" in second
+        assert (ran.code, last) == (1, "sagaz: 2 sagas are damaged, and not listed")
+        ran = cli(*arguments, "--format", "json", "--limit", "1")
+        assert [saga["saga_id"] for saga in json.loads(ran.out)["sagas"]] == ["c"]
+        assert ran.code == 1
+    connection.execute("DELETE FROM sagas WHERE saga_id = 'b'")
+    connection.execute("UPDATE saga_snapshots SET phase = 'x' WHERE saga = (SELECT id FROM sagas WHERE saga_id = 'c')")
+    connection.close()
+    assert cli("recording", "list").err.count("is damaged") == 2
+
+
+def test_a_damaged_saga_does_not_keep_others_from_being_recorded_or_asked_for(cli, orders):
+    connection = sqlite3.connect(".sagaz/sagaz.db", isolation_level=None)
+    connection.execute("UPDATE sagas SET source = 'x' WHERE saga_id = 'a'")
+    connection.close()
+    cli("record", ORDER, "--id", "c").ok()
+    assert cli("replay", "list-changes", "d").fails().startswith("there is no saga 'd' in the store")

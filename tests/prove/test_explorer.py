@@ -403,6 +403,48 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("kinds", ["before", "all"])
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_a_saga_that_fails_by_itself_is_not_said_to_be_sound(mode: str, kinds: str, failing: int) -> None:
+    def breaks(ctx: Any) -> None:
+        raise ValueError("always")
+
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("breaks")
+    for place, name in enumerate("ab"):
+        saga.add_step(name, breaks if place == failing else lambda ctx: None, lambda ctx: None, in_doubt="compensate")
+    exploration = explore(saga, world=world, mode=mode, kinds=kinds, depth=1)
+    assert (exploration.failures, exploration.complete) == ((), False)
+    step = "ab"[failing]
+    assert exploration.fails_alone == f"without faults the saga ends rolled_back at '{step}' (ValueError: always)"
+    with pytest.raises(AssertionError, match=r"^VACUOUS: not all was tried: without faults the saga ends rolled_back"):
+        exploration.assert_sound()
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+def test_one_that_was_recorded_to_fail_there_is_sound_as_far_as_it_gets(mode: str) -> None:
+    def breaks(ctx: Any) -> None:
+        raise ValueError("always")
+
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("breaks").add_step("a", breaks, lambda ctx: None, in_doubt="compensate")
+    for fails_at, sound in (("a", True), ("b", False)):
+        subject = Subject(lambda: saga, {}, world=world, fails_at=fails_at)
+        exploration = run(explore_subject(subject, Search(("before",), 1, mode)))
+        assert (exploration.unproved == "") is sound
+
+
+def test_a_budget_that_was_too_small_for_any_plan_proves_nothing() -> None:
+    saga: Saga[Any] = Saga("small").add_step("a", lambda ctx: None)
+    exploration = explore(saga, max_executions=0)
+    assert (exploration.plans, exploration.failures) == (0, ())
+    with pytest.raises(AssertionError, match=r"^VACUOUS: nothing was tried: the budget was used up after 0 executions"):
+        exploration.assert_sound()
+
+
 def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
     desk: dict[str, Any] = {}
     world = World()
@@ -411,14 +453,15 @@ def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
     return saga.add_step("q", lambda ctx: act(desk)), world
 
 
+def refuse_a_second_delivery(desk: dict[str, Any]) -> None:
+    if "q" in desk:
+        raise RuntimeError("there is one")
+    desk["q"] = 1
+
+
 @pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
 def test_a_benign_fault_behind_a_pivot_that_the_saga_does_not_get_over_is_found(mode: str) -> None:
-    def refuses(desk: dict[str, Any]) -> None:
-        if "q" in desk:
-            raise RuntimeError("there is one")
-        desk["q"] = 1
-
-    saga, world = past_a_pivot(refuses)
+    saga, world = past_a_pivot(refuse_a_second_delivery)
     assert ("NOT_IDEMPOTENT", "q") in verdicts(explore(saga, world=world, depth=1, mode=mode))
 
 
@@ -749,6 +792,21 @@ def test_a_budget_of_executions_is_exact_and_says_how_far_it_came() -> None:
     assert 0 < part.plans < whole.plans
     assert not part.complete
     assert "the budget was used up" in part.summary()
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree"])
+def test_wherever_a_budget_ends_what_was_found_by_then_is_shown(mode: str) -> None:
+    def explored(make: Any, budget: int | None) -> Exploration:
+        saga, world = make()
+        return explore(saga, world=world, mode=mode, max_executions=budget)
+
+    for make in (lambda: undone_in_any_order("x"), lambda: past_a_pivot(refuse_a_second_delivery)):
+        whole = explored(make, None)
+        assert verdicts(whole)
+        for budget in range(1, whole.executions, 1 + whole.executions // 25):
+            part = explored(make, budget)
+            assert {verdict for verdict, _ in verdicts(part)} <= {verdict for verdict, _ in verdicts(whole)}
+            assert not part.complete
 
 
 def test_plans_that_failed_before_are_run_first() -> None:

@@ -18,7 +18,7 @@ import redis
 from sagaz_core import ReplayConfig, Saga
 from sagaz_core.engine.load import load_events
 from sagaz_core.engine.run import RunOptions, run_saga
-from sagaz_core.errors import CodecError, StorageError
+from sagaz_core.errors import CodecError, DamagedSnapshotError, StorageError
 from sagaz_core.storage import open_storage
 from sagaz_core.storage.contract import T0, a_replay
 from sagaz_core.storage.frames import state_bytes
@@ -77,9 +77,9 @@ def changed(value, chance):
     if isinstance(value, bytes):
         return flipped(value, chance)
     if isinstance(value, datetime):
-        return value + timedelta(microseconds=chance.choice((1, -1)))
+        return value + timedelta(microseconds=chance.choice((1, -1)) << chance.randrange(51))
     if isinstance(value, int):
-        return value ^ 1 << chance.randrange(31 if value < 2**31 else 41 if value < 2**52 else 62)
+        return value ^ 1 << chance.randrange(31 if value < 2**31 else 51 if value < 2**52 else 62)
     if value[:1] in ("[", "{"):
         plain = json.loads(value)
         if isinstance(plain, list):
@@ -186,3 +186,72 @@ def test_changes_in_redis_are_found_out(redis_url):
 
     asyncio.run(main())
     client.close()
+
+
+# ---- an end that looks as if it were past
+
+EARLIER = timedelta(days=20_000)
+
+
+async def is_no_longer_hidden(storage, snapshot):
+    """Each way to ask for the snapshot raises an error that names it."""
+    asks = (
+        storage.get_snapshot(snapshot.snapshot_id),
+        storage.latest_snapshot(SAGA, step=snapshot.step_name, phase=snapshot.phase),
+        storage.latest_snapshot(SAGA, max_seq=snapshot.seq),
+        storage.latest_snapshot(SAGA, until=snapshot.created_at),
+        storage.list_snapshots(SAGA),
+        storage.list_snapshots(SAGA, limit=1, cursor=f"{snapshot.seq}:"),
+    )
+    for ask in asks:
+        with pytest.raises(
+            DamagedSnapshotError, match=f"snapshot '{snapshot.snapshot_id}' of saga '{SAGA}' is damaged"
+        ):
+            await ask
+
+
+async def what_has_expired_is_left_out(storage):
+    (*_, last) = (await storage.list_snapshots(SAGA)).items
+    storage.clock = lambda: last.retention_until + timedelta(days=1)
+    assert await storage.get_snapshot(last.snapshot_id) is None
+    assert await storage.latest_snapshot(SAGA) is None
+    assert not (await storage.list_snapshots(SAGA, limit=2)).items
+    await storage.delete_snapshots(SAGA, below_seq=last.seq)
+    assert not (await storage.list_snapshots(SAGA)).items
+
+
+def test_a_changed_end_does_not_hide_a_snapshot_of_sqlite(tmp_path):
+    async def main():
+        storage = open_storage(f"sqlite:///{tmp_path}/sagaz.db")
+        await fill(storage)
+        connection = sqlite3.connect(tmp_path / "sagaz.db", isolation_level=None)
+        for snapshot in (await storage.list_snapshots(SAGA)).items:
+            name = snapshot.snapshot_id
+            change = "UPDATE saga_snapshots SET retention_until = retention_until + ? WHERE snapshot_id = ?"
+            connection.execute(change, (-(EARLIER // timedelta(microseconds=1)), name))
+            await is_no_longer_hidden(storage, snapshot)
+            connection.execute(change, (EARLIER // timedelta(microseconds=1), name))
+        connection.close()
+        await what_has_expired_is_left_out(storage)
+        await storage.close()
+
+    asyncio.run(main())
+
+
+def test_a_changed_end_does_not_hide_a_snapshot_of_postgresql(postgres_url, postgres_database):
+    schema = postgres_url.rpartition("schema=")[2]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await fill(storage)
+        connection = await asyncpg.connect(postgres_database)
+        for snapshot in (await storage.list_snapshots(SAGA)).items:
+            change = f"UPDATE {schema}.saga_snapshots SET retention_until = retention_until + $1 WHERE snapshot_id = $2"
+            await connection.execute(change, -EARLIER, snapshot.snapshot_id)
+            await is_no_longer_hidden(storage, snapshot)
+            await connection.execute(change, EARLIER, snapshot.snapshot_id)
+        await connection.close()
+        await what_has_expired_is_left_out(storage)
+        await storage.close()
+
+    asyncio.run(main())

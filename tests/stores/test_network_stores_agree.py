@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from naive_store import NaiveStore
 
-from sagaz_core.storage import open_storage
+from sagaz_core.storage import _redis_snapshots, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine
 from tests import servers
 
@@ -49,6 +49,15 @@ class TestRedisAgrees(RedisMachine.TestCase):
     @pytest.fixture(autouse=True)
     def server(self, redis_server_url, monkeypatch):
         monkeypatch.setattr(RedisMachine, "url", redis_server_url)
+
+
+class TestRedisInSmallPartsAgrees(TestRedisAgrees):
+    """The same where a few entries are a long saga already."""
+
+    @pytest.fixture(autouse=True)
+    def _small_parts(self, monkeypatch):
+        for name, number in {"_BACK": 2, "_LAST": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}.items():
+            monkeypatch.setattr(_redis_snapshots, name, number)
 
 
 class TestPostgresAgrees(PostgresMachine.TestCase):

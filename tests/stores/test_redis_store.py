@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import fakeredis
 import pytest
@@ -10,11 +11,16 @@ from fakeredis import FakeAsyncRedisConnection
 from proxy import Proxy
 
 from sagaz_core.clock import utc_now
-from sagaz_core.errors import DuplicateSagaError, SchemaError
-from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError
+from sagaz_core.storage import Batch, SagaSummary, _redis_snapshots, open_storage
 from sagaz_core.storage._network import Pool
 from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+
+
+def in_small_parts(monkeypatch):
+    for name, number in {"_BACK": 2, "_LAST": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}.items():
+        monkeypatch.setattr(_redis_snapshots, name, number)
 
 
 class TestRedis(SnapshotStorageContract):
@@ -23,6 +29,14 @@ class TestRedis(SnapshotStorageContract):
         storage = open_storage(redis_url)
         yield storage
         self.do(storage.close())
+
+
+class TestRedisInSmallParts(TestRedis):
+    """The same where a few entries are a long saga already."""
+
+    @pytest.fixture(autouse=True)
+    def _small_parts(self, monkeypatch):
+        in_small_parts(monkeypatch)
 
 
 class TestFakeRedis(SnapshotStorageContract):
@@ -217,3 +231,128 @@ def test_pages_pass_over_what_has_expired_and_was_not_pruned(redis_url):
         assert rest.cursor is None
 
     run(redis_url, work)
+
+
+LONG = 3_000
+
+
+async def write_long(storage, clock=lambda seq: seq):
+    """Write a saga of many entries, two events and a snapshot each, as an engine does."""
+    writer = FrameWriter()
+    await storage.write(Batch("s", a_saga("s")))
+    batches = []
+    for seq in range(0, LONG, 2):
+        at = T0 + timedelta(seconds=clock(seq))
+        events = [an_event("s", seq, at=at), an_event("s", seq + 1, at=at)]
+        snapshot = a_snapshot("s", seq, created_at=at, step_name=f"step_{seq}", phase="before")
+        batches.append(Batch("s", None, events, [writer.frame(snapshot, b"state %d" % seq)]))
+    for batch in batches:
+        await storage.write(batch)
+
+
+def test_of_a_long_saga_only_what_is_asked_for_is_read(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        await write_long(storage)
+        seqs = [0, 1, 2, 30, 31, 1_500, 1_501, LONG - 2, LONG - 1, LONG + 5]
+        for seq in seqs:
+            right, until = min(seq - seq % 2, LONG - 2), T0 + timedelta(seconds=seq)
+            for asked in ({"until": until}, {"max_seq": seq}, {"until": until, "max_seq": seq}):
+                before = proxy.trips, proxy.answered
+                found = await storage.latest_snapshot("s", **asked)
+                assert (found.seq, state_bytes(found)) == (right, b"state %d" % right)
+                assert proxy.trips - before[0] == 1
+                assert proxy.answered - before[1] < 20_000
+            before = proxy.trips, proxy.answered
+            events = [event.seq async for event in storage.read_events("s", after_seq=right, until=until)]
+            assert events == ([right + 1] if seq >= right else [])
+            assert proxy.trips - before[0] == 1
+            assert proxy.answered - before[1] < 20_000
+        assert await storage.latest_snapshot("s", until=T0 - timedelta(seconds=1)) is None
+        assert await storage.latest_snapshot("s", max_seq=-1) is None
+        assert [e.seq async for e in storage.read_events("s", after_seq=1_001)] == list(range(1_002, LONG))
+        assert [e.seq async for e in storage.read_events("s")] == list(range(LONG))
+
+    run(proxy.url, work)
+    proxy.close()
+
+
+@pytest.mark.parametrize("clock", [lambda seq: 0, lambda seq: seq // 100, lambda seq: -seq, lambda seq: seq % 700])
+def test_a_long_saga_of_a_clock_that_stands_or_goes_back_is_read_right(redis_url, clock):
+    async def work(storage):
+        await write_long(storage, clock)
+        for until in (-LONG, -1_001, -1, 0, 1, 7, 333, LONG):
+            at = T0 + timedelta(seconds=until)
+            right = max((seq for seq in range(0, LONG, 2) if clock(seq) <= until), default=None)
+            found = await storage.latest_snapshot("s", until=at)
+            assert (found and found.seq) == right
+            assert found is None or state_bytes(found) == b"state %d" % right
+            for after in (-1, 400, 1_111):
+                events = [event.seq async for event in storage.read_events("s", after_seq=after, until=at)]
+                assert events == list(range(after + 1, 0 if right is None else right + 2))
+
+    run(redis_url, work)
+
+
+def test_what_an_earlier_release_wrote_has_no_indices_and_is_read(redis_url):
+    prefix = redis_url.rpartition("prefix=")[2]
+
+    async def work(storage):
+        await write_long(storage)
+        with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
+            assert client.delete(f"{prefix}:s:s", f"{prefix}:t:s") == 2
+        await storage.write(Batch("s", None, [an_event("s", LONG)], [a_snapshot("s", LONG)]))
+        for seq in (0, 31, LONG - 1, LONG):
+            until = T0 + timedelta(seconds=seq)
+            assert (await storage.latest_snapshot("s", until=until)).seq == seq - seq % 2
+            assert (await storage.latest_snapshot("s", max_seq=seq)).seq == seq - seq % 2
+            events = [event.seq async for event in storage.read_events("s", after_seq=17, until=until)]
+            assert events == list(range(18, seq + 1))
+
+    run(redis_url, work)
+
+
+def test_a_user_that_may_only_read_reads(redis_url, redis_server_url):
+    prefix = redis_url.rpartition("prefix=")[2]
+    reader = f"reader-{prefix}"
+    with redis.Redis.from_url(redis_server_url) as client:
+        client.acl_setuser(
+            reader, enabled=True, passwords=["+secret"], keys=["*"], categories=["+@read", "+@connection"]
+        )
+
+    async def work(storage):
+        await write_long(storage)
+        parts = urlsplit(redis_url)
+        only_reads = open_storage(parts._replace(netloc=f"{reader}:secret@{parts.netloc}").geturl())
+        found = await only_reads.latest_snapshot("s", until=T0 + timedelta(seconds=1_001))
+        assert state_bytes(found) == b"state 1000"
+        assert [e.seq async for e in only_reads.read_events("s", after_seq=1_000, until=found.created_at)] == [1_001]
+        assert [e.seq async for e in only_reads.read_events("s", after_seq=LONG - 3)] == [LONG - 2, LONG - 1]
+        assert [record.saga_id for record in (await only_reads.list_sagas()).items] == ["s"]
+        with pytest.raises(StoreUnavailableError, match="may not do that"):
+            await only_reads.write(Batch("t", a_saga("t")))
+        await only_reads.close()
+
+    try:
+        run(redis_url, work)
+    finally:
+        with redis.Redis.from_url(redis_server_url) as client:
+            client.acl_deluser(reader)
+
+
+def test_a_replay_of_a_long_saga_reads_its_last_entries(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        await write_long(storage)
+        last, first = await storage.read_checkpoints([("s", f"step_{LONG - 10}"), ("s", "step_4")])
+        assert [(one.before.seq, one.last_seq) for one in (last, first)] == [(LONG - 10, LONG - 2), (4, LONG - 2)]
+        assert [len(one.events) for one in (last, first)] == [9, LONG - 5]
+        before = proxy.trips, proxy.answered
+        assert (await storage.read_checkpoints([("s", f"step_{LONG - 10}")]))[0] == last
+        assert proxy.trips - before[0] == 1
+        assert proxy.answered - before[1] < 60_000
+
+    run(proxy.url, work)
+    proxy.close()

@@ -1,0 +1,50 @@
+"""Listings of a store's sagas that go on behind a damaged one, and end with its name and an exit code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from sagaz_core.cli.failure import NOT_WELL, Failure
+from sagaz_core.cli.text import printable
+from sagaz_core.errors import DamagedListingError
+from sagaz_core.storage.base import Page
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Listed(NamedTuple):
+    """The records of a page, where it goes on, and what is said of each damaged one that is not among them."""
+
+    items: list[Any]
+    cursor: str | None
+    damaged: list[str]
+
+
+async def listed(get: Callable[..., Awaitable[Page]], limit: int, cursor: str | None, **asked: Any) -> Listed:
+    """Return up to `limit` records of a listing, without those that are damaged."""
+    items: list[Any] = []
+    damaged: list[str] = []
+    while True:
+        try:
+            page = await get(limit=limit - len(items), cursor=cursor, **asked)
+        except DamagedListingError as error:
+            damaged.append(str(error))
+            page, more = Page(error.items, error.cursor), True
+        else:
+            more = False
+        items += page.items
+        cursor = page.cursor
+        if not more or len(items) == limit:
+            return Listed(items, cursor, damaged)
+
+
+def tell_damaged(damaged: list[str]) -> None:
+    """Name on stderr what is damaged, and end with exit code 1, if anything is."""
+    if damaged:
+        for damage in damaged:
+            click.echo(printable(f"  {damage}"), err=True)
+        what = "1 saga is" if len(damaged) == 1 else f"{len(damaged):,} sagas are"
+        raise Failure(f"{what} damaged, and not listed", NOT_WELL)

@@ -1,0 +1,91 @@
+"""Deleting from Redis: a saga is read under WATCH, and what is left of it is written, until nobody was faster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sagaz_core.storage._checks import LONG_AGO, check_prune, expired
+from sagaz_core.storage._redis_connections import raise_first
+from sagaz_core.storage._redis_records import micros
+from sagaz_core.storage._redis_writing import RedisWriting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sagaz_core.storage._redis_connections import Trip
+    from sagaz_core.storage._redis_stored import StoredSaga
+    from sagaz_core.storage.base import SagaSnapshot
+
+
+class RedisDeleting(RedisWriting):
+    """How snapshots and sagas go."""
+
+    async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
+        """See `SnapshotStorage.delete_snapshots`."""
+        return await self._connections.use(lambda trip: self._delete_below(trip, saga_id, below_seq))
+
+    async def _delete_below(self, trip: Trip, saga_id: str, below_seq: int) -> int:
+        while True:
+            saga = await self._watched(trip, saga_id)
+            above = [s for s in saga.snapshots if s.seq >= below_seq]
+            needed = min((s.seq if s.base_seq is None else s.base_seq for s in above), default=below_seq)
+            below, now = [s for s in saga.snapshots if s.seq < below_seq], self.clock()
+            hidden = [s for s in below if s.seq >= needed]
+            changed = {s.snapshot_id: s._replace(retention_until=LONG_AGO) for s in hidden if not expired(s, now)}
+            gone = {s.snapshot_id for s in below if s.seq < needed}
+            if await self._rewritten(trip, saga, gone, changed):
+                return sum(not expired(s, now) for s in below)
+
+    async def prune(self, now: datetime, *, batch: int = 500) -> int:
+        """See `SnapshotStorage.prune`."""
+        check_prune(now, batch)
+        pruned, kept = 0, 0
+        before: bytes | None = None
+        while True:
+            due = ("ZRANGEBYSCORE", self._keys.of(b"exp"), "-inf", micros(now), "LIMIT", kept, 1)
+            ((*sagas,),) = await self._send(due)
+            if not sagas:
+                return pruned
+            if sagas[0] == before:
+                kept += 1  # what is left of this one must stay, or is of a time that a float cannot tell from now
+                continue
+            done = await self._connections.use(lambda trip, name=sagas[0]: self._prune(trip, name.decode(), now, batch))  # type: ignore[misc] # a bound default
+            pruned += done
+            before = sagas[0] if done == 0 else None
+
+    async def _prune(self, trip: Trip, saga_id: str, now: datetime, batch: int) -> int:
+        while True:
+            saga = await self._watched(trip, saga_id)
+            needed: int | None = None
+            gone = []
+            for snapshot in reversed(saga.heads):
+                if not expired(snapshot, now):
+                    if snapshot.base_seq is not None:
+                        needed = snapshot.base_seq if needed is None else min(needed, snapshot.base_seq)
+                elif needed is None or snapshot.seq < needed:
+                    gone.append(snapshot.snapshot_id)
+            if await self._rewritten(trip, saga, set(gone[:batch]), {}):
+                return len(gone[:batch])
+
+    async def _rewritten(
+        self, trip: Trip, saga: StoredSaga, gone: set[str], changed: Mapping[str, SagaSnapshot]
+    ) -> bool:
+        """Take snapshots out of their entries, and put others in the place of some. False if somebody was faster."""
+        commands = saga.rewriting(gone, changed)
+        (reply,) = await trip.transaction(commands)
+        self._remember(saga.saga_id, None)
+        raise_first(reply)
+        return reply is not None
+
+    async def delete_saga(self, saga_id: str) -> bool:
+        """See `SnapshotStorage.delete_saga`."""
+        return await self._connections.use(lambda trip: self._delete(trip, saga_id))
+
+    async def _delete(self, trip: Trip, saga_id: str) -> bool:
+        while True:
+            saga = await self._watched(trip, saga_id)
+            (reply,) = await trip.transaction(saga.deleting())
+            self._remember(saga_id, None)
+            if reply is not None:
+                return saga.is_there
