@@ -285,3 +285,28 @@ def test_what_a_store_gives_back_as_another_value_is_found(mode: str) -> None:
     assert (
         run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("a@repeat"))).verdict.value == "CONTEXT_LEAK"
     )
+
+
+@pytest.mark.parametrize("steps", [CHAIN, {"a": [], "b": [], "c": ["a", "b"]}], ids=["chain", "dag"])
+def test_the_last_step_is_undone_after_it_was_done_too_and_not_only_in_doubt(steps: dict[str, list[str]]) -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("forgets")
+
+    def undo(ctx: Any, result: Any) -> None:
+        if not (result and result["step"] == "c"):  # forgets what it is told was done
+            desk.pop("c", None)
+
+    for name, before in steps.items():
+        back = undo if name == "c" else lambda ctx, *, step=name: desk.pop(step, None)
+        saga.add_step(
+            name,
+            lambda ctx, *, step=name: {"step": desk.setdefault(step, step)} if step == "c" else desk.update({step: 1}),
+            back,
+            depends_on=before,
+            in_doubt="compensate",
+        )
+    exploration = explore(saga, world=world)
+    assert shown(exploration) == [("end@before", "LIE", None)]
+    assert exploration.plans == exploration.possible
