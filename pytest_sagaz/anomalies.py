@@ -77,7 +77,7 @@ def find_anomaly(
         found = _dirty_read(lines, place, rolled_back)
         if found:
             return found
-    shown = "; ".join(str(actual[place]) if place in actual else f"{place} is as before" for place in wrong)
+    shown = "; ".join(str(actual[place]) if place in actual else f"{place} as it was" for place in wrong)
     return f"NOT SERIAL: no order of those that completed, one after another, leaves {shown}"
 
 

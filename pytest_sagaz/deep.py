@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_sagaz.replays import reproduce_search
 from pytest_sagaz.settings import settings_of
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.prove.budget import deadline
@@ -35,6 +36,7 @@ def search(saga_case: Case) -> None:
         known=failures.of(name),
         over=deadline(settings.budget),
         first=settings.from_step,
+        again=reproduce_search(item.target, item.depth, settings),
     )
     exploration = saga_case.explore(wanted)
     failed = [outcome.plan for outcome in exploration.failures]

@@ -243,6 +243,11 @@ def reproduce(target: Target, settings: Settings) -> str:
     return _command(target, settings, "--sagaz-plan={plan}")
 
 
+def reproduce_search(target: Target, depth: int, settings: Settings) -> str:
+    """Return the command that explores the target again."""
+    return _command(target, settings, f"{target.name}::{EXPLORE}{depth}")
+
+
 def reproduce_kill(target: Target, boundary: Boundary, settings: Settings) -> str:
     """Return the command that kills the target at this moment again."""
     return _command(target, settings, "--sagaz-kill", f"{target.name}::{escaped(str(boundary))}")

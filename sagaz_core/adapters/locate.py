@@ -77,6 +77,20 @@ def load_saga(spec: str) -> Any:
     return found
 
 
+def load_made(spec: str) -> Any:
+    """Return the class or instance that `module:qualname` names, or what the function makes that it names."""
+    found = load_object(spec)
+    is_function = callable(found) and not isinstance(found, type) and not any(one.accepts(found) for one in adapters())
+    if is_function:
+        try:
+            inspect.signature(found).bind()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{spec!r} cannot make a saga ({error}): let it need no arguments") from error
+        found = found()
+    adapter_for(found)
+    return found
+
+
 def load_object(spec: str) -> Any:
     """Return what `module:qualname` names: a saga, or a function that makes one."""
     module_name, colon, qualname = spec.partition(":")

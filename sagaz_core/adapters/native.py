@@ -39,7 +39,7 @@ class NativeAdapter:
         except TypeError as error:
             raise DefinitionError(
                 f"{target.__name__} cannot be made without arguments ({error}): "
-                f"give an instance, or override the saga_factory fixture"
+                f"give an instance or a function that makes one, in tests by the saga_factory fixture"
             ) from error
         return made
 

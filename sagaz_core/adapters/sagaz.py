@@ -56,7 +56,7 @@ class SagazAdapter:
         except TypeError as error:
             raise DefinitionError(
                 f"{target.__name__} cannot be made without arguments ({error}): "
-                f"give an instance, or override the saga_factory fixture"
+                f"give an instance or a function that makes one, in tests by the saga_factory fixture"
             ) from error
 
     async def describe(self, saga: Any) -> SagaModel:

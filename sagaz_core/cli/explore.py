@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.adapters.locate import adapter_for, load_saga
+from sagaz_core.adapters.locate import adapter_for, load_made
 from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.cli.options import read_context, settings_and_path
 from sagaz_core.cli.running import run
@@ -86,8 +86,9 @@ def explore(
     wanted = parse_kinds(kinds)
     given = [NO_FAULTS if plan == "none" else FaultPlan.parse(plan) for plan in plans]
     folder = None if report is None else _folder(report)
-    target = load_saga(saga)
-    subject = Subject(lambda: target, initial, reproduce=_command(saga, context, world_spec))
+    target = load_made(saga)
+    command = _command(saga, context, world_spec)
+    subject = Subject(lambda: target, initial, reproduce=f"{command} --plan={{plan}}")
     if world_spec is not None:
         made = adapter_for(target).create(target)  # the one that the world is of
         subject = replace(subject, make=lambda: made, world=world_of(world_spec, made))
@@ -107,6 +108,7 @@ def explore(
             known=failures.of(run(describe(subject), virtual=True)[1].name),
             over=deadline(seconds),
             on_progress=on_progress,
+            again=command + ("" if depth == DEFAULT_DEPTH else f" --depth {depth}"),
         )
         exploration = run(_explored(subject, search), virtual=True)
     failed = [outcome.plan for outcome in exploration.failures]
@@ -179,7 +181,7 @@ def _command(saga: str, context: str, world: str | None) -> str:
     parts = ["sagaz", "explore", saga]
     parts += ["--context", context] if context != "{}" else []
     parts += ["--world", world] if world is not None else []
-    return f"{shlex.join(parts)} --plan={{plan}}"
+    return shlex.join(parts)
 
 
 def _show_plans(outcomes: list[Outcome], kinds: tuple[str, ...], form: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.adapters.locate import load_saga
+from sagaz_core.adapters.locate import load_made
 from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.cli.options import read_context, settings_and_path
 from sagaz_core.cli.running import run
@@ -45,7 +45,7 @@ def mutate(
     """
     settings_and_path()
     initial = read_context(context)
-    target = load_saga(saga)
+    target = load_made(saga)
     score = run(_scored(target, initial, kinds, world_spec, only or None), virtual=True)
     if listed:
         for verdict in score.verdicts:

@@ -75,7 +75,7 @@ async def run_saga(
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
     for step in served:
         journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
-    execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    execution = Execution(definition, journal, interceptors=(*saga.interceptors, *options.interceptors))
     execution.oldest_first = options.oldest_first
     return await _run(execution, execution.run)
 
@@ -87,7 +87,7 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
     definition = await saga.prepare()
     FieldReader(state.saga_id, options.replay_config or saga.replay_config).fill(state)
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
-    execution = Execution(definition, journal, interceptors=(*options.interceptors, *saga.interceptors))
+    execution = Execution(definition, journal, interceptors=(*saga.interceptors, *options.interceptors))
     execution.oldest_first = options.oldest_first
     return await _run(execution, execution.resume)
 

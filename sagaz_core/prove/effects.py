@@ -20,6 +20,7 @@ from sagaz_core.prove.held import Held
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
+from sagaz_core.prove.round_trip import changed_by_store
 from sagaz_core.prove.stacks import Stacks
 from sagaz_core.prove.typed_reads import watched
 from sagaz_core.prove.verdict import Finding, Verdict
@@ -266,12 +267,7 @@ class Effects:
         return found
 
     def _note_changed_by_store(self, step: str) -> None:
-        self.noticed[Verdict.CONTEXT_LEAK, step] = Finding(
-            Verdict.CONTEXT_LEAK,
-            step,
-            f"what {step!r} leaves in the context is another value after it was stored and read back",
-            "let the values be plain data, or classes that are equal when they are made again of their fields",
-        )
+        self.noticed[Verdict.CONTEXT_LEAK, step] = changed_by_store(step)
 
     def _numbered(
         self, result: Any, changed: dict[str, Any], deleted: tuple[str, ...], mutated: dict[str, Any], step: str = ""

@@ -19,7 +19,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
-from sagaz_core.prove.forked import Forked, why_it_ends, why_it_fails, why_not_forkable
+from sagaz_core.prove.forked import Forked, first_difference, why_it_ends, why_it_fails, why_not_forkable
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.recorded import not_as_recorded
@@ -48,7 +48,8 @@ class Search:
 
     `known` plans failed before; those that are asked for are run first. `recorded` steps are taken from a record until
     a fault strikes, of which none strikes an action before the step `first`. `over` says that the time is up;
-    `on_progress` is told how many plans are done, and how many there are.
+    `on_progress` is told how many plans are done, and how many there are. `again` is the command that makes the same
+    search, for what is seen only in an order of the steps that a run of one plan does not take.
     """
 
     kinds: tuple[str, ...]
@@ -60,6 +61,7 @@ class Search:
     recorded: Mapping[str, Served] = field(default_factory=dict)
     over: Callable[[], bool] = lambda: False
     on_progress: Callable[[int, int], object] | None = None
+    again: str = ""
 
     def served(self, plan: FaultPlan, model: SagaModel) -> tuple[Served, ...]:
         """Return the recorded steps that come before the first that a fault of the plan strikes."""
@@ -219,6 +221,7 @@ def with_seen_world(subject: Subject) -> tuple[Subject, str]:
     return (replace(subject, world=None), f"{wrong}; {_ONLY_CALLS}") if wrong else (subject, "")
 
 
+_BEHIND_ENDLESS = "what comes after a call that never ends"
 _ONLY_CALLS = "until then only the calls are judged"
 
 
@@ -235,6 +238,7 @@ class _Packed:
         self.said: set[FaultPlan] = set()  # packed plans that failed as a smaller one does
         self.not_run: dict[str, str] = {}
         self.endless: set[Finding] = set()
+        self.notes: list[str] = []
         self.executions = 0
         self.orders = 0
         self.stopped = ""
@@ -263,6 +267,7 @@ class _Packed:
             self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
         elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
+        await self._run_again()
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
         for plan in search.known_of(model):
@@ -301,8 +306,29 @@ class _Packed:
             not_run=self.not_run,
             stopped=self.stopped,
             fails_alone=self.fails_alone,
-            notes=self.hidden.sentences,
+            notes=(*self.hidden.sentences, *self.notes),
         )
+
+    async def _run_again(self) -> None:
+        """Run it without faults once more, and note what differs: then nothing says that a plan ends so again."""
+        clean, subject = self.clean, self.subject
+        if clean is None or self._spent() or self.search.depth == 0:
+            return
+        before = clean.world_after
+        again = await self._trial(subject, NO_FAULTS)
+        if (endless := again.evidence.endless) is not None:
+            self.endless.add(endless)
+            self.outcomes[NO_FAULTS] = again
+            self.not_run["*"] = _BEHIND_ENDLESS
+            return
+        if (differs := first_difference(clean, again)) is not None:
+            self.notes.append(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
+            return
+        world, after = subject.world, again.world_after
+        if world is None or self.saved is None or before is None or after is None:
+            return
+        if changes := world.changes(before, after):
+            self.notes.append(f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})")
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
         search = self.search
@@ -320,15 +346,18 @@ class _Packed:
             self.not_run[str(plan)] = str(error)
             return None
         if (endless := outcome.evidence.endless) is not None:
-            self.not_run["*"] = "what comes after a call that never ends"
+            self.not_run["*"] = _BEHIND_ENDLESS
             if endless in self.endless:
                 self.not_run[str(plan)] = self.not_run["*"]
                 return None
             self.endless.add(endless)
         if not outcome.findings and has_choice(outcome):
             outcome = await self._other_order(subject, plan) or outcome
-        if outcome.evidence.missed and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
-            self.not_run[str(plan)] = self.not_run["*"] = why_it_ends(self.clean)
+        if outcome.evidence.missed and endless is None:
+            if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
+                self.not_run[str(plan)] = self.not_run["*"] = why_it_ends(self.clean)
+            else:
+                self.not_run[str(plan)] = f"no run got to where {outcome.evidence.missed[0]} strikes"
             return None
         self.outcomes[plan] = outcome
         return outcome

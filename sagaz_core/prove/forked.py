@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
-from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects
@@ -32,6 +32,7 @@ from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.unordered import every_order, fails_out_of_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.watch import NeverEndsError
+from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
@@ -72,6 +73,7 @@ class Forked:
         self.search = search
         self.scripts = Scripts(model, search.kinds, search.first)
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
+        self._instance = dict(vars(saga))
         self.initial = self.worlds.current
         self.reference: int | None = None
         self.unstable: frozenset[str] = frozenset()
@@ -113,9 +115,7 @@ class Forked:
             self.reference = self._after
         second = await self._trial(NO_FAULTS)
         self.clean = first
-        pairs = zip_longest(first.trace, second.trace, fillvalue="(nothing)")
-        differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        if differs is not None:
+        if (differs := first_difference(first, second)) is not None:
             self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
         elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
             changes = self.worlds.changes(self._before_that, self._after)
@@ -190,7 +190,7 @@ class Forked:
             over=self.search.over,
             on_progress=None if progress is None else lambda covered: progress(covered, possible),
         )
-        before = dict(vars(self.saga))
+        before = self._attributes()
         if self.subject.calls is not None:
             self.subject.calls.search = effects
         if not self.model.linear and self.reference is not None:
@@ -220,6 +220,15 @@ class Forked:
             model.fingerprint,
             initial,
         )
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return the attributes of the saga: plain values as they were at first, and all that has been made since."""
+        first = self._instance
+        return {
+            name: first[name] if type(value) in ATOMS else value
+            for name, value in vars(self.saga).items()
+            if name in first or type(value) not in ATOMS
+        }
 
     def _check_instance(self, before: dict[str, Any]) -> None:
         after = vars(self.saga)
@@ -277,7 +286,8 @@ class Forked:
         if finding is None:
             return []
         evidence = replace(outcome.evidence, noticed=(finding,))
-        return [Outcome(evidence, outcome.world_changes, outcome.reproduce, None, outcome.world_after, outcome.plan)]
+        again = outcome.reproduce
+        return [Outcome(evidence, outcome.world_changes, again, None, outcome.world_after, outcome.plan)]
 
     def _noticed(self, tree: Tree) -> dict[Found, Finding]:
         return noticed(tree.effects, self.model)
@@ -295,15 +305,31 @@ class Forked:
             if outcome.findings:
                 outcomes[path.faults, place] = outcome
         failures = list(outcomes.values())
-        seen = tuple(finding for finding in found.values() if isinstance(finding, Finding))
+        shown = {(finding.verdict, finding.step) for outcome in failures for finding in outcome.findings}
+        seen = {key: finding for key, finding in found.items() if isinstance(finding, Finding) and key not in shown}
         if seen:
-            failures.append(await self._shown(seen))
+            failures += await self._shown(seen)
         order = list(Verdict)
         return sorted(failures, key=lambda outcome: order.index(outcome.verdict))
 
-    async def _shown(self, seen: tuple[Finding, ...]) -> Outcome:
+    async def _shown(self, seen: dict[Found, Finding]) -> list[Outcome]:
+        """Return runs that show what was noticed at single calls: of an action without faults, or of a rollback."""
         clean = self.clean or await self._trial(NO_FAULTS)
-        return Outcome(replace(clean.evidence, noticed=seen), clean.world_changes, clean.reproduce, clean.exception)
+        left, outcomes = dict(seen), []
+        plans = [] if self.clean is None or self.clean.status is not SagaStatus.COMPLETED else turning_back(self.model)
+        here = {(finding.verdict, finding.step) for finding in clean.findings}
+        for plan in plans:
+            if left.keys() <= here:
+                break
+            outcome = await self._trial(plan, closely=True)
+            found = left.keys() & {(finding.verdict, finding.step) for finding in outcome.findings}
+            if found - here:
+                outcomes.append(outcome)
+                left = {key: finding for key, finding in left.items() if key not in found}
+        if left:
+            evidence = replace(clean.evidence, noticed=tuple(left.values()))
+            outcomes.append(Outcome(evidence, clean.world_changes, clean.reproduce, clean.exception))
+        return outcomes
 
     async def _walked(self, tree: Tree, root: Branch, path: Path) -> Outcome:
         """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
@@ -311,7 +337,8 @@ class Forked:
         plan = FaultPlan(path.faults)
         evidence = tree.ends.evidence(end, plan)
         changes = self.worlds.changes(self.initial, end.world)
-        return Outcome(evidence, changes, self.subject.reproduce, None, self.worlds.reading(end.world), plan)
+        again = self.search.again or self.subject.reproduce
+        return Outcome(evidence, changes, again, None, self.worlds.reading(end.world), plan)
 
     def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
         applicable = self.scripts.pairs()
@@ -366,6 +393,18 @@ class Forked:
         if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
             return why_it_ends(self.clean)
         return f"no run got to where {step}@{kind} strikes"
+
+
+def first_difference(one: Outcome, other: Outcome) -> tuple[str, str] | None:
+    """Return the first lines at which the traces of two runs differ, if they do."""
+    pairs = zip_longest(one.trace, other.trace, fillvalue="(nothing)")
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+
+def turning_back(model: SagaModel) -> list[FaultPlan]:
+    """Return the plans under which the most is undone: each pivot fails, or the end of the saga does."""
+    pivots = [step.name for step in model.steps if step.pivot]
+    return [FaultPlan((Fault(name, "before"),)) for name in pivots or [END]]
 
 
 def why_it_ends(clean: Outcome) -> str:

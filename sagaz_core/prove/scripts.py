@@ -7,7 +7,7 @@ from functools import cache
 
 from sagaz_core.faults.kinds import KINDS, why_not
 from sagaz_core.faults.plan import Fault
-from sagaz_core.model import END, SagaModel
+from sagaz_core.model import END, SagaModel, StepModel
 
 ORDER = (
     "after",
@@ -48,19 +48,19 @@ class Scripts:
         self._spared = spared(model, first)
         self._kinds = tuple(kind for kind in ORDER if kind in wanted)
         self._cache: dict[tuple[str, bool, int], tuple[Script, ...]] = {}
-        self.end = self._end() if "before" in wanted else None
+        ends = self._undone_at_the_end() if "before" in wanted else ()
+        self.end = Fault(END, "before") if ends else None
+        self.end_counts = any(not step.undone_in_doubt for step in ends)
 
-    def _end(self) -> Fault | None:
-        """Return the failure of the saga's end, if a compensation would never run without it."""
+    def _undone_at_the_end(self) -> Sequence[StepModel]:
+        """Return the steps which, once they are done, only a failure of the saga's end undoes.
+
+        A plan of its own is that failure where one of them is not undone in doubt either, and so by no other failure.
+        """
         model = self.model
         if any(step.pivot for step in model.steps):
-            return None
-        alone = [
-            step.name
-            for step in model.steps
-            if step.has_compensation and not step.undone_in_doubt and not model.dependents[step.name]
-        ]
-        return Fault(END, "before") if alone else None
+            return ()
+        return [step for step in model.steps if step.has_compensation and not model.dependents[step.name]]
 
     def of(self, step: str, undo: bool, left: int) -> tuple[Script, ...]:
         """Return the scripts of at most this many faults, the shortest first."""
@@ -95,13 +95,19 @@ class Scripts:
         return len(script) > (step.compensation_retries if last.described.undo else step.retries)
 
     def pairs(self) -> frozenset[tuple[str, str]]:
-        """Return every step with every kind that it can have."""
+        """Return every step with every kind that it can have; behind a pivot nothing is undone."""
+        behind = behind_pivots(self.model)
         return frozenset(
             (step.name, kind)
             for step in self.model.steps
             for kind in self._kinds
-            if not why_not(KINDS[kind], step) and (KINDS[kind].undo or step.name not in self._spared)
+            if not why_not(KINDS[kind], step) and step.name not in (behind if KINDS[kind].undo else self._spared)
         )
+
+
+def behind_pivots(model: SagaModel) -> frozenset[str]:
+    """Return the steps that come after a pivot."""
+    return frozenset[str]().union(*(model.descendants[step.name] for step in model.steps if step.pivot))
 
 
 def spared(model: SagaModel, first: str | None) -> frozenset[str]:
@@ -147,7 +153,7 @@ class _Counting:
         total = self._zero()
         if place == len(self.order):
             total[0] = 1
-            if left and self.scripts.end is not None:
+            if left and self.scripts.end_counts:
                 self._add(total, self.back(self._todo(place, None), left - 1), 1)
             return tuple(total)
         name = self.order[place]

@@ -238,8 +238,11 @@ class Tree:
             failed.begin_undoing()
             script = (self.scripts.end,)
             self._prefix.append(script)
-            total.add(Move(0, script), await self._back(failed, left - 1))
+            below = await self._back(failed, left - 1)
             self._prefix.pop()
+            if not self.scripts.end_counts:
+                below = below._replace(counts=self._zero, beside=0)
+            total.add(Move(0, script), below)
         return total.summary()
 
     # ---- back

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.run import RunOptions, Served
-from sagaz_core.errors import PlanError, SagazError
+from sagaz_core.errors import CannotStoreError, PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.evidence import Evidence
@@ -19,6 +20,7 @@ from sagaz_core.prove.ledger import Ledger
 from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.reference import Reference
+from sagaz_core.prove.round_trip import not_kept
 from sagaz_core.prove.touches import Touches
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
@@ -120,12 +122,13 @@ class Trial:
         self.touches: Touches | None = None
         self.state = SagaState()
         self.began = b""
+        self.stored = True
         self.cancelled = False
         self.endless: Finding | None = None
 
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
-        if not self.began:
+        if not self.began and self.stored:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
         calls = self.subject.calls
@@ -165,8 +168,7 @@ class Trial:
         if world and world.restorable:
             stuck = {fault.step for fault in plan if fault.described.undo}
             self.touches = Touches(world, model, everything=subject.closely, stuck=stuck)
-        initial = encode(dict(subject.context), "context")
-        claimed, exception = await self._ended(adapter, saga, decode(initial, resolve=importing_class))
+        claimed, exception = await self._ended(adapter, saga, self._context())
         self.leftovers.leave()
         if self.endless is None:
             await self._deliver_late()
@@ -197,9 +199,22 @@ class Trial:
             fails_at=subject.fails_at,
             endless=self.endless,
             touched=self.touches,
-            noticed=(*await self.leftovers.findings(), *self._fights(model)),
+            noticed=(*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
+
+    def _context(self) -> dict[str, Any]:
+        """Return a copy of the context to begin with. One that cannot be stored is not compared in the end."""
+        context = dict(self.subject.context)
+        try:
+            return dict(decode(encode(context, "context"), resolve=importing_class))
+        except CannotStoreError:
+            self.stored = False
+            try:
+                return deepcopy(context)
+            except Exception:  # what is in it is the user's
+                self.stored = True
+            raise
 
     def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
         return () if self.fights is None else self.fights.findings(self.events, model)

@@ -69,7 +69,9 @@ def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]
 def fails_out_of_order(model: SagaModel, events: Sequence[Event], completing: Sequence[Event]) -> Finding | None:
     """Say of which other steps it hangs that a step fails, in one order of the steps, which in another completes."""
     done = _succeeded(events)
-    failed = [event for event in events if isinstance(event, StepFailed)][-1]
+    failed = next((event for event in reversed(events) if isinstance(event, StepFailed)), None)
+    if failed is None:
+        return None  # it did not fail again: it is not for their order
     beside = {name for name in model.order if _side_by_side(model, name, failed.step)}
     first = set(takewhile(lambda name: name != failed.step, _succeeded(completing) or model.order))
     missing = [name for name in model.order if name in beside & first and name not in done]

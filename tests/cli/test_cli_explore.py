@@ -357,3 +357,13 @@ def test_a_saga_that_is_none_is_one_line(cli: Cli, shop: str, saga: str, line: s
 
 def test_it_is_in_the_list_of_commands(cli: Cli) -> None:
     assert "explore    Try every failure of a saga, and judge each end." in cli("--help").ok()
+
+
+def test_a_function_that_makes_the_saga_may_be_named(cli: Cli, shop: str, place: Path) -> None:
+    with (place / f"{shop}.py").open("a") as module:
+        module.write("\n\ndef make():\n    return Shop()\n\n\ndef needs(till):\n    return Shop()\n")
+    ran = cli("explore", f"{shop}:make", *CONTEXT, "--world", f"{shop}:fakes")
+    assert (ran.code, ran.out) == (0, cli(*sound(shop)).out)
+    assert cli("explore", f"{shop}:needs").err == (
+        f"sagaz: '{shop}:needs' cannot make a saga (missing a required argument: 'till'): let it need no arguments\n"
+    )

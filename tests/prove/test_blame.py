@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import pytest
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
-from sagaz_core import Saga, StepRejected, World, explore
+from sagaz_core import FaultPlan, Saga, StepRejected, World, explore
+from sagaz_core.faults.kinds import KINDS
+from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.virtual_time import run
 
 
 def shown(exploration: Any) -> list[tuple[str, str, str | None]]:
@@ -146,3 +153,160 @@ def test_a_step_that_has_an_effect_and_then_refuses_is_named() -> None:
     assert outcome.findings[0].advice.startswith(
         "let step 'c' refuse before it has an effect: it is not undone; or else"
     )
+
+
+def test_what_a_compensation_leaves_running_is_shown_in_a_rollback_and_once() -> None:
+    left: list[Any] = []
+
+    async def undo(ctx: Any) -> None:
+        left.append(asyncio.ensure_future(asyncio.sleep(9)))
+
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("mail", lambda ctx: None, undo, retries=1)
+    (outcome,) = explore(saga, world=world).failures
+    assert [(str(outcome.plan), f.verdict.value, f.step) for f in outcome.findings] == [
+        ("end@before", "ORPHAN", "mail")
+    ]
+
+
+def test_a_branch_that_no_single_run_takes_is_shown_with_the_command_of_the_search() -> None:
+    saga, world = needs_an_account(["account", "deposit"])
+    subject = Subject(lambda: saga, world=world, reproduce="explore --plan={plan}")
+    (outcome,) = run(explore_subject(subject, Search(tuple(KINDS), again="explore"))).failures
+    assert outcome.reproduce == "explore"
+
+
+@pytest.mark.parametrize("first", [None, False])
+def test_a_flag_that_a_saga_keeps_on_itself_is_named_also_when_the_instance_has_run_before(first: Any) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    if first is not None:
+        vars(saga)["reserved"] = first
+    saga.add_step("flag", lambda ctx: vars(saga).update(reserved=True))
+    exploration = explore(saga, world=world)
+    assert exploration.mode == "packed"
+    assert "self.reserved" in exploration.reason
+
+
+def test_what_a_saga_makes_once_for_all_its_runs_may_stay_on_it() -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("client", lambda ctx: vars(saga).setdefault("client", object()) and None)
+    assert explore(saga, world=world).mode == "merged"
+
+
+def test_behind_a_pivot_no_compensation_is_counted() -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("paid", lambda ctx: None, pivot=True)
+    saga.add_step("ship", lambda ctx: None, lambda ctx: None)
+    exploration = explore(saga, world=world)
+    assert exploration.complete
+    assert exploration.coverage[0] == exploration.coverage[1]
+    assert not any(step == "ship" and kind.startswith("undo") for step, kind in exploration.applicable)
+
+
+class Swallows:
+    """Stands for a guard around every call that thinks it knows better."""
+
+    async def intercept(self, call: Any, proceed: Any) -> Any:
+        try:
+            return await proceed()
+        except Exception:
+            return None
+
+
+def test_an_error_that_an_interceptor_of_the_saga_swallows_is_found() -> None:
+    saga: Saga[Any] = Saga("guarded", interceptors=[Swallows()])
+    saga.add_step("pay", lambda ctx: None, lambda ctx: None, in_doubt="compensate")
+    exploration = explore(saga, kinds="before,undo-fail")
+    assert shown(exploration) == [("end@before", "LIE", "end"), ("pay@before", "LIE", "pay")]
+    assert exploration.not_run == {"pay@undo-fail": "no run got to where pay@undo-fail strikes"}
+
+
+def test_a_compensation_that_never_works_does_not_make_plans_vacuous() -> None:
+    saga: Saga[Any] = Saga("stuck")
+    saga.add_step("pay", lambda ctx: None, lambda ctx: 1 / 0, compensation_retries=1)
+    exploration = explore(saga, kinds="before,undo-repeat")
+    assert shown(exploration) == [("end@before", "STUCK", "pay")]
+    assert exploration.not_run["pay@undo-repeat"] == "no run got to where pay@undo-repeat strikes"
+
+
+def test_two_runs_that_differ_are_noted_also_where_nothing_can_be_forked() -> None:
+    numbers = iter(range(100))
+    saga: Saga[Any] = Saga("counts")
+    saga.add_step("draw", lambda ctx: {"number": next(numbers)})
+    assert explore(saga, kinds="before").notes == (
+        "two runs without faults differ, first at: 'do draw +number=0', then 'do draw +number=1'",
+    )
+
+
+class Unstored:
+    """What no store can keep."""
+
+
+@MODES
+def test_a_context_that_cannot_be_stored_is_named_and_what_can_be_tried_is(mode: str) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, lambda desk, step: None)
+    exploration = explore(saga, {"odd": Unstored()}, world=world, mode=mode)
+    assert exploration.mode == "packed"
+    if mode == "auto":
+        assert exploration.reason.startswith("the context cannot be copied: context['odd']: a value of type ")
+    assert "c@before" in {str(outcome.plan) for outcome in exploration.failures}
+    assert exploration.not_run["a@crash"].startswith("state['initial']['odd']: a value of type ")
+
+
+class OneMore:
+    """A field that is one more than what it is set to."""
+
+    numbers: ClassVar[dict[int, int]] = {}
+
+    def __get__(self, owner: Any, kind: Any) -> int:
+        return 0 if owner is None else self.numbers[id(owner)]
+
+    def __set__(self, owner: Any, value: int) -> None:
+        self.numbers[id(owner)] = value + 1
+
+
+@dataclass
+class Counted:
+    """What is another value each time it is made of its fields."""
+
+    number: OneMore = OneMore()  # type: ignore[assignment]
+
+
+@MODES
+def test_what_a_store_gives_back_as_another_value_is_found(mode: str) -> None:
+    saga, world, _ = desk_saga(CHAIN, hold, let_go)
+    saga.add_step("count", lambda ctx: {"counted": Counted(5)})
+    found = {
+        (finding.verdict.value, finding.step)
+        for o in explore(saga, world=world, mode=mode).failures
+        for finding in o.findings
+    }
+    assert found == {("CONTEXT_LEAK", "count")}
+    assert (
+        run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("a@repeat"))).verdict.value == "CONTEXT_LEAK"
+    )
+
+
+@pytest.mark.parametrize("steps", [CHAIN, {"a": [], "b": [], "c": ["a", "b"]}], ids=["chain", "dag"])
+def test_the_last_step_is_undone_after_it_was_done_too_and_not_only_in_doubt(steps: dict[str, list[str]]) -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("forgets")
+
+    def undo(ctx: Any, result: Any) -> None:
+        if not (result and result["step"] == "c"):  # forgets what it is told was done
+            desk.pop("c", None)
+
+    for name, before in steps.items():
+        back = undo if name == "c" else lambda ctx, *, step=name: desk.pop(step, None)
+        saga.add_step(
+            name,
+            lambda ctx, *, step=name: {"step": desk.setdefault(step, step)} if step == "c" else desk.update({step: 1}),
+            back,
+            depends_on=before,
+            in_doubt="compensate",
+        )
+    exploration = explore(saga, world=world)
+    assert shown(exploration) == [("end@before", "LIE", None)]
+    assert exploration.plans == exploration.possible
