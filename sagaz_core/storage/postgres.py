@@ -128,6 +128,9 @@ class PostgresSnapshotStorage:
         What it writes is there when the caller commits, and not otherwise. The tables must be there already (see
         `upgrade`). Nothing is tried again: a lost connection has lost the transaction. To close it does nothing.
         """
+        if not hasattr(connection, "transaction"):
+            name = type(connection).__name__
+            raise UsageError(f"bind() takes a connection of asyncpg, not a {name}: take one with pool.acquire()")
         return _BoundPostgresStorage(self, connection)
 
     async def _read(self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result) -> Result:
