@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -150,6 +152,11 @@ class Segment:
         return found
 
     # ---- writing, under the file's lock
+
+    def check_writable(self) -> None:
+        """Raise `PermissionError` when the file could be opened for reading only."""
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
 
     def create(self) -> None:
         """Make the file if there is none."""

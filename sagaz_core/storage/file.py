@@ -199,6 +199,7 @@ class FileSnapshotStorage:
                 segment.create()
                 continue
             opened = segment.opened
+            segment.check_writable()
             take(segment.fd, segment.path, self._timeout)
             try:
                 segment.refresh()
