@@ -27,7 +27,7 @@ import s3_server
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
-from tests.servers import own_postgres, own_valkey
+from tests.servers import execute, own_postgres, own_valkey
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -148,7 +148,6 @@ async def of_postgres(url: str) -> None:
     )
     show("postgresql", took, "bare asyncpg, INSERT, primary key alone", {"indexed": "bare asyncpg, our table"})
     await of_time(storage, pool)
-    await replaying(storage)
     await storage.close()
     await pool.close()
 
@@ -257,7 +256,8 @@ class Order(Saga):
         return {"shipped": True}
 
 
-async def replaying(storage: SnapshotStorage) -> None:
+async def replaying(url: str) -> None:
+    storage = open_storage(url)
     ids = [f"ORDER-{number}" for number in range(REPLAYS)]
     turns = asyncio.Semaphore(AT_ONCE)
     saga = Order(snapshot_storage=storage, replay_config=ReplayConfig(durability="group"))
@@ -276,6 +276,7 @@ async def replaying(storage: SnapshotStorage) -> None:
         await asyncio.gather(*map(work, ids))
         took = time.perf_counter() - start
         print(f"{REPLAYS:,} sagas of 3 steps {title} on postgresql, {AT_ONCE} at a time: {took:.2f} s")
+    await storage.close()
 
 
 if __name__ == "__main__":
@@ -283,4 +284,6 @@ if __name__ == "__main__":
         asyncio.run(of_redis(valkey.url))
     with own_postgres() as postgres:
         asyncio.run(of_postgres(postgres.url()))
+        execute(postgres.url(), "CREATE DATABASE replays")
+        asyncio.run(replaying(postgres.url("replays")))
     asyncio.run(of_s3())

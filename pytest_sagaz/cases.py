@@ -17,9 +17,10 @@ from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.explorer import Search, explore_subject
 from sagaz_core.prove.outcome import Outcome, UnsoundError
-from sagaz_core.prove.recorded import Faithful, RecordedSubject, run_faithful
+from sagaz_core.prove.recorded import Faithful, RecordedSubject, not_as_recorded, run_faithful
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
+from sagaz_core.prove.watch import watched_calls
 from sagaz_core.prove.world import World
 from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_runs
@@ -123,14 +124,20 @@ class Case:
     async def _outcome(self, trial: Callable[..., Awaitable[Outcome]] = run_trial) -> Outcome | NotRunnableError:
         self.runner.world = self.world
         try:
-            subject, reference = self.subject, None
-            if self._readable is not None:
-                subject = await self._recorded(subject, self._readable)
-            elif self.compare and self.plan and not any(fault.described.fatal for fault in self.plan):
-                reference = await reference_reading(subject)
-            return await trial(subject, self.plan, reference=reference)
+            with watched_calls(self.subject) as subject:
+                reference = None
+                if self._readable is not None:
+                    subject = await self._recorded(subject, self._readable)
+                if not subject.served and self._compares:
+                    reference = await reference_reading(subject)
+                return await trial(subject, self.plan, reference=reference)
         except NotRunnableError as error:
             return error
+
+    @property
+    def _compares(self) -> bool:
+        benign = self.plan and not any(fault.described.fatal for fault in self.plan)
+        return self.compare and bool(benign) and self.step is None
 
     async def _explored(self, search: Search) -> Exploration:
         recording, subject = self._readable, self.subject
@@ -151,6 +158,10 @@ class Case:
         if self.step is not None or self.plan:
             recorded = RecordedSubject(recording, subject, self.override, from_step=self.step)
             subject = recorded.at(self.plan, model)
+            if subject.served and self.step is None and not self.override:
+                # Where running them comes to the same, the steps have their effects in this world, which shows more.
+                live = replace(subject, served=())
+                subject = subject if await not_as_recorded(live, subject.served) else live
         if migrate is not None:
             subject = replace(subject, context=dict(migrate(dict(subject.context))))
         return subject
@@ -161,7 +172,8 @@ class Case:
         await self._described(subject, recording)
         if self.step is not None:
             subject = replace(subject, served=recording.served_before(self.step))
-        return await run_faithful(RecordedSubject(recording, subject, self.override))
+        with watched_calls(subject) as subject:
+            return await run_faithful(RecordedSubject(recording, subject, self.override))
 
     async def _described(self, subject: Subject, recording: Recording) -> tuple[Adapter, SagaModel]:
         adapter, model = await describe(subject)

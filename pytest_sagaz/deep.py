@@ -39,14 +39,15 @@ def search(saga_case: Case) -> None:
     exploration = saga_case.explore(wanted)
     failed = [outcome.plan for outcome in exploration.failures]
     failures.keep(name, [*failed, *wanted.not_asked_for(exploration.model)])
-    verdict = exploration.failures[0].verdict.value if exploration.failures else "CLEAN"
+    unsound = exploration.failures[0].verdict.value if exploration.failures else ""
+    verdict = unsound or ("VACUOUS" if exploration.unproved else "CLEAN")
     item.user_properties += [("sagaz_verdict", verdict), ("sagaz_explored", exploration.summary())]
     if exploration.incomplete:
         item.user_properties.append(("sagaz_incomplete", exploration.incomplete))
     if exploration.failures:
         raise UnsoundError(_line(exploration), _report(exploration))
-    if exploration.stopped and not exploration.plans:
-        pytest.fail(f"nothing was tried: {exploration.stopped}", pytrace=False)
+    if exploration.unproved:
+        pytest.fail(exploration.unproved, pytrace=False)
 
 
 def _line(exploration: Exploration) -> str:

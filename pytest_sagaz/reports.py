@@ -72,6 +72,9 @@ def _prove_faithful(case: Case) -> None:
     if faithful.drift and not strict:
         item.add_report_section("call", DRIFT, drift_table(faithful.drift))
     verdict = "DIFFERENT" if faithful.differences else "DRIFT" if strict else "FAITHFUL"
+    if faithful.outcome.evidence.endless is not None:
+        item.user_properties.append(("sagaz_verdict", faithful.outcome.verdict.value))
+        faithful.outcome.assert_sound()
     item.user_properties.append(("sagaz_verdict", verdict))
     if faithful.differences:
         _show_users_error(item, faithful.outcome)
@@ -202,7 +205,9 @@ def _note_outcome(item: pytest.Item) -> None:
 
 
 def check_not_vacuous(item: pytest.Item) -> None:
-    """Fail a test that passed although a failure that it asks for never happened, unless it looked at the verdict."""
+    """Fail a test that passed although a failure that it asks for never happened, or although a run of its was given up
+    because it does not end, unless it looked at the verdict.
+    """
     __tracebackhide__ = True
     if _is_ours(item):
         return
@@ -215,13 +220,14 @@ def check_not_vacuous(item: pytest.Item) -> None:
     if plan and under_it and all(outcome.evidence.missed for outcome in under_it):
         _fail_as_vacuous(under_it[0])
     for outcome in outcomes:
-        if outcome.plan != plan and outcome.evidence.missed and not outcome.judged:
+        if (outcome.plan != plan or outcome.evidence.endless) and outcome.proves_nothing and not outcome.judged:
             _fail_as_vacuous(outcome)
 
 
 def _fail_as_vacuous(outcome: Outcome) -> None:
     __tracebackhide__ = True
-    pytest.fail(f"VACUOUS{outcome.under}: {outcome.findings[0].sentence}\n\n{outcome.explain()}", pytrace=False)
+    line = f"{outcome.verdict.value}{outcome.under}: {outcome.findings[0].sentence}"
+    pytest.fail(f"{line}\n\n{outcome.explain()}", pytrace=False)
 
 
 def _is_marked_itself(item: pytest.Item) -> bool:

@@ -95,6 +95,13 @@ class Scope:
         self._dropped = []
         return tuple(parts)
 
+    def let_go(self, but: asyncio.Task[Any] | None) -> None:
+        """Let go of its tasks but one: they ignore that they are cancelled. The loop is one of ours."""
+        tasks, self._tasks = self._tasks or (), None
+        for task in list(tasks):
+            if task is not but and not task.done():
+                self._loop.let_go(task)
+
     def _timers(self) -> list[asyncio.TimerHandle]:
         return [
             timer

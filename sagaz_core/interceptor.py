@@ -19,7 +19,9 @@ class StepCall:
     """One call that is about to be made.
 
     `kind` is `end` once, after the last step and before the saga is completed: an interceptor that raises there turns
-    a saga back that has done everything. `cancel_saga()` cancels the task that runs the saga.
+    a saga back that has done everything. `cancel_saga()` cancels the task that runs the saga. `renew_time(True)`
+    lets the timeout of a call that is under way begin anew, `renew_time(False)` takes it away; it is `None` where the
+    call has none, or the engine cannot.
     """
 
     saga_id: str
@@ -29,6 +31,7 @@ class StepCall:
     context: Any
     result: Any = None
     cancel_saga: Callable[[], object] | None = None
+    renew_time: Callable[[bool], object] | None = None
 
 
 def put_back(context: Any) -> Callable[[], None]:

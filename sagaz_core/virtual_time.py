@@ -16,12 +16,14 @@ import logging
 import math
 import threading
 from asyncio import events
+from collections.abc import Callable
 from concurrent.futures import Executor, wait
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, TypeVarTuple, Unpack
 
 from sagaz_core._frozen import clock_is_frozen, frozen_at, move_frozen_clocks
 from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core._stubborn import let_go, wake
 from sagaz_core._threads import DaemonThreads, foreign_threads
 from sagaz_core._waiting import WaitingTask, waiting_task
 from sagaz_core.clock import perf_seconds, plain, utc_now
@@ -30,12 +32,13 @@ from sagaz_core.network import NetworklessLoop
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Coroutine, Iterator
     from types import AsyncGeneratorType, TracebackType
     from weakref import WeakSet
 
 __all__ = ["VirtualClockLoop", "VirtualRunner", "WaitingTask", "frozen_at", "move_frozen_clocks", "run"]
 
+WhenStuck = Callable[[DeadlockError], int]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -43,6 +46,8 @@ logger = logging.getLogger("asyncio")  # where a loop's slow callbacks are logge
 
 _END_OF_TIME = plain(datetime.max.replace(tzinfo=UTC))
 _MANY_TIMERS = 100  # below so many, cancelled timers may stay until their time comes
+_LOOKS = 1_000  # how often at most it is looked at whether a busy loop keeps time from moving
+_TURNS_TO_END = 100_000  # how often the loop goes round at most for what is left to end
 
 
 class LoopOptions(TypedDict, total=False):
@@ -65,7 +70,8 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     **Deadlock.** When nothing is ready and no timer or thread is left, `DeadlockError` is raised out of the run, with
     the waiting tasks in its message and as `WaitingTask`s in `.tasks`. If the process has threads that the loop did not
     start (they may call `call_soon_threadsafe`), only after `thread_grace` real seconds. A run that goes round
-    `max_turns` times (one that polls for ever, say) is given up with the same error.
+    `max_turns` times (one that polls for ever, say) is given up with the same error. One that polls with
+    `asyncio.sleep(0)` keeps time from moving; when an eighth of these turns is over, timers fire all the same.
 
     **Threads** (`asyncio.to_thread`, `run_in_executor`) live in real time. A job that is awaited holds virtual time
     back: no timer fires before the job has had as many real seconds as it had virtual ones until that timer, and at
@@ -95,7 +101,8 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             self.set_debug(debug)
         self.thread_grace = thread_grace
         self.thread_limit = thread_limit
-        self.max_turns = max_turns
+        self.max_turns = self._most_turns = max_turns
+        self._watchers: list[tuple[WhenStuck, int]] = []
         self._move_frozen = move_frozen
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
@@ -106,10 +113,6 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
     tells_scopes = True
     """It tells each `Scope` what is begun in it."""
-
-    when_stuck: Callable[[DeadlockError], bool] | None = None
-    """Asked before `DeadlockError` is raised: whether the run goes on, because something was made ready (a cancelled
-    task, say)."""
 
     if TYPE_CHECKING:  # of asyncio.BaseEventLoop, where typeshed has no private names
         _asyncgens: WeakSet[AsyncGenerator[Any, Any]]
@@ -152,7 +155,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
         self.jumps = 0
-        self._turns = 0
+        self.count_turns_anew()
         self._ready.clear()
         self._timers.clear()
         self._scopes.clear()
@@ -246,8 +249,8 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             else:
                 ready.append(handle)
         self._turns += 1
-        if self._turns > self.max_turns:
-            self._give_up(f"gave up after {self.max_turns:,} turns of the loop")
+        if self._turns >= self._looks_at:
+            self._look_at_turns()
         if self._debug:
             self._run_ready_and_time_it()
             return
@@ -293,15 +296,57 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             # The difference of rounded times, so that no rounding adds up.
             move_frozen_clocks((_microseconds(when) - _microseconds(before)) / 1_000_000)
 
-    def count_turns_anew(self) -> None:
+    def _look_at_turns(self) -> None:
+        """Give up what has taken too many turns. Before that, let the timers fire that it keeps from firing."""
+        if self._turns > self._most_turns:
+            self._give_up(f"gave up after {self._most_turns:,} turns of the loop")
+            return
+        if self.jumps == self._jumps_then and self.has_timers and not self._jobs:
+            self._jump(max(self._time, min(timer.when() for timer in self.timers())))
+        self._jumps_then = self.jumps
+        self._looks_at = min(self._turns + self._most_turns // _LOOKS, self._most_turns) + 1
+
+    def count_turns_anew(self, from_turn: int = 0) -> None:
         """Let `max_turns` be counted from now."""
-        self._turns = 0
+        self._turns = from_turn
+        self._jumps_then = self.jumps
+        self._looks_at = min(max(from_turn + self._most_turns // _LOOKS, self._most_turns // 8), self._most_turns) + 1
+
+    @contextlib.contextmanager
+    def watched(self, when_stuck: WhenStuck, max_turns: int) -> Iterator[None]:
+        """Ask `when_stuck` before `DeadlockError` is raised, which comes after `max_turns` at most.
+
+        It returns for how many turns the run may go on, because it has made something ready (cancelled a task, say), or
+        0. The last one to watch is asked first.
+        """
+        watcher = (when_stuck, max_turns)
+        self._watchers.append(watcher)
+        self._set_most_turns()
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+            self._set_most_turns()
+
+    def _set_most_turns(self) -> None:
+        self._most_turns = min([self.max_turns, *(turns for _, turns in self._watchers)])
+        self.count_turns_anew()
+
+    def wake(self, task: asyncio.Task[Any]) -> None:
+        """Let a task go on as if what it waits for had come."""
+        wake(task, self)
+
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        """Never run a task again that ignores that it is cancelled. It stays pending, and is none of the loop's."""
+        let_go(task, self._ready)
+        asyncio.tasks._unregister_task(task)  # type: ignore[attr-defined] # as it does when a task is done
 
     def _give_up(self, what: str) -> None:
         error = self._stuck(what)
-        if self.when_stuck is None or not self.when_stuck(error):
+        left = next((turns for ask, _ in reversed(self._watchers) if (turns := ask(error))), 0)
+        if not left:
             raise error
-        self._turns = 0
+        self.count_turns_anew(max(0, self._most_turns - left))
 
     def _stuck(self, what: str) -> DeadlockError:
         tasks = tuple(map(waiting_task, self._pending_tasks()))
@@ -389,7 +434,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
         False if some task could not be ended: it ignored its cancellation, and then nothing could wake it.
         """
-        self._turns = 0
+        self.count_turns_anew(max(0, self._most_turns - _TURNS_TO_END))
         if self._ready or self._asyncgens or asyncio.all_tasks(self):
             try:
                 self.run_until_complete(self._cancel_all())
@@ -460,7 +505,7 @@ class VirtualRunner:
             main.close()
             raise RunningLoopError("run() was called inside a running event loop: await the coroutine there")
         loop = self.loop
-        loop._turns = 0
+        loop.count_turns_anew()
         task = loop.create_task(main, context=context)
         try:
             result: T = loop.run_until_complete(task)

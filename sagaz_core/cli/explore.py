@@ -28,6 +28,7 @@ from sagaz_core.prove.failures import FILE, Failures
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import Subject, describe, reference_reading
+from sagaz_core.prove.watch import watched_calls
 from sagaz_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,10 +120,8 @@ def explore(
     if exploration.failures:
         wrong = len(exploration.failures)
         raise Failure("1 thing is not sound" if wrong == 1 else f"{wrong} things are not sound", NOT_WELL)
-    if exploration.stopped and not exploration.plans:
-        raise Failure(f"nothing was tried: {exploration.stopped}", NOT_WELL)
-    if "*" in exploration.not_run and not exploration.stopped:
-        raise Failure(f"not all was tried: {exploration.not_run['*']}", NOT_WELL)
+    if exploration.unproved:
+        raise Failure(exploration.unproved, NOT_WELL)
 
 
 def _folder(name: str) -> Path:
@@ -162,12 +161,13 @@ async def _ran(subject: Subject, plans: list[FaultPlan]) -> list[Outcome]:
     outcomes = []
     with no_network():
         subject, _ = with_seen_world(subject)
-        reference = await reference_reading(subject)
-        saved = subject.world.save() if subject.world else None
-        for plan in plans:
-            outcomes.append(await in_both_orders(subject, plan, reference=reference))
-            if subject.world and saved is not None:
-                subject.world.restore(saved)
+        with watched_calls(subject) as subject:
+            reference = await reference_reading(subject)
+            saved = subject.world.save() if subject.world else None
+            for plan in plans:
+                outcomes.append(await in_both_orders(subject, plan, reference=reference))
+                if subject.world and saved is not None:
+                    subject.world.restore(saved)
     return outcomes
 
 
@@ -242,6 +242,7 @@ def _data(exploration: Exploration) -> dict[str, Any]:
         "not_run": dict(exploration.not_run),
         "notes": list(exploration.notes),
         "complete": exploration.complete,
+        "unproved": exploration.unproved,
         "failures": [_outcome_data(outcome) for outcome in exploration.failures],
         "outcomes": [_outcome_data(outcome) for outcome in exploration.outcomes],
     }

@@ -38,7 +38,7 @@ def call_operation(
     else:
         function = partial(_threaded_or_plain, operation, arguments)
     intercepted = run_intercepted(interceptors, call, function)
-    return intercepted if operation.timeout is None else _within(operation, intercepted)
+    return intercepted if operation.timeout is None else _within(operation, intercepted, call)
 
 
 def _plain(operation: Operation, arguments: tuple[Any, ...]) -> Awaitable[Any]:
@@ -80,18 +80,41 @@ async def _wait_for_stray(thread: asyncio.Future[Any], patience: float) -> None:
         thread.add_done_callback(lambda late: late.cancelled() or late.exception())
 
 
-async def _within(operation: Operation, attempt: Awaitable[Any]) -> Any:
+class _Limit:
+    """Until when a call may run; an interceptor may change that while the call is under way."""
+
+    __slots__ = ("_seconds", "ends", "scope")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.ends: float | None = None
+        self.scope: asyncio.Timeout | None = None
+        self.renew()
+
+    def renew(self, limited: bool = True) -> None:
+        """Let the call's time begin now, or end never."""
+        self.ends = asyncio.get_running_loop().time() + self._seconds if limited else None
+        if self.scope is not None:
+            self.scope.reschedule(self.ends)
+
+
+async def _within(operation: Operation, attempt: Awaitable[Any], call: StepCall | None = None) -> Any:
     assert operation.timeout is not None
-    ends = asyncio.get_running_loop().time() + operation.timeout
+    limit = _Limit(operation.timeout)
+    if call is not None:
+        call.renew_time = limit.renew
     begun = coroutine_of(attempt)
     try:
         rest = Rest(begun, begun.send(None))
     except StopIteration as stop:
         return stop.value
     try:
-        async with asyncio.timeout_at(ends) as scope:
+        async with asyncio.timeout_at(limit.ends) as scope:
+            limit.scope = scope
             return await rest
     except TimeoutError as error:
         if scope.expired():
             raise StepTimeoutError(f"not done within {operation.timeout:g} s") from error
         raise
+    finally:
+        limit.scope = None

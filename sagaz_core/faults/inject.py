@@ -69,6 +69,8 @@ class Injector:
             await _deliver(self._late.pop(self._due.popitem()[0], []))
         result = await self._struck(call, proceed)
         if call.kind == "compensation" and call.step in self._late:
+            if call.renew_time is not None:
+                call.renew_time(False)  # what comes late takes none of the compensation's time
             await _deliver(self._late.pop(call.step))
         return result
 
@@ -137,6 +139,8 @@ class Injector:
         deliver_again = put_back(call.context)
         await self._effect(index, proceed)
         deliver_again()
+        if call.renew_time is not None:
+            call.renew_time(True)  # each delivery has the time that one has
         return await proceed()
 
 
@@ -159,10 +163,15 @@ _STRIKE: dict[str, _Strike] = {
 }
 
 
+_LATE_AT_MOST = 86_400.0
+"""Seconds after which an effect that has not come by then never does. Its caller's own timeout is over already."""
+
+
 async def _deliver(calls: list[Proceed]) -> None:
     for proceed in calls:
         with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
-            await proceed()
+            async with asyncio.timeout(_LATE_AT_MOST):
+                await proceed()
 
 
 def exception_of(fault: Fault) -> BaseException:

@@ -168,7 +168,7 @@ async def survey(make: Callable[[], Any], context: Values, world: World | None) 
     saga = native(make())
     model = (await saga.prepare()).model
     for plan in (NO_FAULTS, *_there_and_back(model)):
-        outcome = await run_trial(Subject(watched, context, world=world), plan)
+        outcome = await run_trial(Subject(watched, context, world=world, closely=False), plan)
         if seen is not None and saved is not None:
             seen.restore(saved)
         if not plan and outcome.status is not SagaStatus.COMPLETED:

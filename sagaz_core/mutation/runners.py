@@ -55,7 +55,7 @@ def planned(plans: Plans) -> Runner:
         reference = None
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
-        runs, subject = 0, Subject(make, context, world=world)
+        runs, subject = 0, Subject(make, context, world=world, closely=False)
         turns = deque((subject, plan) for plan in _with_clean_run(plans(model)))
         vacuous: Tried | None = None
         while turns:
@@ -98,6 +98,8 @@ def explored(**options: Any) -> Runner:
         exploration = await aexplore(make, context, world=world, **options)
         for outcome in exploration.failures[:1]:
             return Tried(outcome.findings[0].sentence, str(outcome.plan) or "none", exploration.plans)
+        if exploration.fails_alone:
+            return Tried(exploration.fails_alone, "none", exploration.plans)
         ends = {str(outcome.plan): _end(outcome) for outcome in exploration.outcomes}
         return Tried(runs=exploration.plans, ends=ends)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.execution import Execution
@@ -42,6 +42,7 @@ from sagaz_core.prove.effects import Effect, Effects, Sight, Stopped
 from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
+from sagaz_core.prove.transitions import Transition, repeat, transition, transition_key
 from sagaz_core.prove.watch import MOST_ATTEMPTS, tried_too_often
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import FOLD, SagaState, SagaStatus
@@ -84,28 +85,6 @@ class _Quick(Journal):
             FOLD[kind](state, event)
 
 
-class Transition(NamedTuple):
-    """What the engine made of a branch by running one operation with all its attempts: the events, and the rest.
-
-    `result` is what the engine's method returned; `died` is whether the process did. `alive`, whether the step's effect
-    is there; `hits`, how many faults of the script happened; `struck`, what goes on striking its compensation.
-    """
-
-    events: Sequence[Event]
-    result: Any
-    died: bool
-    void: bool
-    hits: int
-    world: int
-    alive: bool
-    struck: str | None
-    last: Effect | None
-    failed: Mapping[str, BaseException]
-    exception: BaseException | None
-    abort: Exception | None
-    cancelled: asyncio.CancelledError | None
-
-
 class Branch(Execution):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
@@ -116,7 +95,9 @@ class Branch(Execution):
 
     # What most branches never change is of the class: branches are made by the thousand.
     interceptors = ()  # not None: every call comes to `call`
-    exception = abort = cancelled = None
+    exception: BaseException | None = None
+    abort: Exception | None = None
+    cancelled: asyncio.CancelledError | None = None
     dead = _siblings_stopped = False
     served: tuple[str, ...] = ()
     undone: tuple[tuple[str, int], ...] = ()
@@ -128,9 +109,9 @@ class Branch(Execution):
     entries: list[Entry] | None = None
     prefixes: dict[Sequence[Fault], Branch] | None = None
     _script: Sequence[Fault] = ()
-    _place = _hits = 0
+    _place = hits = 0
     _cancelled_here = _in_place = False
-    _last: Effect | None = None
+    last: Effect | None = None
 
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
         # Not through `Execution.__init__`: a branch runs no steps side by side.
@@ -218,8 +199,8 @@ class Branch(Execution):
             self._resume()
             return
         if name in self.state.results:
-            assert self._last is not None
-            self._keep_number(name, self._last.number)
+            assert self.last is not None
+            self._keep_number(name, self.last.number)
         if self._dies_when_recorded("crash-recorded", name in self.state.results):
             self._resume()
 
@@ -246,9 +227,9 @@ class Branch(Execution):
             return
         undone = made.result
         if undone:
-            assert self._last is not None
-            self._forget(name, self._last)
-        elif name not in self.struck and self._hits > self.model.step(name).compensation_retries:
+            assert self.last is not None
+            self._forget(name, self.last)
+        elif name not in self.struck and self.hits > self.model.step(name).compensation_retries:
             self.struck = {**self.struck, name: script[-1].kind}  # more transient faults than it has retries
         if self.late:
             await self.deliver(name)
@@ -329,7 +310,7 @@ class Branch(Execution):
         how = _HOW[fault.kind]
         if how == "late":
             # What the world will be then is not known yet.
-            self.late += ((self._sight(kind, step, len(arguments) > 1)._replace(world=-1), self.state.context),)
+            self.late += ((self.sight(kind, step, len(arguments) > 1)._replace(world=-1), self.state.context),)
         if how == "hang" or how == "late":
             raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
         if how not in ("before", "flaky", "fail"):
@@ -347,7 +328,7 @@ class Branch(Execution):
             if how == "cancel":
                 self._cancelled_here = True
                 raise asyncio.CancelledError
-        raise self._noted(exception_of(fault))
+        raise self._noted(self.effects.exception_of(fault))
 
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""
@@ -362,16 +343,15 @@ class Branch(Execution):
 
     def _take(self, script: Sequence[Fault], already: int) -> None:
         self._script = script
-        self._place = self._hits = already
+        self._place = self.hits = already
         self._cancelled_here = self._in_place = False
 
     async def _transition(self, name: str, run: Callable[[str, int], Awaitable[Any]], *, undo: bool) -> Transition:
         """Let the engine run an operation, or do again what that came to."""
-        transitions: dict[tuple[Any, ...], Transition] = self.effects.transitions
-        key = self._transition_key(name, undo)
-        looks = self.effects.looks_grown
-        if key is not None and (known := transitions.get(key)) is not None:
-            self._repeat(name, known)
+        effects = self.effects
+        key, looks = transition_key(self, name, self._script, self._place, undo), effects.looks_grown
+        if key is not None and (known := effects.transitions.get(key)) is not None:
+            repeat(known, self, name)
             return known
         events = []
         if isinstance(self.journal, _Quick):
@@ -383,63 +363,10 @@ class Branch(Execution):
             died = True
         finally:
             self._let_go()
-        made = Transition(
-            events,
-            result,
-            died,
-            self.void,
-            self._hits,
-            self.world,
-            name in self.alive,
-            self.struck.get(name),
-            self._last,
-            self.failed.copy(),
-            self.exception,
-            self.abort,
-            self.cancelled,
-        )
-        if key is not None and not self._in_place and looks == self.effects.looks_grown:
-            transitions[key] = made
+        made = transition(self, name, events, result, died)
+        if key is not None and not self._in_place and looks == effects.looks_grown:
+            effects.transitions[key] = made
         return made
-
-    def _transition_key(self, name: str, undo: bool) -> tuple[Any, ...] | None:
-        """Return all that a transition depends on, or nothing where that is not to be told."""
-        script, effects = self._script, self.effects
-        if self.late or self.entries is not None or not effects.keeps or (script and script[-1].kind == "late"):
-            return None
-        if undo:
-            operation = self.definition.steps[name].compensation
-            assert operation is not None
-            sight = self._sight("compensation", name, operation.takes_second)
-            world = -1 - effects.worlds.key(self.world)
-            attempts, struck = self.state.undo_attempts.get(name, 0), self.struck.get(name)
-            what = name, script, self._place, attempts, struck, name in self.alive
-            return *what, sight.context, sight.result, sight.undone, world
-        if self.turning_back:
-            return None
-        sight = self._sight("action", name, False)
-        results = self.results if self.model.linear else effects.stacks.unordered(self.results)
-        attempts = self.state.attempts.get(name, 0)
-        return name, script, self._place, attempts, name in self.alive, sight.context, results, self.world
-
-    def _repeat(self, name: str, known: Transition) -> None:
-        state = self.state
-        state.seq += len(known.events)
-        for event in known.events:
-            FOLD[type(event)](state, event)
-        self.void, self._hits, self.world, self._last = known.void, known.hits, known.world, known.last
-        if known.alive is not (name in self.alive):
-            self.alive = self.alive | {name} if known.alive else self.alive - {name}
-        if known.struck is not None and name not in self.struck:
-            self.struck = {**self.struck, name: known.struck}
-        if known.failed:
-            self.failed = dict(known.failed)
-        if known.exception is not None:
-            self.exception = known.exception
-        if known.abort is not None:
-            self.abort = known.abort
-        if known.cancelled is not None:
-            self.cancelled = known.cancelled
 
     # ---- the parts
 
@@ -449,7 +376,7 @@ class Branch(Execution):
             fault = self._script[self._place]
             how = _HOW[fault.kind]
             if how != "crash-recorded":
-                self._hits = self._place + 1
+                self.hits = self._place + 1
                 if how not in PERSISTENT:
                     self._place += 1
                 elif undo and step not in self.struck:
@@ -461,11 +388,12 @@ class Branch(Execution):
 
     def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
         """Say whether the process dies now, and note a script of which not all has happened."""
-        dies = recorded and self._hits == len(self._script) - 1 and self._script[-1].kind == kind
-        self.void = self.void or (self._hits < len(self._script) and not dies)
+        dies = recorded and self.hits == len(self._script) - 1 and self._script[-1].kind == kind
+        self.void = self.void or (self.hits < len(self._script) and not dies)
         return dies
 
-    def _sight(self, kind: CallKind, step: str, takes_second: bool) -> Sight:
+    def sight(self, kind: CallKind, step: str, takes_second: bool) -> Sight:
+        """Return what an operation would see now."""
         undo = kind != "action"
         effects, context = self.effects, self.layers
         second = effects.stacks.number(self.results, step) if undo and takes_second else 0
@@ -479,7 +407,7 @@ class Branch(Execution):
     async def _effect(
         self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
     ) -> Any:
-        sight, state, effects = self._sight(kind, step, len(arguments) > 1), self.state, self.effects
+        sight, state, effects = self.sight(kind, step, len(arguments) > 1), self.state, self.effects
         known_as = sight
         if kind == "compensation" and not self.late:
             # No action runs any more: what only grows is read by nobody whose effect is judged.
@@ -491,10 +419,10 @@ class Branch(Execution):
             if kind == "compensation":
                 await self._check_unread(sight, operation, arguments[1:], found)
                 # It may look at more now.
-                known_as = self._sight(kind, step, len(arguments) > 1)._replace(world=known_as.world)
+                known_as = self.sight(kind, step, len(arguments) > 1)._replace(world=known_as.world)
             effects.keep(known_as, found)
         effect, self.world = found
-        self._last = effect
+        self.last = effect
         if effect.mutated:
             self._in_place = True
             self._change_in_place(effect)

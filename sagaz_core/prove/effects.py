@@ -15,6 +15,8 @@ from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
+from sagaz_core.faults.inject import exception_of
+from sagaz_core.prove.held import Held
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.leftovers import left_by
 from sagaz_core.prove.looks import Looked, Undone, WatchedContext
@@ -27,6 +29,8 @@ from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
+    from sagaz_core.faults.plan import Fault
+    from sagaz_core.prove.transitions import Transition
     from sagaz_core.saga.step import Operation
 
 _MISSING = object()
@@ -69,8 +73,9 @@ class Effects:
     """Calls operations, each once for all that it can see. `executions` counts the calls.
 
     `reads` and `writes` are the context keys that each step's action was seen to use. `noticed` is what was found out
-    by looking at the calls themselves. `looks_grown` is how often an operation was seen to look at more than before:
-    then what it can see has another number.
+    by looking at the calls themselves. `seen_by_world` has for each step the worlds before and after the calls that
+    changed something. `looks_grown` is how often an operation was seen to look at more than before: then what it can
+    see has another number.
     """
 
     def __init__(self, worlds: Worlds, typed: TypedContext | None, *, limit: int | None = None, keep: bool = True):
@@ -80,7 +85,7 @@ class Effects:
         self.limit = limit
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
-        self.seen_by_world: set[str] = set()
+        self.seen_by_world: dict[str, dict[tuple[int, int], None]] = {}
         self.undone_read = False
         self.relied_on_reads = self.reads_changed = False
         self.looks_grown = 0
@@ -88,12 +93,14 @@ class Effects:
         self._checked: dict[str, set[str]] = {}
         self._read_by: dict[Sequence[str], frozenset[str] | None] = {}
         self.under_way: Sight | None = None
+        self.held: Held | None = None
         self.noticed: dict[tuple[Verdict, str | None], Finding] = {}
         self._typed = typed
         self._known: dict[Sight, tuple[Effect, int]] = {}
         self._numbers: dict[Any, Effect] = {}
         self.keeps = keep
-        self.transitions: dict[tuple[Any, ...], Any] = {}
+        self.transitions: dict[tuple[Any, ...], Transition] = {}
+        self._exceptions: dict[Fault, BaseException] = {}
         loop = asyncio.get_running_loop()
         self._scope = Scope(loop)
         self.hidden = Hidden(worlds.world)
@@ -107,6 +114,13 @@ class Effects:
     def known(self, sight: Sight) -> tuple[Effect, int] | None:
         """Return what a call did that saw the same, and the world's state after it."""
         return self._known.get(sight)
+
+    def exception_of(self, fault: Fault) -> BaseException:
+        """Return what the fault raises: the same each time it strikes."""
+        found = self._exceptions.get(fault)
+        if found is None:
+            found = self._exceptions[fault] = exception_of(fault)
+        return found
 
     def number_of(self, result: Any, changes: Any) -> int:
         """Return the number of an effect that was not found out here but recorded."""
@@ -143,7 +157,7 @@ class Effects:
         if looked_into is not None:
             self.hidden.note(looked_into)
         if world != sight.world:
-            self.seen_by_world.add(sight.step)
+            self.seen_by_world.setdefault(sight.step, {})[sight.world, world] = None
         looked = made.looked
         if looked.undone and not self.undone_read:
             self.undone_read = True
@@ -217,7 +231,8 @@ class Effects:
     async def _called(self, sight: Sight, operation: Operation, made: _Made, second: tuple[Any, ...]) -> Effect:
         SCOPE.set(self._scope)
         try:
-            result = await call_operation(operation, (made.view, *map(_copied, second)), None, None)
+            self.held = Held(call_operation(operation, (made.view, *map(_copied, second)), None, None))
+            result = await self.held
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise Stopped(error) from error  # it is the search that is cancelled
@@ -225,6 +240,7 @@ class Effects:
         except Exception as error:  # the user's code: anything
             return self._failed(error, made)
         finally:
+            self.held = None
             SCOPE.set(None)
             if left := self._scope.end():
                 await self._note_left(sight, left)

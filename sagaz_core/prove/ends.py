@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.plan import Fault, FaultPlan
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.branch import Branch
     from sagaz_core.prove.summary import Found
+    from sagaz_core.prove.world import Change
     from sagaz_core.prove.worlds import Worlds
     from sagaz_core.state import SagaState
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 class Ends:
     """Judges branches that have ended, those of one key once.
 
-    `initial` and `reference` are the numbers of the world as it was, and as it is after a run without faults.
+    `initial` and `reference` are the numbers of the world as it was, and as it is after a run without faults;
+    `completed` are those after runs in all orders of the steps, by their keys. What is at the `unstable` places differs
+    from run to run. `seen` has the worlds around the calls that changed something, by step.
     Without a `witness` nobody can say what the world should be. `ordered`: a key is of one order of the steps.
     """
 
@@ -37,6 +41,8 @@ class Ends:
         reference: int | None = None,
         witness: bool = True,
         ordered: bool = True,
+        unstable: frozenset[str] = frozenset(),
+        seen: Mapping[str, Mapping[tuple[int, int], None]] = MappingProxyType({}),
     ) -> None:
         self._model = model
         self._worlds = worlds
@@ -45,6 +51,9 @@ class Ends:
         self._reference = reference
         self._witness = witness
         self._ordered = ordered
+        self._unstable = unstable
+        self.completed: dict[int, int] = {}
+        self._touched = _Touched(worlds, seen)
         self._known: dict[tuple[Any, ...], tuple[Found, ...]] = {}
 
     async def found(self, at: Branch) -> tuple[Found, ...]:
@@ -78,12 +87,20 @@ class Ends:
             events=branch.journal.events if branch.entries is not None else (),
             ledger=ledger,
             world_changes=worlds.changes(self._initial, branch.world) if self._witness else None,
-            reference_changes=None
-            if not self._witness or self._reference is None
-            else worlds.changes(self._reference, branch.world),
+            reference_changes=self._reference_changes(branch.world),
+            touched=self._touched,
             cancelled=branch.cancelled is not None,
             left_in_context={} if branch.layers == EMPTY else self._left_in_context(state),
         )
+
+    def _reference_changes(self, world: int) -> Sequence[Change] | None:
+        worlds = self._worlds
+        if not self._witness or self._reference is None:
+            return None
+        if worlds.key(world) in self.completed:
+            return ()  # in another order the saga leaves this without any fault
+        changes = worlds.changes(self._reference, world)
+        return [change for change in changes if change.where not in self._unstable] if self._unstable else changes
 
     def _plan(self, branch: Branch) -> FaultPlan:
         kept = []
@@ -91,3 +108,24 @@ class Ends:
             times = self._model.step(step).compensation_retries + 1 if "flaky" in kind else 1
             kept.append(Fault(step, kind, times=times))
         return FaultPlan((*branch.fatal, *kept))
+
+
+class _Touched:
+    """The places of the world that any call of a step was seen to change, on whatever branch."""
+
+    def __init__(self, worlds: Worlds, seen: Mapping[str, Mapping[tuple[int, int], None]]) -> None:
+        self._worlds = worlds
+        self._seen = seen
+        self._known: dict[str, tuple[int, frozenset[str]]] = {}
+
+    def places(self, step: str) -> frozenset[str]:
+        seen = self._seen.get(step, {})
+        count, found = self._known.get(step, (0, frozenset[str]()))
+        if len(seen) > count:
+            new = {change.where for pair in list(seen)[count:] for change in self._worlds.changes(*pair)}
+            found = found | new
+            self._known[step] = len(seen), found
+        return found
+
+    def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
+        return ()  # of a branch only its end is known

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagaz_core.faults.plan import Fault, FaultPlan
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.ledger import Ledger
+    from sagaz_core.prove.touches import Touched
     from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Change
 
@@ -25,7 +26,8 @@ class Evidence:
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
     faults; each is `None` when there is no world to look at. `noticed` was found before any judgement. `oldest_first`:
     what nothing orders was undone in that order. `fails_at`: the step that fails without any fault too, if one does.
-    `endless` is what never ended, for which the run was given up.
+    `endless` is what never ended, for which the run was given up. `touched` knows which places of the world the steps
+    have changed.
     """
 
     model: SagaModel
@@ -44,6 +46,7 @@ class Evidence:
     oldest_first: bool = False
     fails_at: str | None = None
     endless: Finding | None = None
+    touched: Touched | None = None
 
     @property
     def turned_back(self) -> bool:

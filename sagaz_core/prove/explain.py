@@ -43,7 +43,11 @@ def explain(outcome: Outcome) -> str:
 
 def _rows(outcome: Outcome) -> Iterable[tuple[str, str, str, str]]:
     evidence = outcome.evidence
-    wrong = {finding.step: finding.verdict.value for finding in reversed(outcome.findings)}
+    wrong = {
+        step: finding.verdict.value
+        for finding in reversed(outcome.findings)
+        for step in (finding.step, *finding.culprits)
+    }
     for name in evidence.model.order:
         done, undone = evidence.ledger.effects(name)
         step = evidence.model.step(name)

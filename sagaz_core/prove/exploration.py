@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sagaz_core.prove.explain import table
+from sagaz_core.prove.outcome import UnsoundError
+from sagaz_core.prove.verdict import Verdict
 
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
@@ -35,8 +37,9 @@ class Exploration:
     plan that shows it (in `packed` mode each plan that failed).
     `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
     whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
-    plan (or part) that was not run; `stopped` says why the search ended before it had tried all. `notes` are what else
-    was noticed, a sentence each.
+    plan (or part) that was not run; `stopped` says why the search ended before it had tried all. `fails_alone` says how
+    the saga ends without any fault if it does not complete, which nobody said that it would. `notes` are what else was
+    noticed, a sentence each.
     """
 
     model: SagaModel
@@ -55,6 +58,7 @@ class Exploration:
     blind: frozenset[str] = frozenset()
     not_run: Mapping[str, str] = field(default_factory=dict)
     stopped: str = ""
+    fails_alone: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,6 +80,15 @@ class Exploration:
     def incomplete(self) -> str:
         """Why the search ended before it had tried all, and how far it came; or `""`."""
         return f"{self.stopped}, {self.plans:,} of {self.possible:,} plans" if self.stopped else ""
+
+    @property
+    def unproved(self) -> str:
+        """Why less is proved than was asked for although nothing failed, or `""`. A budget that is used up is no such
+        reason, unless it was too small for any plan.
+        """
+        if self.fails_alone:
+            return f"not all was tried: {self.fails_alone}"
+        return f"nothing was tried: {self.stopped}" if self.stopped and not self.plans else ""
 
     def summary(self) -> str:
         """Return what was done, in a few lines."""
@@ -117,7 +130,9 @@ class Exploration:
         return "\n".join(lines)
 
     def assert_sound(self) -> None:
-        """Raise the first failure's `UnsoundError`, if there is one."""
+        """Raise the first failure's `UnsoundError`, if there is one, and one that says what is `unproved`, if anything is."""
         __tracebackhide__ = True
         if self.failures:
             self.failures[0].assert_sound()
+        if self.unproved:
+            raise UnsoundError(f"{Verdict.VACUOUS.value}: {self.unproved}", self.explain())

@@ -19,9 +19,10 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
-from sagaz_core.prove.forked import Forked, why_it_ends, why_not_forkable
+from sagaz_core.prove.forked import Forked, why_it_ends, why_it_fails, why_not_forkable
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.recorded import not_as_recorded
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
@@ -171,6 +172,18 @@ async def _explored(subject: Subject, search: Search) -> Exploration:
     if unseen and search.mode in ("merged", "tree"):
         raise UsageError(f"mode={search.mode!r}: {unseen.removesuffix(f'; {_ONLY_CALLS}')}")
     reason = unseen or reason
+    note = ""
+    if search.recorded and subject.world and not search.over():
+        note = await not_as_recorded(subject, search.recorded.values())
+        if not note:
+            search = replace(search, recorded={})
+    found = await _searched(subject, search, saga, model, adapter, reason)
+    return replace(found, notes=(*found.notes, note)) if note else found
+
+
+async def _searched(
+    subject: Subject, search: Search, saga: Any, model: SagaModel, adapter: Adapter, reason: str
+) -> Exploration:
     if not reason:
         world = subject.world
         saved = world.save() if world else None
@@ -226,6 +239,7 @@ class _Packed:
         self.orders = 0
         self.stopped = ""
         self.clean: Outcome | None = None
+        self.fails_alone = ""
         self.reference: Reading | None = None
         world = subject.world
         self.saved = world.save() if world is not None and world.restorable else None
@@ -243,6 +257,9 @@ class _Packed:
         if clean is not None and clean.evidence.endless is not None:
             self.clean = None
         elif clean is not None and clean.status is not SagaStatus.COMPLETED:
+            self.fails_alone = why_it_fails(clean, self.subject)
+            if self.fails_alone:
+                self.not_run["*"] = self.fails_alone
             self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
         elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
@@ -258,10 +275,8 @@ class _Packed:
                 search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
         outcomes = tuple(self.outcomes.values())
         order = list(Verdict)
-        bad = sorted(
-            (o for plan, o in self.outcomes.items() if o.findings and plan not in self.said),
-            key=lambda outcome: order.index(outcome.verdict),
-        )
+        failed = [o for plan, o in self.outcomes.items() if o.findings and plan not in self.said]
+        bad = sorted(without_larger(failed), key=lambda outcome: order.index(outcome.verdict))
         checked = {
             (fault.step, fault.kind)
             for outcome in outcomes
@@ -285,6 +300,7 @@ class _Packed:
             applicable=applicable,
             not_run=self.not_run,
             stopped=self.stopped,
+            fails_alone=self.fails_alone,
             notes=self.hidden.sentences,
         )
 
@@ -326,11 +342,13 @@ class _Packed:
 
     async def _trial(self, subject: Subject, plan: FaultPlan) -> Outcome:
         before = self.hidden.look()
-        outcome = await run_trial(subject, plan, reference=self.reference)
-        self.hidden.note(before)
+        try:
+            outcome = await run_trial(subject, plan, reference=self.reference)
+            self.hidden.note(before)
+        finally:
+            if subject.world is not None and self.saved is not None:
+                subject.world.restore(self.saved)
         self.executions += len(outcome.evidence.ledger.entries)
-        if subject.world is not None and self.saved is not None:
-            subject.world.restore(self.saved)
         return outcome
 
     async def _other_order(self, subject: Subject, plan: FaultPlan) -> Outcome | None:
@@ -356,6 +374,20 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
+
+
+def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:
+    """Leave out the outcomes of plans that show only what a part of them shows by itself."""
+
+    def shows(outcome: Outcome) -> set[tuple[Verdict, str | None]]:
+        return {(finding.verdict, finding.step) for finding in outcome.findings}
+
+    shown = [(frozenset(outcome.evidence.plan), shows(outcome)) for outcome in failed]
+    return [
+        outcome
+        for outcome, (faults, keys) in zip(failed, shown, strict=True)
+        if not any(part < faults and keys <= others for part, others in shown)
+    ]
 
 
 def _maker(saga: Any) -> Callable[[], Any]:

@@ -11,6 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ from sagaz_core.prove.exploration import Exploration, used_up
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import Scripts, plan_counts, rank
-from sagaz_core.prove.summary import Found, Path, Summary
+from sagaz_core.prove.summary import TURNED_BACK, Found, Path, Summary
 from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
-from sagaz_core.prove.unordered import every_order, noticed
+from sagaz_core.prove.unordered import every_order, fails_out_of_order, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.prove.worlds import NotForkableError, Worlds
@@ -73,9 +74,11 @@ class Forked:
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self.initial = self.worlds.current
         self.reference: int | None = None
+        self.unstable: frozenset[str] = frozenset()
         # The worlds after the last run from the start, and after the one before it.
         self._after = self._before_that = self.initial
         self.clean: Outcome | None = None
+        self.fails_alone = ""
         self.executions = 0
         self.merge = search.mode != "tree"
         self.reason = "asked for" if search.mode == "tree" else ""
@@ -93,6 +96,8 @@ class Forked:
                 tree, root, summary = await self._searched(definition)
         found = {**self._found(summary), **self._noticed(tree)}
         failures = await self._failures(tree, root, found)
+        if (turned_back := summary.found.get(TURNED_BACK)) is not None and not turned_back.faults and self._completes:
+            failures = [*await self._lost_edge(tree, root, turned_back), *failures]
         plans = {str(outcome.plan) for outcome in failures}
         failures += [outcome for outcome in known if str(outcome.plan) not in plans]
         return self._exploration(tree, summary, failures)
@@ -102,6 +107,7 @@ class Forked:
     async def _run_twice(self) -> None:
         first = await self._trial(NO_FAULTS)
         if first.status is not SagaStatus.COMPLETED:
+            self.fails_alone = why_it_fails(first, self.subject)
             self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
         elif self.subject.world:
             self.reference = self._after
@@ -112,8 +118,9 @@ class Forked:
         if differs is not None:
             self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
         elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
-            changes = "; ".join(map(str, self.worlds.changes(self._before_that, self._after)[:3]))
-            self._do_not_merge(f"two runs without faults leave different worlds ({changes})")
+            changes = self.worlds.changes(self._before_that, self._after)
+            self.unstable = frozenset(change.where for change in changes)
+            self._do_not_merge(f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})")
 
     def _do_not_merge(self, why: str) -> None:
         self.merge = False
@@ -122,15 +129,15 @@ class Forked:
     async def _run_known(self) -> list[Outcome]:
         failed = []
         for plan in self.search.known_of(self.model):
-            outcome = await self._trial(plan)
+            outcome = await self._trial(plan, closely=True)
             if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
         return failed
 
-    async def _trial(self, plan: FaultPlan) -> Outcome:
+    async def _trial(self, plan: FaultPlan, *, closely: bool = False) -> Outcome:
         """Run a plan from the start by the engine as it is, in the world as it was."""
         self.worlds.put(self.initial)
-        subject = self.subject
+        subject = replace(self.subject, closely=closely)
         if self.search.recorded:
             subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)
@@ -144,6 +151,10 @@ class Forked:
 
     # ---- the search
 
+    @cached_property
+    def _possible(self) -> int:
+        return sum(plan_counts(self.scripts, self.search.depth))
+
     async def _searched(self, definition: Definition) -> tuple[Tree, Branch, Summary]:
         limit = self.search.max_executions
         effects = Effects(
@@ -156,8 +167,7 @@ class Forked:
         root = Branch.first(definition, effects, self.subject.clock(), self._started(initial))
         root.live = not self.search.recorded
         began = encode(initial)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
-        progress = self.search.on_progress
+        possible, progress = self._possible, self.search.on_progress
         orders = every_order(self.model)
         ends = Ends(
             self.model,
@@ -167,6 +177,8 @@ class Forked:
             reference=self.reference,
             witness=bool(self.subject.world) and not self.search.recorded,
             ordered=not orders,
+            unstable=self.unstable,
+            seen=effects.seen_by_world,
         )
         tree = Tree(
             self.scripts,
@@ -181,6 +193,8 @@ class Forked:
         before = dict(vars(self.saga))
         if self.subject.calls is not None:
             self.subject.calls.search = effects
+        if not self.model.linear and self.reference is not None:
+            await tree.note_completed(root)
         summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
         self.executions += effects.executions
@@ -239,14 +253,31 @@ class Forked:
 
     def _found(self, summary: Summary) -> dict[Found, Path]:
         """Return what is wrong. A plan of benign faults that turned the saga back counts if it completes without."""
-        completes = self.clean is None or self.clean.status is SagaStatus.COMPLETED
         found: dict[Found, Path] = {}
         for (verdict, step), path in summary.found.items():
             if verdict is not Verdict.CLEAN:
                 found[verdict, step] = path
-            elif step is not None and completes:
+            elif step is not None and self._completes:
                 found.setdefault((Verdict.NOT_IDEMPOTENT, step), path)
+        benign = {key: frozenset(path.faults) for key, path in found.items() if key[0] is Verdict.NOT_IDEMPOTENT}
+        for key, faults in benign.items():
+            if any(part < faults for part in benign.values()):
+                del found[key]  # of two steps the first one is blamed, and here the other one alone does it
         return found
+
+    @property
+    def _completes(self) -> bool:
+        """Whether the saga completes without faults, in the order that the engine takes."""
+        return self.clean is None or self.clean.status is SagaStatus.COMPLETED
+
+    async def _lost_edge(self, tree: Tree, root: Branch, path: Path) -> list[Outcome]:
+        """Return the run without faults in an order of the steps in which one of them fails."""
+        outcome = await self._walked(tree, root, path)
+        finding = fails_out_of_order(self.model, outcome.events, () if self.clean is None else self.clean.events)
+        if finding is None:
+            return []
+        evidence = replace(outcome.evidence, noticed=(finding,))
+        return [Outcome(evidence, outcome.world_changes, outcome.reproduce, None, outcome.world_after, outcome.plan)]
 
     def _noticed(self, tree: Tree) -> dict[Found, Finding]:
         return noticed(tree.effects, self.model)
@@ -257,7 +288,7 @@ class Forked:
         outcomes: dict[tuple[Any, ...], Outcome] = {}
         for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
             path = paths[key]
-            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults))
+            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults), closely=True)
             place: Found | None = None
             if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
                 outcome, place = await self._walked(tree, root, path), key  # the plan in another order
@@ -285,7 +316,7 @@ class Forked:
     def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
         applicable = self.scripts.pairs()
         plans = sum(summary.counts)
-        possible = sum(plan_counts(self.scripts, self.search.depth))
+        possible = self._possible
         checked = frozenset(tree.checked)
         not_run: dict[str, str] = {}
         stopped = ""
@@ -296,6 +327,8 @@ class Forked:
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
             if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
                 not_run["*"] = why_it_ends(self.clean)
+            elif self.fails_alone:
+                not_run["*"] = self.fails_alone
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             # Compensations are struck by the second fault.
             not_run = {part: why for part, why in not_run.items() if part == "*"}
@@ -314,11 +347,20 @@ class Forked:
             failures=tuple(failures),
             checked=checked,
             applicable=applicable,
-            blind=compensated & called - tree.effects.seen_by_world if self.subject.world else frozenset(),
+            blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
-            notes=tree.effects.hidden.sentences,
+            fails_alone=self.fails_alone,
+            notes=(*tree.effects.hidden.sentences, *self._by_order(tree)),
         )
+
+    def _by_order(self, tree: Tree) -> tuple[str, ...]:
+        """Say where the world that the saga leaves without faults hangs on the order of its steps."""
+        if len(left := tree.ends.completed) < 2:
+            return ()
+        one, other = list(left.values())[:2]
+        changes = "; ".join(map(str, self.worlds.changes(one, other)[:3]))
+        return (f"steps in another order leave another world ({changes}): declare depends_on if they must not",)
 
     def _why(self, step: str, kind: str) -> str:
         if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
@@ -330,6 +372,11 @@ def why_it_ends(clean: Outcome) -> str:
     """Say how a run without faults ended that did not complete."""
     state = clean.evidence.state
     return f"without faults the saga ends {clean.status.value} at {state.failed_step!r} ({state.error})"
+
+
+def why_it_fails(clean: Outcome, subject: Subject) -> str:
+    """Say the same of a run that did not complete, unless it failed where it was recorded to: then return `""`."""
+    return "" if clean.evidence.state.failed_step == subject.fails_at else why_it_ends(clean)
 
 
 @contextmanager

@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from sagaz_core.events import CompensationFailed, CompensationStarted, CompensationSucceeded, StepSucceeded
+from sagaz_core.events import CompensationFailed, CompensationStarted, CompensationSucceeded, StepFailed, StepSucceeded
 from sagaz_core.model import END
 from sagaz_core.plugins import results_by_plugin
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Entry
+from sagaz_core.prove.touches import apart_from
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
+
+if TYPE_CHECKING:
+    from sagaz_core.prove.world import Change
 
 Rule = Callable[["Case"], Iterator[Finding]]
 Monitor = Callable[[Evidence], Iterable[Finding]]
@@ -48,7 +53,8 @@ class Case:
         expected = set(struck)
         for step in struck:
             if self.model.on_compensation_failure == "fail_fast":
-                expected |= self.alive - self.model.descendants[step]
+                # What is in doubt is undone too, whether or not its effect happened.
+                expected |= (self.alive | set(self.state.ambiguous)) - self.model.descendants[step]
             elif self.model.on_compensation_failure == "skip_dependents":
                 expected |= self.model.ancestors[step]
         if self.past_pivot:
@@ -160,26 +166,72 @@ def _orphan_advice(case: Case, name: str) -> str:
 
 def _world_differs(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
-    if not evidence.world_changes or case.past_pivot or evidence.claimed is not SagaStatus.ROLLED_BACK:
+    if not evidence.world_changes or case.past_pivot or any(_left_behind(case)):
         return
-    if case.expected_stuck & case.alive or any(_left_behind(case)):
+    if evidence.claimed is SagaStatus.FAILED:
+        yield from _more_left_than_said(case, evidence.world_changes)
+    if evidence.claimed is not SagaStatus.ROLLED_BACK or case.expected_stuck & case.alive:
         return
-    changes = "; ".join(map(str, evidence.world_changes[:3]))
-    sentence = f"the saga says rolled back, but the world is not as it was ({changes})"
-    kept = [name for name in case.alive if not case.model.step(name).has_compensation]
+    sentence = f"the saga says rolled back, but the world is not as it was ({_first_of(evidence.world_changes)})"
+    kept = [name for name in _kept(case) if _may_have_left(case, name, evidence.world_changes)]
     twice = [name for name in evidence.struck(*_UNDONE_AGAIN) if len(case.undone.get(name, ())) > 1]
-    if kept and not twice:
+    culprits = () if evidence.touched is None else evidence.touched.culprits(evidence.world_changes)
+    if kept and not (twice and evidence.touched is None):
+        or_else = f"; or else {_takes_back(culprits)}" if culprits else ""
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
             f"{sentence}, and these steps have no compensation: {', '.join(kept)}",
-            "add a compensation, put the step last, or declare the data append_only in the world",
+            f"add a compensation, put the step last, or declare the data append_only in the world{or_else}",
+            culprits,
         )
     else:
-        yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept))
+        yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept, culprits), culprits)
 
 
-def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str]) -> str:
+def _more_left_than_said(case: Case, changes: Sequence[Change]) -> Iterator[Finding]:
+    """A saga that is stuck leaves what its stuck steps did, and nothing else."""
+    touched, stuck = case.evidence.touched, case.state.stuck
+    places: set[str] = set()
+    for name in {*stuck, *_kept(case)}:
+        known = None if touched is None else touched.places(name)
+        if known is None:
+            return
+        places |= known
+    left = apart_from(changes, places)
+    if touched is not None and stuck and left:
+        culprits = touched.culprits(left)
+        yield Finding(
+            Verdict.LIE,
+            None,
+            f"the saga says that only {', '.join(stuck)} could not be undone, but more of the world is not as it was "
+            f"({_first_of(left)})",
+            f"{_takes_back(culprits)}, also when {', '.join(stuck)} could not be undone",
+            culprits,
+        )
+
+
+def _first_of(changes: Sequence[Change]) -> str:
+    return "; ".join(map(str, changes[:3]))
+
+
+def _kept(case: Case) -> list[str]:
+    """Return the steps that are done and that nothing can undo."""
+    return [name for name in case.model.order if name in case.alive and not case.model.step(name).has_compensation]
+
+
+def _may_have_left(case: Case, name: str, changes: Sequence[Change]) -> bool:
+    touched = case.evidence.touched
+    places = None if touched is None else touched.places(name)
+    return places is None or len(apart_from(changes, places)) < len(changes)
+
+
+def _takes_back(culprits: Sequence[str]) -> str:
+    whose = f"the compensation of {', '.join(culprits)}" if culprits else "each compensation"
+    return f"let {whose} take back all that its action did, and nothing else"
+
+
+def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str], culprits: Sequence[str]) -> str:
     if twice:
         or_else = f"what {', '.join(kept)} did has no compensation" if kept else "it does not undo all that was done"
         return (
@@ -189,7 +241,10 @@ def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str]) -> str:
     if case.undone and case.undone.keys().isdisjoint(case.done):
         names = ", ".join(case.undone)
         return f"let the compensation of {names} do nothing when there is nothing to undo: its action had not happened"
-    return "a compensation returned without undoing all that its action did"
+    refused = [event.step for event in case.evidence.events if isinstance(event, StepFailed) and not event.in_doubt]
+    if not culprits and refused and refused[-1] not in (None, END):
+        return f"let step {refused[-1]!r} refuse before it has an effect: it is not undone; or else {_takes_back(())}"
+    return _takes_back(culprits)
 
 
 def _claim(case: Case) -> Iterator[Finding]:

@@ -110,6 +110,11 @@ class Outcome:
         return worst(self.findings)
 
     @property
+    def proves_nothing(self) -> bool:
+        """Whether a fault of the plan never happened, or the run did not end."""
+        return bool(self.evidence.missed) or self.evidence.endless is not None
+
+    @property
     def judged(self) -> bool:
         """Whether anybody has asked for the judgement."""
         return "findings" in vars(self)
@@ -174,7 +179,7 @@ class Outcome:
             if key not in before or key not in after or before[key] != after[key]
         }
 
-    # ---- asserting; none of these holds when a fault of the plan never happened
+    # ---- asserting; none of these holds when a fault of the plan never happened, or the run did not end
 
     def assert_sound(self) -> None:
         """Raise `UnsoundError` unless the run is what it must be under its plan. Nothing needs to be said about it."""
@@ -208,9 +213,9 @@ class Outcome:
         self._expect("stuck", set(steps), set(self.stuck))
 
     def _check_struck(self) -> None:
-        """Raise when a fault of the plan never happened: whatever holds then says nothing of the plan."""
+        """Raise when a fault of the plan never happened, or the run was given up: what holds then says nothing."""
         __tracebackhide__ = True
-        if self.evidence.missed:
+        if self.proves_nothing:
             self.assert_sound()
 
     def _check_steps(self, steps: Sequence[str]) -> None:

@@ -110,6 +110,8 @@ async def bisected(plan: FaultPlan, fails: Callable[[FaultPlan], Awaitable[bool]
     faults = list(plan.faults)
     kept = [fault for fault in faults if fault.step == END or (fault.kind == "before" and len(faults) > 1)]
     packed = [fault for fault in faults if fault not in kept]
+    if kept and packed and await fails(FaultPlan(tuple(kept))):
+        return FaultPlan(tuple(kept))
     size = len(packed) // 2
     while size:
         start = 0

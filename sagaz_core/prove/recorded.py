@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.errors import InjectedFaultError, StepRejected
+from sagaz_core.errors import CannotStoreError, InjectedFaultError, StepRejected
 from sagaz_core.events import (
     CompensationFailed,
+    Delta,
     ErrorInfo,
     Event,
     StepFailed,
@@ -26,6 +27,7 @@ from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import encode
 
 if TYPE_CHECKING:
+    from sagaz_core.engine.run import Served
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.prove.outcome import Outcome
     from sagaz_core.recording.base import Recording
@@ -264,4 +266,42 @@ def _same(then: Any, now: Any) -> bool:
     try:
         return encode(then) == encode(now) or bool(then == now and type(then) is type(now))
     except Exception:  # a value of now that cannot be stored, or a broken __eq__
+        return False
+
+
+async def not_as_recorded(subject: Subject, recorded: Iterable[Served]) -> str:
+    """Say why the recorded steps have to be taken from the record; or return `""`, if running them comes to the same.
+
+    Only when they are run do they have their effects in this world, which then shows whether those are undone.
+    """
+    world = subject.world
+    if world is None or not world.restorable:
+        return f"{_NOT_COMPARED}, which are not run, never touched it"
+    saved = world.save()
+    try:
+        outcome = await run_trial(subject)
+    finally:
+        world.restore(saved)
+    now = {event.step: (event.result, event.delta) for event in outcome.events if isinstance(event, StepSucceeded)}
+    for served in recorded:
+        if served.step not in now:
+            return f"{_NOT_COMPARED} were not run: without faults {served.step!r} does not succeed in it"
+        if not _come_to_the_same((served.result, served.delta), now[served.step]):
+            return (
+                f"{_NOT_COMPARED} were not run: {served.step!r} returns something else in it than was recorded. "
+                f"Let the fakes give what the record has"
+            )
+    return ""
+
+
+_NOT_COMPARED = "the world was not compared, because the recorded steps"
+
+
+def _come_to_the_same(one: tuple[Any, Delta], other: tuple[Any, Delta]) -> bool:
+    def data(result: Any, delta: Delta) -> bytes:
+        return encode([result, dict(sorted(delta.set.items())), sorted(delta.deleted)])
+
+    try:
+        return data(*one) == data(*other)
+    except CannotStoreError:
         return False

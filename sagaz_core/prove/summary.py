@@ -79,7 +79,10 @@ class Total:
         for key, path in found.items():
             if key[0] is Verdict.CLEAN and any(fault.described.fatal for fault in move.script):
                 continue
-            key = blamed(key, move.script)
+            now = blamed(key, move.script)
+            if now != key and (without := self._found.get(key)) is not None and without.faults == path.faults:
+                continue  # it happens without these faults too
+            key = now
             longer, known = path.after(move), self._found.get(key)
             if known is None or rank(longer.faults, places) < rank(known.faults, places):
                 self._found[key] = longer

@@ -81,13 +81,31 @@ class Tree:
             self.effects.relied_on_reads = self.effects.reads_changed = False
             summary = await self._forward(root, depth)
             if self.effects.undone_read is watched and not self.effects.reads_changed:
-                self._memo.clear()  # or the garbage collector goes through it
+                self._memo.clear()  # or the garbage collector goes through them
+                self.effects.transitions.clear()
                 return summary
             # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
             self.samples.clear()
             self.covered = 0
             self._hits = [0, 0]
+
+    async def note_completed(self, root: Branch) -> None:
+        """Tell the judge of each world that the saga leaves without faults, in whatever order its steps come."""
+        seen, todo = set(), [root]
+        while todo:
+            at = todo.pop()
+            key = forward_key(at, 0, self._ordered)
+            if key in seen:
+                continue
+            seen.add(key)
+            ready = at.ready()
+            if not ready:
+                self.ends.completed.setdefault(self.effects.worlds.key(at.world), at.world)
+            for step in reversed(self._forward_choices(ready) if ready else ()):  # the first one is taken first
+                branch = at.fork()
+                if await self._run(branch, step, (), undo=False) and not branch.turning_back:
+                    todo.append(branch)
 
     # ---- forward
 

@@ -18,6 +18,8 @@ from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
 from sagaz_core.prove.leftovers import Leftovers
 from sagaz_core.prove.outcome import Outcome
+from sagaz_core.prove.reference import Reference
+from sagaz_core.prove.touches import Touches
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -49,7 +51,8 @@ class Subject:
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
-    step at which the saga is known to fail without any fault.
+    step at which the saga is known to fail without any fault. `closely`: the fakes are looked at around each call, so
+    that it is known whose is what is left.
     """
 
     make: Callable[[], Any]
@@ -63,6 +66,7 @@ class Subject:
     oldest_first: bool = False
     calls: Calls | None = None
     fails_at: str | None = None
+    closely: bool = True
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -113,6 +117,7 @@ class Trial:
         self.events: list[Event] = []
         self.leftovers = Leftovers()
         self.fights: Fights | None = None
+        self.touches: Touches | None = None
         self.state = SagaState()
         self.began = b""
         self.cancelled = False
@@ -129,6 +134,8 @@ class Trial:
             proceed = partial(calls.watch, call, proceed)
         if self.fights is not None and call.kind == "action":
             proceed = partial(self.fights.watch, call, proceed)
+        if self.touches is not None and self.touches.watches(call):
+            proceed = partial(self.touches.watch, call, proceed)
         if self.injector.concerns(call):
             watched = partial(self.leftovers.watch, call, proceed)  # the call may come later, when all is over
             return self.injector.intercept(call, lambda: self.ledger.intercept(call, watched))
@@ -155,17 +162,23 @@ class Trial:
             self.fights = Fights()
         world = subject.world or None
         before = await world.read() if world else None
+        if world and world.restorable:
+            stuck = {fault.step for fault in plan if fault.described.undo}
+            self.touches = Touches(world, model, everything=subject.closely, stuck=stuck)
         initial = encode(dict(subject.context), "context")
         claimed, exception = await self._ended(adapter, saga, decode(initial, resolve=importing_class))
         self.leftovers.leave()
         if self.endless is None:
-            await self.injector.deliver_late()
+            await self._deliver_late()
         changes = reference_changes = after = None
         if world and before is not None:
             after = await world.read()
             changes = world.changes(before, after)
             if reference is not None:
                 reference_changes = world.changes(reference, after)
+                if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
+                    again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
+                    reference_changes = await again.changes(before, reference, after, self.ledger.entries)
         evidence = Evidence(
             model=model,
             plan=plan,
@@ -183,6 +196,7 @@ class Trial:
             oldest_first=subject.oldest_first,
             fails_at=subject.fails_at,
             endless=self.endless,
+            touched=self.touches,
             noticed=(*await self.leftovers.findings(), *self._fights(model)),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
@@ -211,6 +225,13 @@ class Trial:
         except NeverEndsError as error:
             self.endless = error.finding
             return SagaStatus.EXECUTING, error
+
+    async def _deliver_late(self) -> None:
+        late, calls = self.injector.deliver_late(), self.subject.calls
+        try:
+            await (late if calls is None else calls.ended(late))
+        except NeverEndsError as error:
+            self.endless = error.finding
 
     async def _run_to_its_end(
         self, adapter: Adapter, saga: Any, context: dict[str, Any]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from sagaz_core.events import Event, StepFailed, StepSucceeded
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.effects import Effects
@@ -62,6 +64,36 @@ def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]
                     ),
                 )
     return found
+
+
+def fails_out_of_order(model: SagaModel, events: Sequence[Event], completing: Sequence[Event]) -> Finding | None:
+    """Say of which other steps it hangs that a step fails, in one order of the steps, which in another completes."""
+    done = _succeeded(events)
+    failed = [event for event in events if isinstance(event, StepFailed)][-1]
+    beside = {name for name in model.order if _side_by_side(model, name, failed.step)}
+    first = set(takewhile(lambda name: name != failed.step, _succeeded(completing) or model.order))
+    missing = [name for name in model.order if name in beside & first and name not in done]
+    others = missing or [name for name in model.order if name in beside - first and name in done]
+    if not others:
+        return None  # it is not for their order
+    when, names = "before" if missing else "after", " and ".join(map(repr, others))
+    later, sooner = (failed.step, others[0]) if missing else (others[0], failed.step)
+    return Finding(
+        Verdict.OUT_OF_ORDER,
+        failed.step,
+        f"{failed.step!r} fails when it comes {when} {names}, and nothing says which comes first: {failed.error}",
+        f"declare depends_on={sooner!r} at step {later!r}",
+    )
+
+
+def _succeeded(events: Sequence[Event]) -> list[str]:
+    return [event.step for event in events if isinstance(event, StepSucceeded)]
+
+
+def _side_by_side(model: SagaModel, one: str, other: str | None) -> bool:
+    if other is None or other not in model.ancestors or one == other:
+        return False
+    return one not in model.ancestors[other] and other not in model.ancestors[one]
 
 
 def _unordered(reader: str, keys: Iterable[str], writers: Mapping[str, set[str]], model: SagaModel) -> bool:

@@ -29,7 +29,7 @@ MEANING = {
     Verdict.ORPHAN: "an effect was left behind",
     Verdict.DOUBLE_UNDO: "an effect was undone twice",
     Verdict.UNDO_WITHOUT_DO: "something was undone that was never done",
-    Verdict.OUT_OF_ORDER: "a step was undone while one that depends on it was not",
+    Verdict.OUT_OF_ORDER: "something is done or undone in an order in which it must not be",
     Verdict.STUCK: "a compensation did not succeed",
     Verdict.NOT_IDEMPOTENT: "doing it twice is not the same as doing it once",
     Verdict.CONTEXT_LEAK: "the context is not what it was before the saga",
@@ -39,12 +39,16 @@ MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga."""
+    """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga.
+
+    `culprits` are the steps to blame for it, where it is the whole saga's.
+    """
 
     verdict: Verdict
     step: str | None
     sentence: str
     advice: str = ""
+    culprits: tuple[str, ...] = ()
 
 
 def worst(findings: tuple[Finding, ...]) -> Verdict:

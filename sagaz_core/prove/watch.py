@@ -11,10 +11,12 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.errors import SagazError
 from sagaz_core.prove.effects import Stopped
+from sagaz_core.prove.held import Held
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.virtual_time import VirtualClockLoop, WaitingTask
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sagaz_core.errors import DeadlockError
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.prove.effects import Effects
+    from sagaz_core.prove.trial import Subject
 
 PATIENCE = 60.0
 """Real seconds that one call may keep the event loop for itself."""
@@ -37,6 +40,7 @@ MOST_ATTEMPTS = 10_000
 _TICK = 1.0
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PATIENT = 3  # a call may take its cancelling for an error, and go on
+_TURNS_TO_END = 10_000  # and as many turns of the loop it has each time to end
 
 T = TypeVar("T")
 
@@ -57,6 +61,12 @@ class NeverEndsError(SagazError):
         return Finding(Verdict.ENDLESS, self.step, str(self), self.advice)
 
 
+class IgnoresCancellationError(NeverEndsError):
+    """A call never ends, and goes on when it is cancelled, so that a timeout would not end it."""
+
+    advice = "let asyncio.CancelledError out of the step (clean up, and raise it again): else no timeout ends it"
+
+
 class NeverYieldsError(NeverEndsError):
     """A step kept the event loop for itself for too long; the message names it, and says what to do."""
 
@@ -67,21 +77,21 @@ class Calls:
     """Which call is being made: of runs from the start (`of_runs`), and of a `search` that makes calls of its own.
 
     In virtual time a call that never ends is noticed: the loop has nothing left to do, or goes round and round. Then
-    the task that explores is cancelled, which ends the run, and `ended` raises `NeverEndsError`. A call that was found
-    to be endless is not made again.
+    the task that explores is cancelled, which ends the run, and `ended` raises `NeverEndsError`. A call that goes on all
+    the same is left. One that was found to be endless is not made again.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop if isinstance(loop, VirtualClockLoop) else None  # in another one steps wait really, for long
         self._task = asyncio.current_task(loop)
-        self._before = asyncio.all_tasks(loop)
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._never: NeverEndsError | None = None
+        self._where = ""
         self._asked = 0
         self._endless: dict[str, NeverEndsError] = {}
         self._steps: dict[str, str] = {}  # of each call by its name
         self.made = 0
-        self.under_way: dict[str, None] = {}
+        self.under_way: dict[str, Held] = {}
         self.search: Effects | None = None
 
     @property
@@ -103,9 +113,9 @@ class Calls:
         if self._loop is not None:
             self._loop.count_turns_anew()
         self._steps[name] = call.step
-        self.under_way[name] = None
+        self.under_way[name] = held = Held(proceed())
         try:
-            return await proceed()
+            return await held
         finally:
             self.under_way.pop(name, None)
 
@@ -121,12 +131,8 @@ class Calls:
         if loop is None:
             yield
             return
-        before, loop.when_stuck = loop.when_stuck, self._stuck
-        turns, loop.max_turns = loop.max_turns, min(loop.max_turns, MOST_TURNS)
-        try:
+        with loop.watched(self._stuck, MOST_TURNS):
             yield
-        finally:
-            loop.when_stuck, loop.max_turns = before, turns
 
     async def ended(self, work: Awaitable[T]) -> T:
         """Return what the work comes to. Raises `NeverEndsError` when a call in it never ends."""
@@ -145,20 +151,40 @@ class Calls:
             raise never
         return result
 
-    def _stuck(self, error: DeadlockError) -> bool:
-        """End what is under way: its task first and, if that is shielded, all that it has begun."""
+    def _stuck(self, error: DeadlockError) -> int:
+        """End what is under way: by cancelling the run, then the calls (one may be shielded), at last by leaving them.
+
+        Returns for how many turns the loop may go on with that.
+        """
         name = self.current()[1]
-        if not name or self._task is None or self._asked == _PATIENT:
-            return False
+        if not name or self._task is None or self._loop is None or self._asked > _PATIENT:
+            return 0
         self._asked += 1
         if self._never is None:
-            first = next(iter(self.under_way), name)
-            self._never = NeverEndsError(f"{name} never ends{_where(error)}", name, self._step_of(first))
-            self._endless.update(dict.fromkeys(self.under_way, self._never))
-        tasks = [self._task] if self._asked == 1 else [*asyncio.all_tasks() - self._before - {self._task}]
-        for task in tasks:
-            task.cancel()
-        return True
+            self._where = _where(error)
+            self._found(NeverEndsError(f"{name} never ends{self._where}", name, self._first_step(name)))
+        if self._asked == 1:
+            self._task.cancel()
+        elif self._asked <= _PATIENT:
+            for held in self._held():
+                held.cancel()
+        else:
+            said = f"{name} never ends, and goes on when it is cancelled{self._where}"
+            self._found(IgnoresCancellationError(said, name, self._first_step(name)))
+            for held in self._held():
+                held.leave(Stopped(self._never), self._loop)
+        return _TURNS_TO_END
+
+    def _held(self) -> list[Held]:
+        searched = self.search.held if self.search is not None else None
+        return [*([searched] if searched is not None else ()), *self.under_way.values()]
+
+    def _found(self, never: NeverEndsError) -> None:
+        self._never = never
+        self._endless.update(dict.fromkeys(self.under_way, never))
+
+    def _first_step(self, name: str) -> str | None:
+        return self._step_of(next(iter(self.under_way), name))
 
     def _step_of(self, name: str) -> str | None:
         sight = self.search.under_way if self.search is not None else None
@@ -170,6 +196,14 @@ class Calls:
             while self._task is not None and self._task.cancelling() > self._cancelling:
                 self._task.uncancel()
         return never
+
+
+@contextmanager
+def watched_calls(subject: Subject) -> Iterator[Subject]:
+    """Give back what is to be run once, with its calls watched: one that never ends is named, and the run is judged."""
+    calls = Calls(asyncio.get_running_loop())
+    with calls.bounded():
+        yield replace(subject, calls=calls)
 
 
 def _where(error: DeadlockError) -> str:

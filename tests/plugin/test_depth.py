@@ -283,3 +283,35 @@ def test_a_saga_of_the_sagaz_package_runs_from_the_start(shop: Shop) -> None:
     result.stdout.fnmatch_lines(
         ["  why packed: the engine of the sagaz package runs a saga from its start to its end, and cannot be forked"]
     )
+
+
+def forgets_charges(shop: Shop) -> None:
+    shop.write(
+        "fakes", FAKES.replace("what.pop(order_id, None)", "if what is not self.charges: what.pop(order_id, None)")
+    )
+
+
+def test_what_a_recorded_step_leaves_in_the_world_is_found_under_several_faults_and_under_one(fakes: Shop) -> None:
+    forgets_charges(fakes)
+    result = fakes.replay("--sagaz-depth=2")
+    result.stdout.fnmatch_lines(["*LIE*the saga says rolled back, but the world is not as it was (Desk.charges.1: *"])
+    result.stdout.fnmatch_lines(["again *pytest --sagaz-replay=ORDER-1 --sagaz-plan=ship@before"])
+    again = fakes.replay("--sagaz-plan=ship@before")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["UnsoundError: LIE under ship@before: *Desk.charges.1: *"])
+
+
+def test_fakes_that_give_something_else_than_was_recorded_are_no_witness_and_that_is_said(fakes: Shop) -> None:
+    forgets_charges(fakes)
+    path = fakes.path / "shop.py"
+    path.write_text(path.read_text().replace('f"R-{ctx', 'f"Q-{ctx'))
+    result = fakes.replay("--sagaz-depth=2", "-k", "explore")
+    result.assert_outcomes(passed=1, deselected=10)
+    result.stdout.fnmatch_lines(
+        [
+            (
+                "  the world was not compared, because the recorded steps were not run: 'reserve' returns something "
+                "else in it than was recorded. Let the fakes give what the record has"
+            )
+        ]
+    )

@@ -395,7 +395,7 @@ TWICE = "let the compensation of take do nothing when there is nothing left to u
             "take@before",
             "let the compensation of take do nothing when there is nothing to undo: its action had not happened",
         ),
-        ("take@undo-repeat", f"{TWICE}what tell did has no compensation"),
+        ("take@undo-repeat", f"{TWICE}it does not undo all that was done"),
         ("tell@before+take@undo-repeat", f"{TWICE}it does not undo all that was done"),
     ],
 )
