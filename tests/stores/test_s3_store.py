@@ -20,7 +20,7 @@ from sagaz_core.errors import (
     UsageError,
 )
 from sagaz_core.storage import Batch, SagaSummary, open_storage
-from sagaz_core.storage import s3 as store_module
+from sagaz_core.storage import _s3_core as store_module
 from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
 from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_replay, a_saga, a_snapshot, an_event
 
@@ -244,7 +244,7 @@ def test_a_claim_of_a_writer_that_died_does_not_keep_the_id_for_ever(s3, storage
     assert do(storage.get_snapshot("x")) is None
     with pytest.raises(DuplicateSagaError):
         do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
-    monkeypatch.setattr("sagaz_core.storage.s3._ABANDONED", timedelta(0))
+    monkeypatch.setattr("sagaz_core.storage._s3_writing._ABANDONED", timedelta(0))
     do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
     assert do(storage.get_snapshot("x")).saga_id == "s"
     assert [record.saga_id for record in do(storage.list_sagas()).items] == ["s"]
