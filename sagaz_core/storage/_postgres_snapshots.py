@@ -48,7 +48,7 @@ class PostgresSnapshots(PostgresCore):
 
     def _expired(self, snapshot: SagaSnapshot) -> bool:
         """Whether the snapshot has expired. Raises `DamagedSnapshotError` when it only looks so."""
-        if not expired(snapshot, self.clock()):
+        if snapshot.retention_until is None or not expired(snapshot, self.clock()):
             return False
         check_expired(snapshot)
         return True
@@ -72,8 +72,10 @@ class PostgresSnapshots(PostgresCore):
         statement = _LATEST[tuple(value is not None for value in asked)]
         values = [value for value in asked if value is not None]
         rows = await self._rows(statement, as_text(saga_id), _ALL, *values)
-        if rows and self._expired(snapshot_from(rows[0])):
-            rows = await self._rows(statement, as_text(saga_id), as_time(self.clock()), *values)
+        found = snapshot_from(rows[0]) if rows else None
+        if found is None or not self._expired(found):
+            return found
+        rows = await self._rows(statement, as_text(saga_id), as_time(self.clock()), *values)
         return snapshot_from(rows[0]) if rows else None
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
