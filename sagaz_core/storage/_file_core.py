@@ -126,7 +126,9 @@ class FileCore:
         os.replace(new, path)
 
     def _segment(self, saga_id: str) -> Segment:
-        return self._segment_of(segment_key(saga_id))
+        segment = self._segment_of(segment_key(saga_id))
+        segment.asked = saga_id
+        return segment
 
     def _segment_of(self, key: bytes) -> Segment:
         segment = self._segments.get(key)

@@ -44,13 +44,15 @@ def segment_key(saga_id: str) -> bytes:
 class Segment:
     """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it.
 
+    `asked` is the id by which it was asked for last, which an error names when it cannot be read from the file.
     `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
     """
 
-    __slots__ = ("_dead", "_place", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
+    __slots__ = ("_dead", "_place", "asked", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
 
     def __init__(self, key: bytes, path: str) -> None:
         self.key, self.path = key, path
+        self.asked = ""
         self.fd = -1
         self.opened = 0
         self._forget()
@@ -126,7 +128,8 @@ class Segment:
     def _damaged(self, at: int) -> CorruptDataError:
         items = self.index.snapshots.items
         before = f"the one after snapshot {items[-1].snapshot_id!r}" if items else "its first one"
-        whose = f"of saga {self.saga_id!r}" if self.saga_id else "of a saga"
+        saga_id = self.saga_id or self.asked
+        whose = f"of saga {saga_id!r}" if saga_id else "of a saga"
         return CorruptDataError(
             f"{self.path} {whose} is damaged at byte {at}, in {before}: restore the file; "
             f"what is before that byte can still be read"

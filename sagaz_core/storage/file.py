@@ -116,7 +116,11 @@ class FileSnapshotStorage(FileWriting):
                 self._index.trusted(lambda: keys.extend(self._index.ids.sagas(snapshot_id)))
             for key in keys:
                 segment = self._segment_of(key)
-                if segment.refresh() and snapshot_id in segment.index.by_id:
+                try:
+                    there = segment.refresh()
+                except CorruptDataError as error:
+                    raise CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}") from error
+                if there and snapshot_id in segment.index.by_id:
                     entry = segment.index.by_id[snapshot_id]
                     return None if expired(entry, self.clock()) else _snapshot(segment, entry)
             return None

@@ -125,7 +125,7 @@ def test_a_saga_whose_record_is_damaged_is_left_out_and_named(kind, request):
             assert (done.sagas, done.there) == (len(WHOLE), there)
             assert len(done.damaged) == len(DAMAGED)
             assert all("damaged" in text for text in done.damaged)
-            assert all(saga_id in text for saga_id, text in zip(DAMAGED, sorted(done.damaged), strict=True))
+            assert all(sum(repr(saga_id) in text for text in done.damaged) == 1 for saga_id in DAMAGED)
         assert [record.saga_id for record in (await target.list_sagas()).items] == WHOLE
         assert [summary.saga_id for summary in (await target.find_sagas()).items][-1] == SAGAS[-1]
         assert (await source.info()).sagas >= len(WHOLE)

@@ -176,8 +176,13 @@ def test_nothing_is_written_behind_damage(folder, storage):
     damaged = b"X" + path.read_bytes()[1:]
     path.write_bytes(damaged)
     other = fresh(folder)
-    with pytest.raises(CorruptDataError, match="of a saga is damaged at byte 0"):
+    with pytest.raises(CorruptDataError, match="of saga 's' is damaged at byte 0"):
         write(other, seqs=[9])
+    for ask in (other.get_saga("s"), other.latest_snapshot("s"), other.list_snapshots("s"), other.list_sagas()):
+        with pytest.raises(CorruptDataError, match="of saga 's' is damaged at byte 0"):
+            drive.now(ask)
+    with pytest.raises(CorruptDataError, match=r"snapshot 's/1' cannot be read: .* is damaged at byte 0"):
+        drive.now(fresh(folder).get_snapshot("s/1"))
     assert path.read_bytes() == damaged
     drive.now(other.close())
 
