@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from sagaz_core.clock import monotonic
-from sagaz_core.errors import CodecError, StorageError, StoreUnavailableError, UsageError
-from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune
+from sagaz_core.errors import CodecError, CorruptDataError, StorageError, StoreUnavailableError, UsageError
+from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune, raise_damaged
 from sagaz_core.storage._file_catalog import facts_of
 from sagaz_core.storage._file_core import FileCore
 from sagaz_core.storage._file_ids import DamagedIndex
@@ -151,16 +151,26 @@ class FileWriting(FileCore):
         """See `SnapshotStorage.prune`."""
         check_prune(now, batch)
         deleted, at = 0, micros(now)
+        damaged: list[CorruptDataError] = []
         with self._using() as there:
             for saga_id, facts in list(self._known("", there)):
-                part = batch
-                while part == batch and (facts is None or (facts.first_end is not None and facts.first_end < at)):
-                    with self._changing(self._segment(saga_id)) as found:
-                        segment = self._segment(saga_id)
-                        gone = segment.index.prunable(now)[:batch] if found else []
-                        self._delete(segment, gone, ())
-                    part = len(gone)
-                    deleted += part
+                if facts is None or (facts.first_end is not None and facts.first_end < at):
+                    try:
+                        deleted += self._pruned(saga_id, now, batch)
+                    except CorruptDataError as error:
+                        damaged.append(error)
+        raise_damaged(damaged)
+        return deleted
+
+    def _pruned(self, saga_id: str, now: datetime, batch: int) -> int:
+        deleted, part = 0, batch
+        while part == batch:
+            with self._changing(self._segment(saga_id)) as found:
+                segment = self._segment(saga_id)
+                gone = segment.index.prunable(now)[:batch] if found else []
+                self._delete(segment, gone, ())
+            part = len(gone)
+            deleted += part
         return deleted
 
 

@@ -51,13 +51,14 @@ class S3Core:
             key = saga_key(checked_id(saga_id))
         except UsageError:
             return Head(saga_id)  # no saga has such an id
-        if known is not None and known.saga_id == saga_id:
-            try:
-                found = await self._objects.get(key, known=known.version)
-            except Unchanged:
-                return known
-        else:
-            found = await self._objects.get(key)
+        version = known.version if known is not None and known.saga_id == saga_id else None
+        try:
+            found = await self._objects.get(key, known=version)
+        except Unchanged:
+            assert known is not None  # else nothing could be unchanged
+            return known
+        except CorruptDataError as error:
+            raise CorruptDataError(f"saga {saga_id!r} cannot be read: {error}") from error
         return Head(saga_id) if found is None else unpacked_head(saga_id, *found)
 
     async def _heads(

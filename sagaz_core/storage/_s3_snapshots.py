@@ -110,7 +110,10 @@ class S3Snapshots(S3Core):
         """Return the objects of the saga that hold the entries' data, by name."""
         names = sorted({entry.place[0] for entry in entries if not isinstance(entry.place, int)})
         folder = data_folder(head.saga_id)
-        found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
+        try:
+            found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
+        except CorruptDataError as error:
+            raise CorruptDataError(f"saga {head.saga_id!r} cannot be read as a whole: {error}") from error
         return {name: one[0] if one else b"" for name, one in zip(names, found, strict=True)}
 
     async def count_snapshots(self, saga_id: str) -> int:

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 import ormsgpack
 
 from sagaz_core.clock import new_id, utc_now
-from sagaz_core.errors import CodecError, DuplicateSagaError, StorageError, StoreUnavailableError, UsageError
-from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune, contested
+from sagaz_core.errors import (
+    CodecError,
+    CorruptDataError,
+    DuplicateSagaError,
+    StorageError,
+    StoreUnavailableError,
+    UsageError,
+)
+from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune, contested, raise_damaged
 from sagaz_core.storage._rows import SnapshotEntry, summary_from_row, summary_row
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, S3Core, sound
 from sagaz_core.storage._s3_head import OWN, SMALL, Head, changed, packed_head, without
@@ -176,18 +183,27 @@ class S3Writing(S3Core):
         """See `SnapshotStorage.prune`. It reads the head of every saga."""
         check_prune(now, batch)
         deleted = 0
+        damaged: list[CorruptDataError] = []
         async for saga_id, found in self._heads("", None, HEADS_AT_ONCE):
-            head = sound(found)
-            for _ in range(_TRIES):
-                gone = head.index.prunable(now)[:batch]
-                if await self._deleted(head, gone, ()):
-                    deleted += len(gone)
-                    if len(gone) < batch:
-                        break
-                head = await self._head(saga_id)
-            else:
-                raise self._too_many(saga_id)
+            try:
+                deleted += await self._pruned(saga_id, sound(found), now, batch)
+            except CorruptDataError as error:
+                damaged.append(error)
+        raise_damaged(damaged)
         return deleted
+
+    async def _pruned(self, saga_id: str, head: Head, now: datetime, batch: int) -> int:
+        deleted = tries = 0
+        while tries < _TRIES:
+            gone = head.index.prunable(now)[:batch]
+            if await self._deleted(head, gone, ()):
+                deleted += len(gone)
+                if len(gone) < batch:
+                    return deleted
+            else:
+                tries += 1
+            head = await self._head(saga_id)
+        raise self._too_many(saga_id)
 
     def _too_many(self, saga_id: str) -> StoreUnavailableError:
         return StoreUnavailableError(
