@@ -17,7 +17,7 @@ _UNCLOSED: list[Any] = []  # they ignore that they are closed, too: collecting o
 
 
 def wake(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
-    """Let a task go on as if what it waits for had come. One that waits for nothing goes on by itself."""
+    """Let a task go on although what it waits for has not come. One that waits for nothing goes on by itself."""
     for waiter, callback, context in list(_waking(task)):
         waiter.remove_done_callback(callback)
         come: asyncio.Future[None] = loop.create_future()

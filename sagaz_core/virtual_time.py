@@ -103,6 +103,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self.thread_limit = thread_limit
         self.max_turns = self._most_turns = max_turns
         self._watchers: list[tuple[WhenStuck, int]] = []
+        self._jumps_then = 0
         self._move_frozen = move_frozen
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
@@ -333,13 +334,13 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         self.count_turns_anew()
 
     def wake(self, task: asyncio.Task[Any]) -> None:
-        """Let a task go on as if what it waits for had come."""
+        """Let a task go on although what it waits for has not come: for who waits in a way that notices that."""
         wake(task, self)
 
     def let_go(self, task: asyncio.Task[Any]) -> None:
         """Never run a task again that ignores that it is cancelled. It stays pending, and is none of the loop's."""
         let_go(task, self._ready)
-        asyncio.tasks._unregister_task(task)  # type: ignore[attr-defined] # as it does when a task is done
+        asyncio.tasks._unregister_task(task)  # as it does when a task is done
 
     def _give_up(self, what: str) -> None:
         error = self._stuck(what)

@@ -87,7 +87,7 @@ class Exploration:
         reason, unless it was too small for any plan.
         """
         if self.fails_alone:
-            return f"not all was tried: {self.fails_alone}"
+            return f"not all was tried: {self.fails_alone}; give a context with which it completes"
         return f"nothing was tried: {self.stopped}" if self.stopped and not self.plans else ""
 
     def summary(self) -> str:
@@ -130,7 +130,7 @@ class Exploration:
         return "\n".join(lines)
 
     def assert_sound(self) -> None:
-        """Raise the first failure's `UnsoundError`, if there is one, and one that says what is `unproved`, if anything is."""
+        """Raise the first failure's `UnsoundError`, if there is one, or one that says what is `unproved`."""
         __tracebackhide__ = True
         if self.failures:
             self.failures[0].assert_sound()

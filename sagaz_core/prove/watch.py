@@ -77,8 +77,8 @@ class Calls:
     """Which call is being made: of runs from the start (`of_runs`), and of a `search` that makes calls of its own.
 
     In virtual time a call that never ends is noticed: the loop has nothing left to do, or goes round and round. Then
-    the task that explores is cancelled, which ends the run, and `ended` raises `NeverEndsError`. A call that goes on all
-    the same is left. One that was found to be endless is not made again.
+    the task that explores is cancelled, which ends the run, and `ended` raises `NeverEndsError`. A call that goes on
+    all the same is left. One that was found to be endless is not made again.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

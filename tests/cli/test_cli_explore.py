@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Cli = Callable[..., Ran]
 
 SHOP = """
+import asyncio
+
 from sagaz_core import Saga, StepRejected, World, action, compensate
 
 
@@ -63,6 +65,17 @@ class Fails(Shop):
 
     async def tell(self, ctx):
         raise ValueError("nobody listens")
+
+
+class Stubborn(Shop):
+    saga_name = "stubborn"
+
+    async def tell(self, ctx):
+        while True:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                pass
 
 
 def fakes(shop):
@@ -182,6 +195,20 @@ def test_a_saga_that_fails_by_itself_says_so_without_a_traceback(cli: Cli, shop:
     assert "Traceback" not in ran.out + ran.err
     assert ran.err.startswith("sagaz: not all was tried: without faults the saga ends rolled_back at 'tell'")
     assert ran.code == 1
+
+
+def test_it_does_so_too_where_every_plan_that_was_asked_for_was_run(cli: Cli, shop: str) -> None:
+    ran = cli("explore", f"{shop}:Fails", *CONTEXT, "--kinds", "before")
+    assert ran.fails(1).startswith("not all was tried: without faults the saga ends rolled_back at 'tell'")
+    ran = cli("explore", f"{shop}:Fails", *CONTEXT, "--kinds", "before", "--format", "json")
+    assert (json.loads(ran.out)["complete"], json.loads(ran.out)["unproved"][:17]) == (False, "not all was tried")
+
+
+def test_a_plan_under_which_the_saga_does_not_end_is_endless(cli: Cli, shop: str) -> None:
+    ran = cli("explore", f"{shop}:Stubborn", *CONTEXT, "--plan", "none", "--plan", "pay@before")
+    assert (ran.code, ran.err) == (1, "sagaz: 1 of 2 plans is not sound\n")
+    assert "saga 'stubborn' was given up: ENDLESS, the saga does not end" in ran.out
+    assert "the action of step 'tell' never ends, and goes on when it is cancelled, it waits at " in ran.out
 
 
 def test_a_saga_that_is_not_sound_by_itself_is_shown_with_its_command(cli: Cli, shop: str) -> None:

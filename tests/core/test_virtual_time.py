@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import datetime as dt
 import gc
@@ -653,6 +654,74 @@ def test_a_loop_that_only_polls_is_given_up():
     error = deadlock_of(main(), max_turns=1_000)
     assert "1,000 turns" in str(error)
     assert "heartbeat" in [task.name for task in error.tasks]
+
+
+def test_a_timeout_ends_what_polls_without_time_moving():
+    async def polls():
+        while True:  # noqa: ASYNC110 - that is the point
+            await asyncio.sleep(0)
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(polls(), 5)
+        return virtual_loop().time()
+
+    assert run(main(), max_turns=1_000) == 5
+
+
+def test_who_watches_is_asked_before_a_deadlock_is_raised_the_last_one_first():
+    asked = []
+
+    def watcher(name, turns):
+        def ask(error):
+            asked.append(name)
+            task.cancel()
+            return turns
+
+        return ask
+
+    async def polls():
+        while True:  # noqa: ASYNC110 - it is given up after the fewest turns
+            await asyncio.sleep(0)
+
+    async def main():
+        nonlocal task
+        task = asyncio.current_task()
+        loop = virtual_loop()
+        first = loop.watched(watcher("first", 10), 500)
+        with first, loop.watched(watcher("second", 0), 1_000):
+            with pytest.raises(asyncio.CancelledError):
+                await polls()
+            assert asked == ["second", "first"]
+        with pytest.raises(asyncio.CancelledError), loop.watched(watcher("third", 10), 500):
+            await never()
+        assert asked == ["second", "first", "third"]
+
+    task = None
+    run(main())
+
+
+@pytest.mark.parametrize("nap", [0, 1])
+def test_a_task_that_is_let_go_never_runs_again(nap):
+    naps = 0
+
+    async def stubborn():
+        nonlocal naps
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                naps += 1
+                await asyncio.sleep(nap)
+
+    async def main():
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(3)
+        virtual_loop().let_go(task)
+        before = naps
+        await asyncio.sleep(100)
+        assert (naps, task.done()) == (before, False)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main(), max_turns=1_000)
 
 
 def test_a_timer_that_is_left_keeps_no_deadlock_hidden_for_ever():

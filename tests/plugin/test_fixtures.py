@@ -524,6 +524,64 @@ def test_who_looks_at_the_verdict_may_have_it_vacuous(shop: Shop) -> None:
     ).assert_outcomes(passed=1)
 
 
+ENDLESS = """
+    import asyncio
+
+    class Waiting(shop.Order):
+        saga_name = "waiting"
+
+        @shop.action("ship")
+        async def ship(self, ctx):
+            await asyncio.get_running_loop().create_future()
+"""
+
+
+def test_a_saga_that_does_not_end_fails_the_test_unless_it_looks_at_the_verdict(shop: Shop) -> None:
+    result = test(
+        shop,
+        ENDLESS
+        + """
+    def test_runs(sagaz):
+        sagaz.run(Waiting, CONTEXT)
+
+    def test_asserts(sagaz):
+        sagaz.run(Waiting, CONTEXT).assert_completed()
+
+    def test_looks(sagaz):
+        assert sagaz.run(Waiting, CONTEXT).verdict.value == "ENDLESS"
+
+    def test_ends_before(sagaz):
+        sagaz.run(Waiting, CONTEXT, plan="charge@before").assert_sound()
+        """,
+    )
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(
+        ["*ENDLESS: the action of step 'ship' never ends, it waits at *test_a.py:* for a future*"]
+    )
+
+
+def test_exploring_a_saga_that_fails_by_itself_is_not_sound_and_one_run_of_it_is(shop: Shop) -> None:
+    result = test(
+        shop,
+        """
+        class Failing(shop.Order):
+            @shop.action("ship")
+            async def ship(self, ctx):
+                raise ValueError("sold out")
+
+        def test_explores(sagaz):
+            sagaz.explore(Failing, CONTEXT, kinds="before").assert_sound()
+
+        def test_runs(sagaz):
+            outcome = sagaz.run(Failing, CONTEXT)
+            outcome.assert_compensated("reserve", "charge")
+            outcome.assert_sound()
+        """,
+    )
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*VACUOUS: not all was tried: without faults the saga ends rolled_back at 'ship'*"])
+
+
 def test_an_error_of_ours_shows_the_test_s_own_lines_alone(order: Shop) -> None:
     source = """
         def make():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from shops import CONTEXT, QUICK, error_of
 
+from sagaz_core.prove import watch
+
 if TYPE_CHECKING:
     from shops import Shop
 
@@ -385,6 +387,30 @@ def test_a_step_that_fails_as_it_was_recorded_to_is_not_forced_to(shop: Shop) ->
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*VACUOUS under look_up@after*"])
     shop.replay('--sagaz-override=prices={"W1": 5}', "-k", "after").assert_outcomes(passed=1, deselected=2)
+
+
+def test_a_step_that_does_not_end_any_more_is_endless_in_each_item_that_gets_there(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.write("first", FIRST)
+    shop.record("first:First", context={"prices": {"W1": 5}})
+    never = """
+            while True:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    pass
+"""
+    shop.write(
+        "first", "    import asyncio\n" + FIRST.replace('            return {"price": ctx["prices"]["W1"]}', never)
+    )
+    monkeypatch.setattr(watch, "MOST_TURNS", 1_000)
+    result = shop.replay("--sagaz-plan=none", "--sagaz-plan=look_up@before", "--sagaz-plan=look_up@repeat")
+    result.assert_outcomes(failed=2, passed=1)
+    endless = (
+        "ENDLESS*: the action of step 'look_up' never ends, and goes on when it is cancelled, it waits at *first.py:*"
+    )
+    result.stdout.fnmatch_lines([f"*UnsoundError: {endless}", f"*UnsoundError: {endless}"])
 
 
 # -- steps beside each other

@@ -403,6 +403,48 @@ def test_a_saga_that_fails_by_itself_is_merged_all_the_same() -> None:
     assert set(exploration.not_run.values()) == {"without faults the saga ends rolled_back at 'b' (ValueError: always)"}
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("kinds", ["before", "all"])
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_a_saga_that_fails_by_itself_is_not_said_to_be_sound(mode: str, kinds: str, failing: int) -> None:
+    def breaks(ctx: Any) -> None:
+        raise ValueError("always")
+
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("breaks")
+    for place, name in enumerate("ab"):
+        saga.add_step(name, breaks if place == failing else lambda ctx: None, lambda ctx: None, in_doubt="compensate")
+    exploration = explore(saga, world=world, mode=mode, kinds=kinds, depth=1)
+    assert (exploration.failures, exploration.complete) == ((), False)
+    step = "ab"[failing]
+    assert exploration.fails_alone == f"without faults the saga ends rolled_back at '{step}' (ValueError: always)"
+    with pytest.raises(AssertionError, match=r"^VACUOUS: not all was tried: without faults the saga ends rolled_back"):
+        exploration.assert_sound()
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+def test_one_that_was_recorded_to_fail_there_is_sound_as_far_as_it_gets(mode: str) -> None:
+    def breaks(ctx: Any) -> None:
+        raise ValueError("always")
+
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("breaks").add_step("a", breaks, lambda ctx: None, in_doubt="compensate")
+    for fails_at, sound in (("a", True), ("b", False)):
+        subject = Subject(lambda: saga, {}, world=world, fails_at=fails_at)
+        exploration = run(explore_subject(subject, Search(("before",), 1, mode)))
+        assert (exploration.unproved == "") is sound
+
+
+def test_a_budget_that_was_too_small_for_any_plan_proves_nothing() -> None:
+    saga: Saga[Any] = Saga("small").add_step("a", lambda ctx: None)
+    exploration = explore(saga, max_executions=0)
+    assert (exploration.plans, exploration.failures) == (0, ())
+    with pytest.raises(AssertionError, match=r"^VACUOUS: nothing was tried: the budget was used up after 0 executions"):
+        exploration.assert_sound()
+
+
 def past_a_pivot(act: Any) -> tuple[Saga[Any], World]:
     desk: dict[str, Any] = {}
     world = World()
