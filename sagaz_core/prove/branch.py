@@ -42,7 +42,7 @@ from sagaz_core.prove.effects import Effect, Effects, Sight, Stopped
 from sagaz_core.prove.keys import unread, visible
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.stacks import EMPTY
-from sagaz_core.prove.transitions import Transition, repeat, transition, transition_key
+from sagaz_core.prove.transitions import Before, Transition, repeat, transition, transition_key
 from sagaz_core.prove.watch import MOST_ATTEMPTS, tried_too_often
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import FOLD, SagaState, SagaStatus
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from sagaz_core.saga.definition import Definition
     from sagaz_core.saga.step import Operation
 
+
+Late = tuple[Sight, Mapping[str, Any]]
+"""What the action of a step sees, and its context, whose effect comes later."""
 
 _new: Any = tuple.__new__  # as in the journal
 _CANCELLED = describe_error(asyncio.CancelledError())
@@ -89,8 +92,8 @@ class Branch(Execution):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
-    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action. `prefixes`
-    takes, where it is wanted, the branch between two attempts, when all faults of the script have struck.
+    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action. `begun`
+    takes, where it is wanted, what a script has come to when all of it has struck and there is another attempt.
     """
 
     # What most branches never change is of the class: branches are made by the thousand.
@@ -101,16 +104,18 @@ class Branch(Execution):
     dead = _siblings_stopped = False
     served: tuple[str, ...] = ()
     undone: tuple[tuple[str, int], ...] = ()
-    late: tuple[tuple[Sight, Mapping[str, Any]], ...] = ()
+    late: tuple[Late, ...] = ()
     fatal: tuple[Fault, ...] = ()
     undoing: Undoing | None = None
     live = True
     void = False
     entries: list[Entry] | None = None
-    prefixes: dict[Sequence[Fault], Branch] | None = None
+    begun: dict[Sequence[Fault], Transition] | None = None
     _script: Sequence[Fault] = ()
     _place = hits = 0
     _cancelled_here = _in_place = False
+    _prefix: Transition | None = None
+    _under_way: tuple[str, Before] | None = None
     last: Effect | None = None
 
     def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
@@ -189,7 +194,7 @@ class Branch(Execution):
     async def act(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
         """Run a step's action, with all its attempts, under the faults, one after the other.
 
-        Of the faults so many have struck `already`: the branch is one of another's `prefixes`.
+        Of the faults so many have struck `already`: that was `begun` before.
         """
         self._take(script, already)
         if script:
@@ -332,8 +337,8 @@ class Branch(Execution):
 
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""
-        if self.prefixes is not None and self._place == len(self._script):
-            self.prefixes[self._script] = self.fork()
+        if self._under_way is not None and self._place == len(self._script) and not self._in_place:
+            self._prefix = transition(self, *self._under_way)
 
     def being_cancelled(self) -> bool:
         """Whether the script has cancelled the saga's task."""
@@ -343,6 +348,7 @@ class Branch(Execution):
 
     def _take(self, script: Sequence[Fault], already: int) -> None:
         self._script = script
+        self._prefix = None
         self._place = self.hits = already
         self._cancelled_here = self._in_place = False
 
@@ -351,11 +357,16 @@ class Branch(Execution):
         effects = self.effects
         key, looks = transition_key(self, name, self._script, self._place, undo), effects.looks_grown
         if key is not None and (known := effects.transitions.get(key)) is not None:
-            repeat(known, self, name)
+            repeat(known, self, name, undo=undo)
+            if self.begun is not None and known.prefix is not None:
+                self.begun[self._script] = known.prefix
             return known
-        events = []
+        events: list[Event] = []
         if isinstance(self.journal, _Quick):
-            events = self.journal.made = []
+            self.journal.made = events
+        attempts = self.state.undo_attempts if undo else self.state.attempts
+        before = Before(events, attempts.get(name, 0), len(self.late))
+        self._under_way = (name, before) if self.entries is None else None
         died, result = False, None
         try:
             result = await run(name, self._place)
@@ -363,7 +374,10 @@ class Branch(Execution):
             died = True
         finally:
             self._let_go()
-        made = transition(self, name, events, result, died)
+            self._under_way = None
+        made = transition(self, name, before, result, died, self._prefix)
+        if self.begun is not None and self._prefix is not None:
+            self.begun[self._script] = self._prefix
         if key is not None and not self._in_place and looks == effects.looks_grown:
             effects.transitions[key] = made
         return made

@@ -22,12 +22,13 @@ from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.keys import backward_key, forward_key
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
+from sagaz_core.prove.transitions import Transition, repeat
 
 if TYPE_CHECKING:
     from sagaz_core.engine.run import Served
 
-Begun = dict[Sequence[Fault], Branch]
-"""An operation under way, between two of its attempts, under each script of which all has struck."""
+Begun = dict[Sequence[Fault], Transition]
+"""What each script came to that scripts after it begin with."""
 
 _STRAIGHT = Move(0, ())
 MAX_SIBLINGS = 4
@@ -172,7 +173,7 @@ class Tree:
         interrupted: Sequence[tuple[str, bool]] = (),
         begun: Begun | None = None,
     ) -> Summary | None:
-        branch, already = _begin(at, script, left, begun)
+        branch, already = _begin(at, step, script, left, begun)
         if interrupted and not await self._interrupt(branch, interrupted):
             return None
         if not await self._run(branch, step, script, already, undo=False):
@@ -309,7 +310,7 @@ class Tree:
     async def _undone(
         self, at: Branch, step: str, script: Sequence[Fault], left: int, begun: Begun | None = None
     ) -> Summary | None:
-        branch, already = _begin(at, script, left, begun)
+        branch, already = _begin(at, step, script, left, begun, undo=True)
         if not await self._run(branch, step, script, already, undo=True):
             return None
         return await self._back(branch, left)
@@ -403,10 +404,14 @@ class Tree:
             self._on_progress(self.covered)
 
 
-def _begin(at: Branch, script: Sequence[Fault], left: int, begun: Begun | None) -> tuple[Branch, int]:
+def _begin(
+    at: Branch, step: str, script: Sequence[Fault], left: int, begun: Begun | None, *, undo: bool = False
+) -> tuple[Branch, int]:
     """Return a branch for the operation, and how much of the script has struck it: as much as was tried before."""
-    before = begun.get(script[:-1]) if begun and len(script) > 1 else None
-    branch = (before or at).fork()
+    branch = at.fork()
     if left:
-        branch.prefixes = begun
-    return branch, 0 if before is None else len(script) - 1
+        branch.begun = begun
+    if begun and len(script) > 1 and (before := begun.get(script[:-1])) is not None:
+        repeat(before, branch, step, undo=undo)
+        return branch, len(script) - 1
+    return branch, 0

@@ -121,6 +121,12 @@ def check_prune(now: datetime, batch: int) -> None:
         raise UsageError(f"a batch of {batch} snapshots is none: give 1 or more")
 
 
+def raise_damaged(found: Sequence[CorruptDataError]) -> None:
+    """Raise the first of the errors of sagas that were passed over, if there is any."""
+    if found:
+        raise found[0]
+
+
 def check_moment(moment: datetime | None) -> None:
     """Raise `NaiveTimeError` when the time has no timezone. `None` is none."""
     if moment is not None and moment.tzinfo is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -42,13 +44,15 @@ def segment_key(saga_id: str) -> bytes:
 class Segment:
     """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it.
 
+    `asked` is the id by which it was asked for last, which an error names when it cannot be read from the file.
     `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
     """
 
-    __slots__ = ("_dead", "_place", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
+    __slots__ = ("_dead", "_place", "asked", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
 
     def __init__(self, key: bytes, path: str) -> None:
         self.key, self.path = key, path
+        self.asked = ""
         self.fd = -1
         self.opened = 0
         self._forget()
@@ -124,7 +128,8 @@ class Segment:
     def _damaged(self, at: int) -> CorruptDataError:
         items = self.index.snapshots.items
         before = f"the one after snapshot {items[-1].snapshot_id!r}" if items else "its first one"
-        whose = f"of saga {self.saga_id!r}" if self.saga_id else "of a saga"
+        saga_id = self.saga_id or self.asked
+        whose = f"of saga {saga_id!r}" if saga_id else "of a saga"
         return CorruptDataError(
             f"{self.path} {whose} is damaged at byte {at}, in {before}: restore the file; "
             f"what is before that byte can still be read"
@@ -150,6 +155,11 @@ class Segment:
         return found
 
     # ---- writing, under the file's lock
+
+    def check_writable(self) -> None:
+        """Raise `PermissionError` when the file could be opened for reading only."""
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
 
     def create(self) -> None:
         """Make the file if there is none."""

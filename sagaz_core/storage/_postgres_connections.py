@@ -47,6 +47,7 @@ _UNAVAILABLE = (
     (asyncpg.DiskFullError, "its disk is full"),
     (asyncpg.OutOfMemoryError, "it has not enough memory"),
     (asyncpg.QueryCanceledError, "it cancelled what was asked: look at its statement_timeout"),
+    (asyncpg.InsufficientPrivilegeError, "this user may not do that there"),
     (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in"),
     (asyncpg.InvalidCatalogNameError, "there is no such database"),
 )
@@ -85,7 +86,10 @@ class Connections:
         """Make the tables, or bring them to this release's version."""
 
         async def migrate(connection: Connection) -> None:
-            await self._migrate(connection)
+            if (
+                await self._version(connection) < SCHEMA_VERSION
+            ):  # else a user that may not make tables has nothing to do
+                await self._migrate(connection)
 
         await self.write(migrate)
 

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import NoPermissionError, ReadOnlyError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import UsageError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.{}-]{1,100}")
 _KNOWN_SAGAS = 10_000
+_NO_WRITES = (ReadOnlyError, NoPermissionError, OutOfMemoryError)
+_NO_WRITES_CODES = ("MISCONF", "NOREPLICAS")  # that the driver has no class for
 
 
 class Ranges(NamedTuple):
@@ -72,7 +74,7 @@ class RedisCore:
     async def _ranges(self, ranges: Ranges, *also: Command) -> Found:
         """Return what is in the ranges, lowest first, with what is under it, and the replies to what else is sent.
 
-        It is one trip. The members are staged in a key for it: where nothing may be written, a replica, it takes two.
+        It is one trip. The members are staged in a key for it: a server that takes no writes now is asked in two.
         """
         return await self._connections.use(lambda trip: self._staged(trip, ranges, also))
 
@@ -90,7 +92,9 @@ class RedisCore:
             del commands[1]
         try:
             (reply,) = await trip.transaction([*commands, *also])
-        except (ReadOnlyError, NoPermissionError):
+        except ResponseError as error:
+            if not isinstance(error, _NO_WRITES) and not str(error).startswith(_NO_WRITES_CODES):
+                raise
             return await self._in_two_trips(trip, ranges, also)
         assert reply is not None  # nothing was watched
         members, values, _ = reply[len(commands) - 3 : len(commands)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sagaz_core.storage._checks import LONG_AGO, check_prune, expired
+from sagaz_core.errors import CorruptDataError
+from sagaz_core.storage._checks import LONG_AGO, check_prune, expired, raise_damaged
 from sagaz_core.storage._redis_connections import raise_first
 from sagaz_core.storage._redis_records import micros
 from sagaz_core.storage._redis_writing import RedisWriting
@@ -42,15 +43,23 @@ class RedisDeleting(RedisWriting):
         check_prune(now, batch)
         pruned, kept = 0, 0
         before: bytes | None = None
+        damaged: list[CorruptDataError] = []
         while True:
             due = ("ZRANGEBYSCORE", self._keys.of(b"exp"), "-inf", micros(now), "LIMIT", kept, 1)
             ((*sagas,),) = await self._send(due)
             if not sagas:
+                raise_damaged(damaged)
                 return pruned
             if sagas[0] == before:
                 kept += 1  # what is left of this one must stay, or is of a time that a float cannot tell from now
                 continue
-            done = await self._connections.use(lambda trip, name=sagas[0]: self._prune(trip, name.decode(), now, batch))  # type: ignore[misc] # a bound default
+            try:
+                done = await self._connections.use(
+                    lambda trip, name=sagas[0]: self._prune(trip, name.decode(), now, batch)  # type: ignore[misc] # a bound default
+                )
+            except CorruptDataError as error:
+                damaged.append(error)
+                done = 0
             pruned += done
             before = sagas[0] if done == 0 else None
 

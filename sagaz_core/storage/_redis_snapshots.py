@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.storage._checks import check_limit, check_moment, expired, snapshot_cursor
+from sagaz_core.storage._checks import MAX_SEQ, check_limit, check_moment, expired, snapshot_cursor
 from sagaz_core.storage._redis_core import Ranges, RedisCore
 from sagaz_core.storage._redis_reading import Stretch, checkpoint_of, events_in, read_cursor
 from sagaz_core.storage._redis_records import as_key, is_served, micros, unpack_log
@@ -55,7 +55,7 @@ class RedisSnapshots(RedisCore):
         if until is not None:
             stretch = await self._up_to(saga_id, b"t", micros(until), number)
         elif max_seq is not None:
-            stretch = await self._up_to(saga_id, b"s", max_seq, number)
+            stretch = await self._up_to(saga_id, b"s", _score(max_seq), number)
         else:
             stretch = await self._last(saga_id, number)
         while True:
@@ -195,8 +195,8 @@ class RedisSnapshots(RedisCore):
         `None` says that there are no more. Where the index does not know it is none, and all have to be read.
         """
         bounds = [
-            (after_seq, "-inf", "BYSCORE", "REV", "LIMIT", 0, _TIES),
-            (f"({after_seq}", "+inf", "BYSCORE", "LIMIT", 0, _EVENTS),
+            (_score(after_seq), "-inf", "BYSCORE", "REV", "LIMIT", 0, _TIES),
+            (f"({_score(after_seq)}", "+inf", "BYSCORE", "LIMIT", 0, _EVENTS),
         ]
         asked = Ranges(self._keys.of(b"s", saga), bounds, (b"ev",))
         members, values, also = await self._ranges(asked, *self._in_order(saga))
@@ -246,3 +246,8 @@ class RedisSnapshots(RedisCore):
             stretch = Stretch(saga_id, entries[::3], entries[1::3], whole=whole)
             found.append(checkpoint_of(saga_id, step, record, stretch, events_in(saga_id, entries[2::3]), now))
         return found
+
+
+def _score(seq: int) -> int:
+    """Return the number within those that the server reads as one."""
+    return max(-MAX_SEQ, min(seq, MAX_SEQ))

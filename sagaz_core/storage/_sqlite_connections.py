@@ -25,6 +25,7 @@ _getpid = os.getpid
 _RETRY_DELAY = 0.005
 _SMALLEST = 512
 _UNFIT = (UnicodeEncodeError, OverflowError)
+_FOREIGN = (sqlite3.Error, UnicodeDecodeError)  # the second where a message quotes what is damaged
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNAVAILABLE = {
     sqlite3.SQLITE_READONLY: "it, or the folder it is in, cannot be written to",
@@ -80,7 +81,7 @@ class Connections:
             return []
         try:
             found = connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except _FOREIGN as error:
             raise self._failed(connection, error) from error
         except _UNFIT as error:
             raise self._unfit(connection, error) from error
@@ -110,7 +111,7 @@ class Connections:
     def _use(self, connection: _Connection, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
             result = work(connection)
-        except sqlite3.Error as error:
+        except _FOREIGN as error:
             raise self._failed(connection, error) from error
         except _UNFIT as error:
             raise self._unfit(connection, error) from error
@@ -120,7 +121,7 @@ class Connections:
         self._idle.put(connection)
         return result
 
-    def _failed(self, connection: _Connection, error: sqlite3.Error) -> StorageError:
+    def _failed(self, connection: _Connection, error: Exception) -> StorageError:
         connection.close()
         return self._translated(error)
 
@@ -139,7 +140,7 @@ class Connections:
             connection = None
         try:
             return connection or self._opened(create)
-        except sqlite3.Error as error:
+        except _FOREIGN as error:
             raise self._translated(error) from error
         except OSError as error:
             if isinstance(error, StorageError):
@@ -247,7 +248,7 @@ class Connections:
             )
         return version
 
-    def _translated(self, error: sqlite3.Error) -> StorageError:
+    def _translated(self, error: Exception) -> StorageError:
         code = _primary(error)
         if code in _LOCKED:
             return StoreUnavailableError(
@@ -345,7 +346,9 @@ def in_part(
     return None
 
 
-def _primary(error: sqlite3.Error) -> int:
+def _primary(error: Exception) -> int:
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
     code: Any = getattr(error, "sqlite_errorcode", 0)
     return int(code or 0) & 0xFF
 

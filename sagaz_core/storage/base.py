@@ -273,7 +273,8 @@ class SnapshotStorage(Protocol):
         """Delete the snapshots that have expired by `now`, and return how many there were.
 
         Those that one which has not expired needs as bases stay. It is done in parts of at most `batch` snapshots, so
-        that no lock is held for long; a batch below 1 is a `UsageError`.
+        that no lock is held for long; a batch below 1 is a `UsageError`. A store that cannot do it without reading
+        a saga passes over one that is damaged, and raises `CorruptDataError` when all others are done.
         """
 
     async def log_replay(self, record: ReplayRecord) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from datetime import datetime
-from functools import lru_cache, partial
 from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import CodecError, StorageError, UsageError
 from sagaz_core.storage._checks import (
     LONG_AGO,
-    another_event,
     another_saga,
     another_snapshot,
     check_batch,
@@ -22,12 +20,10 @@ from sagaz_core.storage._checks import (
     check_moment,
     check_prune,
     expired,
-    model_from_json,
-    model_to_json,
     read_snapshot_cursor,
     snapshot_cursor,
 )
-from sagaz_core.storage._timeline import Timeline
+from sagaz_core.storage._memory_saga import HeldRecord, HeldSaga, bare, not_prunable, own, place_of, seq_of
 from sagaz_core.storage.base import (
     Base,
     Batch,
@@ -35,7 +31,6 @@ from sagaz_core.storage.base import (
     ReplayRecord,
     SagaRecord,
     SagaSnapshot,
-    SagaSummary,
     StoredEvent,
     StoreInfo,
     checked_id,
@@ -44,10 +39,6 @@ from sagaz_core.storage.base import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-_at = attrgetter("at")
-_created_at = attrgetter("created_at")
-_seq = attrgetter("seq")
-_place = attrgetter("seq", "snapshot_id")
 _SCHEMA_VERSION = 1
 _named: dict[str, InMemorySnapshotStorage] = {}
 _naming = Lock()
@@ -65,7 +56,7 @@ class InMemorySnapshotStorage:
         self.url = url
         self.clock: Callable[[], datetime] = utc_now
         self._lock = Lock()
-        self._sagas: dict[str, _Saga] = {}
+        self._sagas: dict[str, HeldSaga] = {}
         self._snapshots: dict[str, SagaSnapshot] = {}
         self._replays: dict[str, ReplayRecord] = {}
         self._replays_of: dict[str, set[str]] = {}
@@ -82,11 +73,11 @@ class InMemorySnapshotStorage:
     async def write(self, batch: Batch) -> None:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
-        record = None if batch.saga is None else _Record(batch.saga)
+        record = None if batch.saga is None else HeldRecord(batch.saga)
         with self._lock:
             saga = self._sagas.get(batch.saga_id)
             if saga is None:
-                saga = _Saga()
+                saga = HeldSaga()
                 checked_id(batch.saga_id)
             if record is not None and saga.record is not None and not saga.record.says(record):
                 raise another_saga(record.saga)
@@ -104,7 +95,7 @@ class InMemorySnapshotStorage:
             if snapshots and not saga.snapshots.add(snapshots):
                 saga.forget_filters()
             if summary is not None and (saga.summary is None or summary.seq > saga.summary.seq):
-                saga.summary = _own(summary)
+                saga.summary = own(summary)
             if record or events or snapshots or summary:
                 self._sagas[batch.saga_id] = saga
 
@@ -123,15 +114,15 @@ class InMemorySnapshotStorage:
     def _new_snapshots(self, snapshots: Sequence[SagaSnapshot]) -> Sequence[SagaSnapshot]:
         """Return those that are not here yet, in order."""
         if len(snapshots) == 1 and snapshots[0].snapshot_id not in self._snapshots:
-            return [_bare(snapshots[0])]
+            return [bare(snapshots[0])]
         new: dict[str, SagaSnapshot] = {}
-        for snapshot in map(_bare, snapshots):
+        for snapshot in map(bare, snapshots):
             known = self._snapshots.get(snapshot.snapshot_id) or new.get(snapshot.snapshot_id)
             if known is None:
                 new[snapshot.snapshot_id] = snapshot
             elif known != snapshot:
                 raise another_snapshot(snapshot)
-        return sorted(new.values(), key=_place)
+        return sorted(new.values(), key=place_of)
 
     async def get_saga(self, saga_id: str) -> SagaRecord | None:
         """See `SnapshotStorage.get_saga`."""
@@ -178,7 +169,7 @@ class InMemorySnapshotStorage:
             ),
             key=attrgetter("saga_id"),
         )
-        page = [_own(summary) for summary in found[:limit]]
+        page = [own(summary) for summary in found[:limit]]
         return Page(page, page[-1].saga_id if len(found) > limit else None)
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
@@ -218,7 +209,7 @@ class InMemorySnapshotStorage:
         if first is None or saga is None:
             return snapshot
         items = saga.snapshots.items
-        start, end = bisect_left(items, first, key=_seq), bisect_left(items, _place(snapshot), key=_place)
+        start, end = bisect_left(items, first, key=seq_of), bisect_left(items, place_of(snapshot), key=place_of)
         return snapshot._replace(bases=tuple([Base(item.snapshot_id, item.data) for item in items[start:end]]))
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
@@ -231,7 +222,7 @@ class InMemorySnapshotStorage:
                 return Page([])
             items, now = saga.snapshots.items, self.clock()
             page: list[SagaSnapshot] = []
-            for index in range(bisect_left(items, (place[0], place[1] + "\0"), key=_place), len(items)):
+            for index in range(bisect_left(items, (place[0], place[1] + "\0"), key=place_of), len(items)):
                 if not expired(items[index], now):
                     page.append(items[index])
                     if len(page) > limit:
@@ -268,9 +259,9 @@ class InMemorySnapshotStorage:
             if saga is None:
                 return 0
             items, now = saga.snapshots.items, self.clock()
-            below = bisect_left(items, below_seq, key=_seq)
+            below = bisect_left(items, below_seq, key=seq_of)
             needed = (item.base_seq for item in items[below:] if item.base_seq is not None and not expired(item, now))
-            start = bisect_left(items, min(needed, default=below_seq), 0, below, key=_seq)
+            start = bisect_left(items, min(needed, default=below_seq), 0, below, key=seq_of)
             hidden = [item._replace(retention_until=LONG_AGO) for item in items[start:below]]
             gone = sum(not expired(item, now) for item in items[:below])
             self._keep(saga, [*hidden, *items[below:]])
@@ -295,10 +286,10 @@ class InMemorySnapshotStorage:
         gone = 0
         for saga in sagas:
             with self._lock:
-                gone += self._keep(saga, _not_prunable(saga.snapshots.items, now))
+                gone += self._keep(saga, not_prunable(saga.snapshots.items, now))
         return gone
 
-    def _keep(self, saga: _Saga, kept: list[SagaSnapshot]) -> int:
+    def _keep(self, saga: HeldSaga, kept: list[SagaSnapshot]) -> int:
         """Have only these snapshots of the saga, and return how many went."""
         before = saga.snapshots.items
         ids = {snapshot.snapshot_id for snapshot in kept}
@@ -349,112 +340,6 @@ class InMemorySnapshotStorage:
 
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
-
-
-def _own(of: SagaSummary) -> SagaSummary:
-    """Return a copy whose tags nobody else can reach."""
-    return SagaSummary(*of[:-1], dict(of.tags))
-
-
-def _bare(snapshot: SagaSnapshot) -> SagaSnapshot:
-    return snapshot._replace(bases=()) if snapshot.bases else snapshot
-
-
-def _not_prunable(items: list[SagaSnapshot], now: datetime) -> list[SagaSnapshot]:
-    """Return those that have not expired, and what they need."""
-    kept: list[SagaSnapshot] = []
-    needed: int | None = None
-    for item in reversed(items):
-        if expired(item, now):
-            if needed is None or item.seq < needed:
-                continue
-        elif item.base_seq is not None:
-            needed = item.base_seq if needed is None else min(needed, item.base_seq)
-        kept.append(item)
-    return kept[::-1]
-
-
-class _Record:
-    """A saga record whose model, a dict that others can reach, is kept as text, so that each reader has its own."""
-
-    __slots__ = ("model", "saga")
-
-    def __init__(self, saga: SagaRecord) -> None:
-        self.model = model_to_json(saga)
-        self.saga = saga
-
-    def says(self, other: _Record) -> bool:
-        """Whether it is the same as the other."""
-        return self.model == other.model and self.saga._replace(model={}) == other.saga._replace(model={})
-
-    def copy(self) -> SagaRecord:
-        return self.saga._replace(model=_made_anew(self.model)())
-
-
-@lru_cache(maxsize=256)
-def _made_anew(text: str) -> Callable[[], dict[str, Any]]:
-    """Return what makes the model of this text, in half the time that reading the text takes."""
-    import ormsgpack  # opening a store must not load it
-
-    try:
-        return partial(ormsgpack.unpackb, ormsgpack.packb(model_from_json("", text)))
-    except TypeError:  # it has a number of more than 64 bits
-        return partial(model_from_json, "", text)
-
-
-class _Saga:
-    """One saga's records. The timelines by step and phase are made by the first query that asks for one."""
-
-    __slots__ = ("_filtered", "_filters", "events", "record", "snapshots", "summary")
-
-    def __init__(self) -> None:
-        self.record: _Record | None = None
-        self.summary: SagaSummary | None = None
-        self.events: Timeline[StoredEvent] = Timeline(_seq, _at)
-        self.snapshots: Timeline[SagaSnapshot] = Timeline(_place, _created_at)
-        self.forget_filters()
-
-    def new_events(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
-        """Return those that are not here yet, in order."""
-        items = self.events.items
-        last = items[-1].seq if items else -1
-        for event in events:
-            if event.seq <= last:
-                return self._merged(events)
-            last = event.seq
-        return events
-
-    def _merged(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-        items, new = self.events.items, dict[int, StoredEvent]()
-        for event in events:
-            known = new.get(event.seq)
-            place = bisect_left(items, event.seq, key=_seq)
-            if place < len(items) and items[place].seq == event.seq:
-                known = items[place]
-            if known is None:
-                new[event.seq] = event
-            elif known != event:
-                raise another_event(event)
-        return sorted(new.values(), key=_seq)
-
-    def forget_filters(self) -> None:
-        self._filters: dict[tuple[str | None, str | None], Timeline[SagaSnapshot]] = {}
-        self._filtered = 0
-
-    def timeline(self, step: str | None, phase: str | None) -> Timeline[SagaSnapshot] | None:
-        """Return the snapshots of that step and phase, `None` if there are none."""
-        if step is None and phase is None:
-            return self.snapshots
-        items = self.snapshots.items
-        for snapshot in items[self._filtered :]:
-            name, when = snapshot.step_name, snapshot.phase
-            for key in ((name, None), (None, when), (name, when)):
-                timeline = self._filters.get(key)
-                if timeline is None:
-                    timeline = self._filters[key] = Timeline(_place, _created_at)
-                timeline.items.append(snapshot)
-        self._filtered = len(items)
-        return self._filters.get((step, phase))
 
 
 def open_memory(url: str) -> InMemorySnapshotStorage:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from proxy import Proxy
@@ -10,7 +11,7 @@ from proxy import Proxy
 from sagaz_core import Saga, action
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
-from sagaz_core.storage.contract import a_replay, a_saga, a_snapshot, an_event
+from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 from tests.servers import free_port
 
 SECRET = "s3cr3t"
@@ -230,6 +231,17 @@ def test_a_server_that_is_started_late_is_waited_for(valkey_server):
     asyncio.run(main())
 
 
+async def answers_all(storage):
+    """Ask what takes one trip where the server may be written to."""
+    batch = a_batch(0, first=True)
+    (snapshot,) = batch.snapshots
+    assert await seqs(storage) == [0]
+    assert await storage.latest_snapshot(batch.saga_id, until=snapshot.created_at) == snapshot
+    assert await storage.latest_snapshot(batch.saga_id, max_seq=5) == snapshot
+    assert [event async for event in storage.read_events(batch.saga_id, after_seq=0)] == []
+    assert [record.saga_id for record in (await storage.list_sagas()).items] == [batch.saga_id]
+
+
 def test_a_read_only_redis_is_unavailable_and_can_be_read(valkey_server):
     import redis
 
@@ -242,7 +254,7 @@ def test_a_read_only_redis_is_unavailable_and_can_be_read(valkey_server):
                 try:
                     with pytest.raises(StoreUnavailableError, match="it is read-only: name the primary server"):
                         await storage.write(a_batch(1))
-                    assert await seqs(storage) == [0]
+                    await answers_all(storage)
                 finally:
                     client.replicaof("NO", "ONE")
             await storage.write(a_batch(1))
@@ -262,10 +274,54 @@ def test_a_redis_whose_memory_is_full_is_unavailable(valkey_server):
                 try:
                     with pytest.raises(StoreUnavailableError, match="its memory is full"):
                         await storage.write(a_batch(1))
+                    await answers_all(storage)
                 finally:
                     client.config_set("maxmemory", "0")
             await storage.write(a_batch(1))
             assert await seqs(storage) == [0, 1]
+
+    asyncio.run(main())
+
+
+def test_a_redis_without_its_replicas_takes_no_writes_and_can_be_read(valkey_server):
+    import redis
+
+    async def main():
+        async with opened(valkey_server.url, prefix="alone") as storage:
+            await storage.write(a_batch(0, first=True))
+            with redis.Redis.from_url(valkey_server.url) as client:
+                client.config_set("min-replicas-to-write", 1)
+                try:
+                    with pytest.raises(StoreUnavailableError, match="it takes no writes without its replicas"):
+                        await storage.write(a_batch(1))
+                    await answers_all(storage)
+                finally:
+                    client.config_set("min-replicas-to-write", 0)
+
+    asyncio.run(main())
+
+
+def test_a_postgresql_user_that_may_only_read_reads(postgres_server):
+    url = f"{postgres_server.url()}?schema=reading"
+
+    async def main():
+        import asyncpg
+
+        async with opened(url) as storage:
+            await storage.write(a_batch(0, first=True))
+        admin = await asyncpg.connect(postgres_server.url())
+        await admin.execute("CREATE ROLE reader LOGIN; GRANT USAGE ON SCHEMA reading TO reader")
+        await admin.execute("GRANT SELECT ON ALL TABLES IN SCHEMA reading TO reader")
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        async with opened(parts._replace(netloc=f"reader@{host}").geturl()) as storage:
+            assert await seqs(storage) == [0]
+            for work in (storage.write(a_batch(1)), storage.write_many([a_batch(1)]), storage.prune(T0)):
+                with pytest.raises(StoreUnavailableError, match="cannot be used: this user may not do that there"):
+                    await work
+            assert await storage.upgrade() == (await storage.info()).schema_version  # there is nothing to do
+        await admin.execute("DROP OWNED BY reader; DROP ROLE reader")
+        await admin.close()
 
     asyncio.run(main())
 

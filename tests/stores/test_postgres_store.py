@@ -7,7 +7,7 @@ import sys
 import asyncpg
 import pytest
 
-from sagaz_core.errors import DuplicateSagaError, SchemaError
+from sagaz_core.errors import DuplicateSagaError, SchemaError, UsageError
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage._postgres_rows import replay_row, saga_row, summary_row
 from sagaz_core.storage._postgres_schema import MIGRATIONS, SCHEMA_VERSION
@@ -102,6 +102,21 @@ def test_a_store_that_is_only_read_makes_nothing(postgres_url, postgres_database
         return found
 
     assert asyncio.run(main()) is None
+
+
+def test_a_pool_is_no_connection_to_bind(postgres_url, postgres_database):
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.upgrade()
+        async with asyncpg.create_pool(postgres_database, min_size=0) as pool:
+            with pytest.raises(UsageError, match=r"takes a connection of asyncpg, not a Pool: take one with pool.acq"):
+                storage.bind(pool)
+            async with pool.acquire() as connection:
+                await storage.bind(connection).write(Batch("s", a_saga("s")))
+        assert await storage.get_saga("s") == a_saga("s")
+        await storage.close()
+
+    asyncio.run(main())
 
 
 def test_a_bound_store_writes_within_the_callers_transaction(postgres_url, postgres_database):

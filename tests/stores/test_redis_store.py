@@ -271,6 +271,8 @@ def test_of_a_long_saga_only_what_is_asked_for_is_read(redis_url):
             assert proxy.answered - before[1] < 20_000
         assert await storage.latest_snapshot("s", until=T0 - timedelta(seconds=1)) is None
         assert await storage.latest_snapshot("s", max_seq=-1) is None
+        assert (await storage.latest_snapshot("s", max_seq=10**400)).seq == LONG - 2
+        assert [event async for event in storage.read_events("s", after_seq=10**400)] == []
         assert [e.seq async for e in storage.read_events("s", after_seq=1_001)] == list(range(1_002, LONG))
         assert [e.seq async for e in storage.read_events("s")] == list(range(LONG))
 

@@ -20,7 +20,7 @@ from sagaz_core.errors import (
     UsageError,
 )
 from sagaz_core.storage import Batch, SagaSummary, open_storage
-from sagaz_core.storage import s3 as store_module
+from sagaz_core.storage import _s3_core as store_module
 from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
 from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_replay, a_saga, a_snapshot, an_event
 
@@ -110,9 +110,9 @@ def test_a_difference_from_a_large_snapshot_is_had_by_its_id_in_two_round_trips(
     other = open_storage(s3.url(bucket))
     get, happened = other._objects.get, []
 
-    async def watched(key):
+    async def watched(key, **how):
         happened.append("asked")
-        found = await get(key)
+        found = await get(key, **how)
         happened.append("answered")
         return found
 
@@ -244,7 +244,7 @@ def test_a_claim_of_a_writer_that_died_does_not_keep_the_id_for_ever(s3, storage
     assert do(storage.get_snapshot("x")) is None
     with pytest.raises(DuplicateSagaError):
         do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
-    monkeypatch.setattr("sagaz_core.storage.s3._ABANDONED", timedelta(0))
+    monkeypatch.setattr("sagaz_core.storage._s3_writing._ABANDONED", timedelta(0))
     do(storage.write(Batch("s", a_saga("s"), (), [a_snapshot("s", 0, snapshot_id="x")])))
     assert do(storage.get_snapshot("x")).saga_id == "s"
     assert [record.saga_id for record in do(storage.list_sagas()).items] == ["s"]
@@ -369,6 +369,8 @@ def test_every_damaged_object_is_an_error_that_names_what(s3, storage, do, bucke
                     told.append(str(error))
             assert told, (key, at)
             assert all("is damaged" in message for message in told)
+            if "/replays/" not in key:
+                assert all("'s'" in message or "'s/" in message for message in told)
         s3.client.put_object(Bucket=bucket, Key=key, Body=whole)
 
 
@@ -379,6 +381,12 @@ def test_what_a_newer_release_wrote_is_refused(s3, storage, do, bucket):
     s3.client.put_object(Bucket=bucket, Key=key, Body=b"SgS2" + whole[4:])
     with pytest.raises(SchemaError, match="written by a newer release: upgrade pytest-sagaz"):
         do(open_storage(s3.url(bucket)).get_saga("s"))
+
+
+def test_many_parts_are_pruned_one_after_the_other(s3, storage, do, bucket):
+    snapshots = [a_snapshot("s", seq, retention_until=T0) for seq in range(60)]
+    do(storage.write(Batch("s", a_saga("s"), (), snapshots)))
+    assert do(storage.prune(T0 + TICK, batch=1)) == 60
 
 
 def test_deleting_leaves_no_object(s3, storage, do, bucket):

@@ -437,3 +437,13 @@ def test_a_damaged_row_does_not_keep_the_store_from_seeing_what_is_written_then(
             connection.execute(update, (micros(snapshots[seq].created_at), seq))
             assert [one.seq for one in drive.now(storage.list_snapshots("s")).items] == [0, 1, 2]
     assert len(errors) == 3
+
+
+def test_a_damaged_schema_that_is_no_text_any_more_is_told(path, storage):
+    drive.now(storage.write(Batch("s", a_saga("s"))))
+    drive.now(storage.close())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes().replace(b"PRIMARY KEY", b"PR\xc9MARY KEY"))
+    with pytest.raises(StorageError, match="cannot be read: it is damaged: restore it"):
+        drive.now(open_storage(f"sqlite:///{path}").get_saga("s"))

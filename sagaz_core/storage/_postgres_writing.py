@@ -1,0 +1,154 @@
+"""Writing to PostgreSQL: one statement that appends, and a transaction for what does not come behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from sagaz_core.errors import CodecError, StorageError, UsageError
+from sagaz_core.storage import _postgres_statements as sql
+from sagaz_core.storage._checks import another_event, another_saga, another_snapshot, check_batch, contested
+from sagaz_core.storage._network import LostConnectionError, says_nothing, unavailable
+from sagaz_core.storage._postgres_append import (
+    MANY,
+    MANY_BEGIN,
+    is_small,
+    one_of,
+    parameters_of_many,
+    parameters_of_one,
+)
+from sagaz_core.storage._postgres_connections import Connection
+from sagaz_core.storage._postgres_core import PostgresCore
+from sagaz_core.storage._postgres_rows import Rows, columns, event_from, from_text, same_saga, snapshot_from
+from sagaz_core.storage.base import Batch, checked_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+
+class PostgresWriting(PostgresCore):
+    """What a store does with batches."""
+
+    async def write(self, batch: Batch) -> None:
+        """See `SnapshotStorage.write`."""
+        check_batch(batch)
+        checked_id(batch.saga_id)
+        if not says_nothing(batch):
+            rows = Rows(batch)
+            await self._change(lambda connection: self._write(connection, batch, rows))
+
+    async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
+        """See `SnapshotStorage.write_many`. What can be appended goes in two statements, the rest in one by one."""
+        results: list[Exception | None] = [None] * len(batches)
+        waiting: dict[int, Rows] = {}
+        for place, batch in enumerate(batches):
+            try:
+                check_batch(batch)
+                checked_id(batch.saga_id)
+                if not says_nothing(batch):
+                    waiting[place] = Rows(batch)
+            except (UsageError, CodecError) as error:
+                results[place] = error
+        if len(waiting) > 1 and not contested(batches):
+            with suppress(UsageError):  # one has what cannot be stored: it says so when it is written by itself
+                await self._change(lambda connection: self._append_many(connection, waiting))
+        for place in list(waiting):
+            results[place] = await self._refused(self.write(batches[place]))
+        return results
+
+    async def _append_many(self, connection: Connection, waiting: dict[int, Rows]) -> None:
+        """Append what can be, and take it out of `waiting`."""
+        times = Counter(rows.saga_id for rows in waiting.values())
+        simple = {place: rows for place, rows in waiting.items() if rows.simple and times[rows.saga_id] == 1}
+        for statement, begins in ((MANY_BEGIN, True), (MANY, False)):
+            # In order of their ids, so that two processes lock them in the same order.
+            places = [place for place, rows in simple.items() if (rows.record is not None) is begins]
+            places.sort(key=lambda place: simple[place].saga_id)
+            if not places:
+                continue
+            parameters = parameters_of_many([simple[place] for place in places])
+            try:
+                done = await connection.fetch(self._text(statement), *parameters)
+            except asyncpg.UniqueViolationError:
+                continue
+            ids = {row[0] for row in done}
+            for place in places:
+                if simple[place].saga_id in ids:
+                    del waiting[place]
+
+    async def _write(self, connection: Connection, batch: Batch, rows: Rows) -> None:
+        if rows.simple and await self._appended(connection, rows):
+            return
+        async with connection.transaction():
+            await self._merge(connection, batch, rows)
+
+    async def _appended(self, connection: Connection, rows: Rows) -> bool:
+        """Append the rows, and say whether they came behind what is there."""
+        try:
+            if is_small(rows):
+                done = await connection.execute(self._text(one_of(rows)), *parameters_of_one(rows))
+                return not done.endswith(" 0")
+            statement = MANY if rows.record is None else MANY_BEGIN
+            return bool(await connection.fetch(self._text(statement), *parameters_of_many([rows])))
+        except asyncpg.UniqueViolationError:
+            return False  # a snapshot's id is taken: nothing was added
+
+    async def _merge(self, connection: Connection, batch: Batch, rows: Rows) -> None:
+        """Add what is not there yet, in a transaction. Raises `DuplicateSagaError` for what is there, and differs."""
+        text = self._text
+        await connection.execute(text(sql.ADD_SAGA_ID), rows.saga_id)
+        known = await connection.fetchrow(text(sql.LOCK_SAGA), rows.saga_id)
+        if known is None:
+            raise LostConnectionError("the saga was deleted meanwhile")
+        if batch.saga is not None and rows.record is not None:
+            if known[1] is None:
+                await connection.execute(text(sql.SET_RECORD), *rows.record)
+            elif not same_saga(known, rows.record):
+                raise another_saga(batch.saga)
+        if rows.events:
+            await self._merge_events(connection, batch, rows)
+        if rows.snapshots:
+            await self._merge_snapshots(connection, rows, batch)
+        if rows.summary[0] is not None:
+            await connection.execute(text(sql.SET_SUMMARY), rows.saga_id, *rows.summary)
+        if rows.events or rows.snapshots:
+            await connection.execute(text(sql.SET_LAST), rows.saga_id)
+
+    async def _merge_events(self, connection: Connection, batch: Batch, rows: Rows) -> None:
+        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, len(sql.EVENT_TYPES)))
+        if len(added) < len(rows.events):
+            seqs = [event.seq for event in batch.events]
+            found = await connection.fetch(self._text(sql.KNOWN_EVENTS), rows.saga_id, seqs)
+            known = {row[0]: event_from(batch.saga_id, row) for row in found}
+            for event in batch.events:
+                if known[event.seq] != event:
+                    raise another_event(event)
+        if added:
+            lowest, earliest = min(row[1] for row in rows.events), min(row[2] for row in rows.events)
+            await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
+
+    async def _merge_snapshots(self, connection: Connection, rows: Rows, batch: Batch) -> None:
+        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, len(sql.SNAPSHOT_TYPES)))
+        if len(added) < len(rows.snapshots):
+            ids = [row[0] for row in rows.snapshots]
+            found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), ids)
+            known = {from_text(row[0]): snapshot_from(row, bases=False) for row in found}
+            for snapshot in batch.snapshots:
+                if known.get(snapshot.snapshot_id) != snapshot._replace(bases=()):
+                    raise another_snapshot(snapshot)
+        if added:
+            lowest, earliest = min(row[5] for row in rows.snapshots), min(row[8] for row in rows.snapshots)
+            await connection.execute(self._text(sql.SET_SNAPSHOT_FLOORS), rows.saga_id, lowest, earliest)
+
+    async def _refused(self, work: Awaitable[object]) -> Exception | None:
+        """Do the work, and return why it was refused."""
+        try:
+            await work
+        except (UsageError, CodecError, StorageError) as error:
+            if unavailable(error):
+                raise
+            return error
+        return None

@@ -1,0 +1,159 @@
+"""Reading a saga's snapshots and events from a bucket: its head, and the objects of what is not in there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ormsgpack
+
+from sagaz_core.errors import CorruptDataError
+from sagaz_core.storage._checks import check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
+from sagaz_core.storage._rows import SnapshotEntry, digest
+from sagaz_core.storage._s3_core import S3Core
+from sagaz_core.storage._s3_head import OWN, Entry, Head
+from sagaz_core.storage._s3_keys import data_folder, snapshot_key
+from sagaz_core.storage._s3_objects import all_of
+from sagaz_core.storage._saga_index import expired
+from sagaz_core.storage.base import Base, Page, SagaSnapshot, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+    from datetime import datetime
+
+
+class S3Snapshots(S3Core):
+    """What a store answers about one saga."""
+
+    async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
+        """See `SnapshotStorage.get_snapshot`."""
+        try:
+            found = await self._objects.get(snapshot_key(snapshot_id))
+        except CorruptDataError as error:
+            raise _damaged(snapshot_id, error) from error
+        if found is None:
+            return None
+        name, saga_id, _, own, *large = ormsgpack.unpackb(found[0])
+        bases = large[0] if large else []  # an earlier release did not name them
+        reads: list[Awaitable[Any]] = [self._head(saga_id), *map(self._large, bases)]
+        head, *objects = await all_of(reads)
+        entry = head.index.by_id.get(snapshot_id)
+        if name != snapshot_id or entry is None or expired(entry, self.clock()):
+            return None
+        read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
+        known = {name: data for name, data in read.items() if data is not None}
+        return (await self._snapshots(head, [entry], known))[0]
+
+    async def latest_snapshot(
+        self,
+        saga_id: str,
+        *,
+        step: str | None = None,
+        phase: str | None = None,
+        until: datetime | None = None,
+        max_seq: int | None = None,
+    ) -> SagaSnapshot | None:
+        """See `SnapshotStorage.latest_snapshot`."""
+        check_moment(until)
+        head = await self._head(saga_id)
+        entry = head.index.latest(step, phase, until, max_seq, self.clock())
+        return None if entry is None else (await self._snapshots(head, [entry], {}))[0]
+
+    async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `SnapshotStorage.list_snapshots`."""
+        check_limit(limit)
+        place = read_snapshot_cursor(cursor)
+        head = await self._head(saga_id, self._listed)
+        entries = head.index.page(place, limit, self.clock())
+        page = await self._snapshots(head, entries[:limit], {})
+        more = len(entries) > limit
+        self._listed = head if more else Head("")  # who asks for the next page is not sent it again
+        return Page(page, snapshot_cursor(page[-1]) if more else None)
+
+    async def _snapshots(
+        self, head: Head, entries: Sequence[SnapshotEntry], own: dict[str, bytes]
+    ) -> list[SagaSnapshot]:
+        """Return the snapshots with their bases, whose data are read at once. `own` are data that were read before."""
+        bases = {entry.snapshot_id: head.index.bases(entry) for entry in entries}
+        needed = {entry.snapshot_id: entry for entry in entries}
+        for some in bases.values():
+            needed.update((entry.snapshot_id, entry) for entry in some)
+        others = await self._others(head, list(needed.values()))
+        missing = [name for name, entry in needed.items() if entry.place == OWN and name not in own]
+        found = dict(zip(missing, await all_of([self._own(head, name) for name in missing]), strict=True)) | own
+        data = {
+            name: _checked(head, entry, found[name] if entry.place == OWN else head.piece(entry, others))
+            for name, entry in needed.items()
+        }
+        return [
+            _snapshot(head, entry, data, [Base(base.snapshot_id, data[base.snapshot_id]) for base in bases[name]])
+            for name, entry in ((entry.snapshot_id, entry) for entry in entries)
+        ]
+
+    async def _large(self, snapshot_id: str) -> bytes | None:
+        """Return the data that are in the snapshot's own object."""
+        try:
+            found = await self._objects.get(snapshot_key(snapshot_id))
+        except CorruptDataError as error:
+            raise _damaged(snapshot_id, error) from error
+        data = ormsgpack.unpackb(found[0])[3] if found else None
+        return None if data is None else bytes(data)
+
+    async def _own(self, head: Head, snapshot_id: str) -> bytes:
+        data = await self._large(snapshot_id)
+        if data is None:
+            raise CorruptDataError(
+                f"the data of snapshot {snapshot_id!r} of saga {head.saga_id!r} are gone: restore them"
+            )
+        return data
+
+    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, bytes]:
+        """Return the objects of the saga that hold the entries' data, by name."""
+        names = sorted({entry.place[0] for entry in entries if not isinstance(entry.place, int)})
+        folder = data_folder(head.saga_id)
+        try:
+            found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
+        except CorruptDataError as error:
+            raise CorruptDataError(f"saga {head.saga_id!r} cannot be read as a whole: {error}") from error
+        return {name: one[0] if one else b"" for name, one in zip(names, found, strict=True)}
+
+    async def count_snapshots(self, saga_id: str) -> int:
+        """See `SnapshotStorage.count_snapshots`."""
+        return (await self._head(saga_id)).index.served(self.clock())
+
+    async def read_events(
+        self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
+    ) -> AsyncIterator[StoredEvent]:
+        """See `SnapshotStorage.read_events`."""
+        check_moment(until)
+        head = await self._head(saga_id)
+        others: dict[str, bytes] = {}
+        for entry in head.index.events_between(after_seq, until):
+            if not isinstance(entry.place, int) and entry.place[0] not in others:
+                others = await self._others(head, [entry])
+            data = head.piece(entry, others)
+            if digest(data) != entry.digest:
+                raise CorruptDataError(f"event {entry.seq} of saga {saga_id!r} is damaged: restore its objects")
+            yield StoredEvent(saga_id, entry.seq, entry.at, entry.kind, entry.step, data)
+
+
+def _checked(head: Head, entry: SnapshotEntry, data: bytes) -> bytes:
+    if digest(data) != entry.digest:
+        raise CorruptDataError(
+            f"snapshot {entry.snapshot_id!r} of saga {head.saga_id!r} is damaged: "
+            f"restore its object, or go on from another snapshot"
+        )
+    return data
+
+
+def _damaged(snapshot_id: str, error: CorruptDataError) -> CorruptDataError:
+    return CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}")
+
+
+def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases: Sequence[Base]) -> SagaSnapshot:
+    name, saga_name, step, index, seq, phase, status, created_at, retention, base_seq, *_ = entry
+    return SagaSnapshot(
+        *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
+        tuple(bases),
+        entry.completed_steps,
+        entry.tags,
+    )
