@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from sagaz_core._waiting import short_path, waiting_task
+from sagaz_core._waiting import UNKNOWN, short_path, waiting_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -122,7 +122,8 @@ def _is_asyncios(callback: Any) -> bool:
 
 def _task_label(task: asyncio.Task[Any]) -> str:
     waiting = waiting_task(task)
-    return f"{waiting.coroutine if _UNNAMED.fullmatch(waiting.name) else waiting.name} at {waiting.where}"
+    name = waiting.coroutine if _UNNAMED.fullmatch(waiting.name) else waiting.name
+    return name if waiting.where == UNKNOWN else f"{name} at {waiting.where}"
 
 
 def _timer_label(timer: Any) -> str:

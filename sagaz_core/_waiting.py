@@ -22,6 +22,9 @@ class WaitingTask(NamedTuple):
         return f"{self.name!r} ({self.coroutine}) waits at {self.where} for {self.waits_for}"
 
 
+UNKNOWN = "unknown"
+"""Where a task waits that is in none but asyncio's code."""
+
 _ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
 
 
@@ -29,7 +32,7 @@ def waiting_task(task: asyncio.Task[Any]) -> WaitingTask:
     """Follow a task's coroutine to the innermost one, as `task.get_stack()` does not."""
     awaitable: Any = task.get_coro()
     coroutine = getattr(awaitable, "__qualname__", repr(awaitable))
-    where, waits_for = "unknown", ""
+    where, waits_for = UNKNOWN, ""
     while awaitable is not None:
         frame, inner = _frame_and_awaited(awaitable)
         if frame is None:

@@ -173,6 +173,9 @@ def _world_differs(case: Case) -> Iterator[Finding]:
     if evidence.claimed is not SagaStatus.ROLLED_BACK or case.expected_stuck & case.alive:
         return
     sentence = f"the saga says rolled back, but the world is not as it was ({_first_of(evidence.world_changes)})"
+    if failed := list(_failed_with_an_effect(case, evidence.world_changes, sentence)):
+        yield from failed
+        return
     kept = [name for name in _kept(case) if _may_have_left(case, name, evidence.world_changes)]
     twice = [name for name in evidence.struck(*_UNDONE_AGAIN) if len(case.undone.get(name, ())) > 1]
     culprits = () if evidence.touched is None else evidence.touched.culprits(evidence.world_changes)
@@ -200,12 +203,18 @@ def _more_left_than_said(case: Case, changes: Sequence[Change]) -> Iterator[Find
         places |= known
     left = apart_from(changes, places)
     if touched is not None and stuck and left:
+        sentence = (
+            f"the saga says that only {', '.join(stuck)} could not be undone, but more of the world is not as it was "
+            f"({_first_of(left)})"
+        )
+        if failed := list(_failed_with_an_effect(case, left, sentence)):
+            yield from failed
+            return
         culprits = touched.culprits(left)
         yield Finding(
             Verdict.LIE,
             None,
-            f"the saga says that only {', '.join(stuck)} could not be undone, but more of the world is not as it was "
-            f"({_first_of(left)})",
+            sentence,
             f"{_takes_back(culprits)}, also when {', '.join(stuck)} could not be undone",
             culprits,
         )
@@ -224,6 +233,18 @@ def _may_have_left(case: Case, name: str, changes: Sequence[Change]) -> bool:
     touched = case.evidence.touched
     places = None if touched is None else touched.places(name)
     return places is None or len(apart_from(changes, places)) < len(changes)
+
+
+def _failed_with_an_effect(case: Case, changes: Sequence[Change], sentence: str) -> Iterator[Finding]:
+    """Yield the steps in doubt that were not undone, and that were seen to change what is left although they failed."""
+    if case.evidence.touched is None:
+        return
+    for name in case.model.order:
+        if name not in case.state.ambiguous or name in case.alive or name in case.undone or name in case.state.stuck:
+            continue
+        if _may_have_left(case, name, changes):
+            said = f"{sentence}: {name!r} had changed it when it failed"
+            yield Finding(Verdict.ORPHAN, name, said, _orphan_advice(case, name))
 
 
 def _takes_back(culprits: Sequence[str]) -> str:

@@ -310,3 +310,35 @@ def test_the_last_step_is_undone_after_it_was_done_too_and_not_only_in_doubt(ste
     exploration = explore(saga, world=world)
     assert shown(exploration) == [("end@before", "LIE", None)]
     assert exploration.plans == exploration.possible
+
+
+@MODES
+def test_a_step_that_fails_by_itself_with_half_of_its_effect_is_an_orphan_and_named(mode: str) -> None:
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    def half(ctx: Any) -> None:
+        desk["half"] = 1
+        raise ConnectionError("lost")
+
+    saga: Saga[Any] = Saga("half")
+    saga.add_step("a", lambda ctx: desk.update(a=1), lambda ctx: desk.pop("a", None), in_doubt="compensate")
+    saga.add_step("b", half, lambda ctx: desk.pop("half", None))
+    exploration = explore(saga, world=world, mode=mode)
+    assert shown(exploration) == [("", "ORPHAN", "b")]
+    (finding,) = exploration.failures[0].findings
+    assert finding.sentence.endswith(" is not as it was (desk.half: (nothing) -> 1): 'b' had changed it when it failed")
+    assert finding.advice.startswith("declare in_doubt=\"compensate\" at step 'b'")
+
+
+def test_a_task_that_is_in_none_of_the_users_code_is_named_without_a_place() -> None:
+    left: list[Any] = []
+
+    async def act(ctx: Any) -> None:
+        left.append(asyncio.ensure_future(asyncio.sleep(9)))
+
+    saga: Saga[Any] = Saga("leaves")
+    saga.add_step("a", act)
+    (finding,) = explore(saga, kinds="before", world=World()).failures[0].findings
+    assert finding.sentence == "the action of 'a' left a task running (sleep), whose effects may come at any time"
