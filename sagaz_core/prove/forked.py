@@ -83,6 +83,7 @@ class Forked:
         self.fails_alone = ""
         self.executions = 0
         self.merge = search.mode != "tree"
+        self.two_orders: tuple[str, ...] = ()
         self.reason = "asked for" if search.mode == "tree" else ""
 
     async def explore(self) -> Exploration:
@@ -155,6 +156,9 @@ class Forked:
     def _possible(self) -> int:
         return sum(plan_counts(self.scripts, self.search.depth))
 
+    def _every_order(self, depth: int, definition: Definition) -> bool:
+        return every_order(self.model, depth, cancels=definition.on_sibling_failure == "cancel")
+
     async def _searched(self, definition: Definition) -> tuple[Tree, Branch, Summary]:
         limit = self.search.max_executions
         effects = Effects(
@@ -168,7 +172,16 @@ class Forked:
         root.live = not self.search.recorded
         began = encode(initial)
         possible, progress = self._possible, self.search.on_progress
-        orders = every_order(self.model)
+        orders = self._every_order(self.search.depth, definition)
+        if not (orders or self.model.linear):
+            less = self.search.depth > 1 and self._every_order(1, definition)
+            more = "; a depth of 1 tries every order" if less else ""
+            self.two_orders = (
+                (
+                    f"the steps can go in too many orders: two were tried, with the first and with the last of those that "
+                    f"can come next{more}"
+                ),
+            )
         ends = Ends(
             self.model,
             self.worlds,
@@ -378,7 +391,7 @@ class Forked:
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,
-            notes=(*tree.effects.hidden.sentences, *self._by_order(tree)),
+            notes=(*tree.effects.hidden.sentences, *self.two_orders, *self._by_order(tree)),
         )
 
     def _by_order(self, tree: Tree) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Operation:
         if not isinstance(self.retries, int) or self.retries < 0:
             raise DefinitionError(f"{self.retries!r} retries: give a number from 0")
         object.__setattr__(self, "is_async", _is_async(self.function))
-        object.__setattr__(self, "takes_second", _positional(self.function) >= 2)
+        object.__setattr__(self, "takes_second", _takes_second(self.function))
 
     def bound(self, function: Function, takes_second: bool | None = None) -> Operation:
         """Return it with another function, as async as its own, which takes what that does unless it is said."""
@@ -127,11 +127,14 @@ def _is_async(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
-def _positional(function: Function) -> int:
+def _takes_second(function: Function) -> bool:
+    """Whether it takes a second value. A default that means something (`name=name`, in a loop) is left to it."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some builtins have none
-        return 1
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 2
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 2:
+        return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    default = positional[1].default
+    return default is None or default is inspect.Parameter.empty

@@ -206,6 +206,8 @@ def test_actions_may_be_anything_that_can_be_called() -> None:
         (lambda ctx, result=None: None, True),
         (lambda ctx, result: None, True),
         (lambda *args: None, True),
+        (lambda ctx, name="flight": None, False),
+        (lambda ctx, name="flight", *args: None, False),
         (lambda ctx, **more: None, False),
         (functools.partial(lambda ctx, result: None, result=1), False),
         (dict.pop, False),  # has no signature

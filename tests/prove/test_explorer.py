@@ -22,6 +22,7 @@ from sagaz_core.mutation.operators import mutants
 from sagaz_core.prove.explorer import Search, aexplore, explore_subject
 from sagaz_core.prove.scripts import Scripts, plan_counts
 from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.prove.unordered import every_order
 from sagaz_core.virtual_time import run
 
 if TYPE_CHECKING:
@@ -323,6 +324,42 @@ def test_parallel_chains_are_explored_as_sets_of_steps() -> None:
     exploration = explore(make, context, world=world, depth=1)
     assert exploration.failures == ()
     assert exploration.plans == at_most_one(12)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "cancels", "every"),
+    [(10, 1, False, True), (11, 1, False, False), (8, 2, False, True), (9, 2, False, False), (6, 2, True, True)],
+)
+def test_every_order_is_tried_where_there_are_not_too_many(width: int, depth: int, cancels: bool, every: bool) -> None:
+    steps = [StepModel(f"s{i}", (), True, False, 5.0, 5.0, 0, 0, "compensate") for i in range(width)]
+    assert every_order(SagaModel("wide", tuple(steps)), depth, cancels=cancels) is every
+
+
+def test_where_two_orders_were_tried_the_report_says_so() -> None:
+    saga, world = wide(5)
+    assert "orders: two were tried" not in explore(saga, world=world, depth=2, kinds="before").summary()
+    saga, world = wide(5, "cancel")
+    assert (
+        "too many orders: two were tried, with the first and with the last"
+        in explore(saga, world=world, depth=3, kinds="before").summary()
+    )
+
+
+def wide(width: int, on_sibling_failure: str = "wait") -> tuple[Saga[Any], World]:
+    """Return a saga of steps that nothing orders, and its world."""
+    desk: dict[str, int] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Any] = Saga("wide", config=SagaConfig(on_sibling_failure=on_sibling_failure))
+    for name in "abcdefgh"[:width]:
+        saga.add_step(
+            name,
+            lambda ctx, name=name: desk.update({name: 1}),
+            lambda ctx, name=name: desk.pop(name, None) and None,
+            depends_on=[],
+            in_doubt="compensate",
+        )
+    return saga, world
 
 
 def test_what_is_reported_is_the_smallest_plan() -> None:
