@@ -253,8 +253,14 @@ def _only_what_was(before: Any, now: Any) -> Any:
 
 def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in [*before, *(key for key in after if key not in before)]:
-            _compare(f"{where}.{key}", before.get(key, MISSING), after.get(key, MISSING), found)
+        for key, value in before.items():
+            now = after.get(key, MISSING)
+            if now is value or (type(now) is type(value) and type(value) in ATOMS and now == value):
+                continue  # as almost everything is, wherever two worlds are compared
+            _compare(f"{where}.{key}", value, now, found)
+        for key in after:
+            if key not in before:
+                _compare(f"{where}.{key}", MISSING, after[key], found)
     elif before is not after and not _equal(before, after):
         found.append(Change(where, before, after))
 
