@@ -63,6 +63,11 @@ def why_not_forkable(adapter: Adapter, saga: Any, subject: Subject) -> str:
     return ""
 
 
+_TWO_ORDERS = (
+    "the steps can go in too many orders: two were tried, with the first and with the last of those that can come next"
+)
+
+
 class Forked:
     """One exploration by forking."""
 
@@ -175,13 +180,7 @@ class Forked:
         orders = self._every_order(self.search.depth, definition)
         if not (orders or self.model.linear):
             less = self.search.depth > 1 and self._every_order(1, definition)
-            more = "; a depth of 1 tries every order" if less else ""
-            self.two_orders = (
-                (
-                    f"the steps can go in too many orders: two were tried, with the first and with the last of those that "
-                    f"can come next{more}"
-                ),
-            )
+            self.two_orders = (_TWO_ORDERS + ("; a depth of 1 tries every order" if less else ""),)
         ends = Ends(
             self.model,
             self.worlds,
