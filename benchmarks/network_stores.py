@@ -22,8 +22,6 @@ import redis.asyncio
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
 
-import s3_server
-
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
@@ -154,6 +152,8 @@ async def of_postgres(url: str) -> None:
 
 async def of_s3() -> None:
     """Against moto in this process, which takes most of the time: what ours adds, and in how many requests."""
+    import s3_server  # with moto, whose many objects the garbage collector would go through for the others too
+
     server = s3_server.running()
     bucket = server.bucket()
     storage = open_storage(server.url(bucket))

@@ -140,6 +140,7 @@ class _Counting:
         self.depth = depth
         self.forward = cache(self._forward)
         self.back = cache(self._back)
+        self.todo = cache(self._todo)
         self.pivots = [place for place, name in enumerate(self.order) if self.model.step(name).pivot]
 
     def _zero(self) -> list[int]:
@@ -154,7 +155,7 @@ class _Counting:
         if place == len(self.order):
             total[0] = 1
             if left and self.scripts.end_counts:
-                self._add(total, self.back(self._todo(place, None), left - 1), 1)
+                self._add(total, self.back(self.todo(place, None), left - 1), 1)
             return tuple(total)
         name = self.order[place]
         self._add(total, self.forward(place + 1, left), 0)
@@ -165,7 +166,7 @@ class _Counting:
                 if any(pivot < place for pivot in self.pivots):
                     total[spent] += 1
                 else:
-                    self._add(total, self.back(self._todo(place, name), left - spent), spent)
+                    self._add(total, self.back(self.todo(place, name), left - spent), spent)
             elif last.kind == "crash":
                 self._add(total, self.forward(place, left - spent), spent)
             else:
