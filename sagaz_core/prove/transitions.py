@@ -1,7 +1,7 @@
 """What the engine makes of a branch by running one operation, worked out once for all that it depends on.
 
-It depends on what the operation can see (`Sight`), on the script and on how often it was tried. To do it again is to
-fold its events into another state, as a resumed run does.
+It depends on what the operation can see (`Sight`) and on the script; how often it was tried before only shifts the
+numbers of its attempts. To do it again is to fold its events into another state, as a resumed run does.
 """
 
 from __future__ import annotations
