@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sagaz_core.prove.trial import Subject
     from sagaz_core.prove.world import Change, Reading, World
 
-if TYPE_CHECKING:
     Run = Callable[["Subject"], "Awaitable[Outcome]"]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,7 +47,7 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class CloudServer(ThreadingHTTPServer):
+class CloudServer(ThreadingHTTPServer, ABC):
     """A running server. `asked` are the requests since it was cleared, as method and path."""
 
     daemon_threads = True
@@ -96,17 +97,21 @@ class CloudServer(ThreadingHTTPServer):
                 return Answer(304, found.headers)
             return Answer(200, found.headers, found.data)
 
+    @abstractmethod
     def no_bucket(self) -> Answer:
-        raise NotImplementedError
+        """Answer that there is no such bucket."""
 
+    @abstractmethod
     def refused(self, found: Stored | None, headers: Any) -> Answer | None:
-        raise NotImplementedError
+        """Return the answer to a write whose condition does not hold."""
 
+    @abstractmethod
     def listed(self, objects: dict[str, Stored], query: dict[str, str]) -> Answer:
-        raise NotImplementedError
+        """Answer with a page of the names."""
 
     def many(self, objects: dict[str, Stored], headers: Any, body: bytes) -> Answer:
-        raise NotImplementedError
+        """Answer a request that is several in one, which not every service knows."""
+        return Answer(501, {})
 
 
 class GoogleServer(CloudServer):

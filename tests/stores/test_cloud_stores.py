@@ -13,10 +13,12 @@ from sagaz_core.storage.contract import SnapshotStorageContract, a_saga, a_snaps
 SERVERS = {"google": cloud_servers.google, "azure": cloud_servers.azure}
 
 
-class TestGoogle(SnapshotStorageContract):
+class InBuckets(SnapshotStorageContract):
+    """The contract on a server of the kind that `server` starts."""
+
     @pytest.fixture
     def storage(self):
-        server = cloud_servers.google()
+        server = SERVERS[self.server]()
         self.url = server.url(server.bucket())
         storage = open_storage(self.url)
         yield storage
@@ -26,17 +28,12 @@ class TestGoogle(SnapshotStorageContract):
         return self.url  # the store's own has no options
 
 
-class TestAzure(SnapshotStorageContract):
-    @pytest.fixture
-    def storage(self):
-        server = cloud_servers.azure()
-        self.url = server.url(server.bucket())
-        storage = open_storage(self.url)
-        yield storage
-        self.do(storage.close())
+class TestGoogle(InBuckets):
+    server = "google"
 
-    def address(self, storage):
-        return self.url  # the store's own has no options
+
+class TestAzure(InBuckets):
+    server = "azure"
 
 
 @pytest.fixture(params=sorted(SERVERS))
