@@ -19,7 +19,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
-from sagaz_core.prove.forked import Forked, first_difference, why_it_ends, why_it_fails, why_not_forkable
+from sagaz_core.prove.forked import Forked, runs_differ, why_it_ends, why_it_fails, why_not_forkable, worlds_differ
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.recorded import not_as_recorded
@@ -321,14 +321,14 @@ class _Packed:
             self.outcomes[NO_FAULTS] = again
             self.not_run["*"] = _BEHIND_ENDLESS
             return
-        if (differs := first_difference(clean, again)) is not None:
-            self.notes.append(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
+        if differs := runs_differ(clean, again):
+            self.notes.append(differs)
             return
         world, after = subject.world, again.world_after
         if world is None or self.saved is None or before is None or after is None:
             return
         if changes := world.changes(before, after):
-            self.notes.append(f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})")
+            self.notes.append(worlds_differ(changes))
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
         search = self.search

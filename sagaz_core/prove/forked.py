@@ -39,9 +39,12 @@ from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.explorer import Search
+    from sagaz_core.prove.world import Change
     from sagaz_core.saga.definition import Definition
 
 
@@ -121,12 +124,12 @@ class Forked:
             self.reference = self._after
         second = await self._trial(NO_FAULTS)
         self.clean = first
-        if (differs := first_difference(first, second)) is not None:
-            self._do_not_merge(f"two runs without faults differ, first at: {differs[0]!r}, then {differs[1]!r}")
+        if differs := runs_differ(first, second):
+            self._do_not_merge(differs)
         elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
             changes = self.worlds.changes(self._before_that, self._after)
             self.unstable = frozenset(change.where for change in changes)
-            self._do_not_merge(f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})")
+            self._do_not_merge(worlds_differ(changes))
 
     def _do_not_merge(self, why: str) -> None:
         self.merge = False
@@ -407,10 +410,17 @@ class Forked:
         return f"no run got to where {step}@{kind} strikes"
 
 
-def first_difference(one: Outcome, other: Outcome) -> tuple[str, str] | None:
-    """Return the first lines at which the traces of two runs differ, if they do."""
-    pairs = zip_longest(one.trace, other.trace, fillvalue="(nothing)")
-    return next((pair for pair in pairs if pair[0] != pair[1]), None)
+def runs_differ(one: Outcome, other: Outcome) -> str:
+    """Say where the traces of two runs without faults differ first, or return `""`."""
+    for line, instead in zip_longest(one.trace, other.trace, fillvalue="(nothing)"):
+        if line != instead:
+            return f"two runs without faults differ, first at: {line!r}, then {instead!r}"
+    return ""
+
+
+def worlds_differ(changes: Sequence[Change]) -> str:
+    """Say how the worlds differ that two runs without faults leave."""
+    return f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})"
 
 
 def turning_back(model: SagaModel) -> list[FaultPlan]:
