@@ -19,7 +19,15 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
-from sagaz_core.prove.forked import Forked, runs_differ, why_it_ends, why_it_fails, why_not_forkable, worlds_differ
+from sagaz_core.prove.forked import (
+    Forked,
+    runs_differ,
+    shows,
+    why_it_ends,
+    why_it_fails,
+    why_not_forkable,
+    worlds_differ,
+)
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.recorded import not_as_recorded
@@ -267,6 +275,8 @@ class _Packed:
             self.subject = replace(self.subject, fails_at=clean.evidence.state.failed_step)
         elif clean is not None and self.saved is not None and not search.recorded:
             self.reference = clean.world_after
+        if clean is not None:
+            self.subject = replace(self.subject, fights=clean.evidence.fights)
         await self._run_again()
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
@@ -407,9 +417,6 @@ class _Packed:
 
 def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:
     """Leave out the outcomes of plans that show only what a part of them shows by itself."""
-
-    def shows(outcome: Outcome) -> set[tuple[Verdict, str | None]]:
-        return {(finding.verdict, finding.step) for finding in outcome.findings}
 
     shown = [(frozenset(outcome.evidence.plan), shows(outcome)) for outcome in failed]
     return [

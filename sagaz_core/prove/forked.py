@@ -20,6 +20,7 @@ from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
+from sagaz_core.prove.disorder import torn
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
@@ -29,7 +30,7 @@ from sagaz_core.prove.scripts import Scripts, plan_counts, rank
 from sagaz_core.prove.summary import TURNED_BACK, Found, Path, Summary
 from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
-from sagaz_core.prove.unordered import every_order, fails_out_of_order, noticed
+from sagaz_core.prove.unordered import every_order, fails_out_of_order, fights, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.prove.world import ATOMS
@@ -105,10 +106,14 @@ class Forked:
             if self.merge and not await self._samples_hold(tree):
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
-        found = {**self._found(summary), **self._noticed(tree)}
-        failures = await self._failures(tree, root, found)
+        self.subject = replace(self.subject, fights=tuple(fights(tree.effects, self.model)))
+        first: list[Outcome] = []
         if (turned_back := summary.found.get(TURNED_BACK)) is not None and not turned_back.faults and self._completes:
-            failures = [*await self._lost_edge(tree, root, turned_back), *failures]
+            first = await self._lost_edge(tree, root, turned_back)
+        said = set[Found]().union(*map(shows, first))
+        found = {**self._found(summary), **self._noticed(tree)}
+        failures = await self._failures(tree, root, {key: how for key, how in found.items() if key not in said})
+        failures = [*first, *(outcome for outcome in failures if not said.issuperset(shows(outcome)))]
         plans = {str(outcome.plan) for outcome in failures}
         failures += [outcome for outcome in known if str(outcome.plan) not in plans]
         return self._exploration(tree, summary, failures)
@@ -297,7 +302,8 @@ class Forked:
     async def _lost_edge(self, tree: Tree, root: Branch, path: Path) -> list[Outcome]:
         """Return the run without faults in an order of the steps in which one of them fails."""
         outcome = await self._walked(tree, root, path)
-        finding = fails_out_of_order(self.model, outcome.events, () if self.clean is None else self.clean.events)
+        completing = () if self.clean is None else self.clean.events
+        finding = fails_out_of_order(self.model, outcome.events, completing, fights=self.subject.fights)
         if finding is None:
             return []
         evidence = replace(outcome.evidence, noticed=(finding,))
@@ -315,12 +321,12 @@ class Forked:
             path = paths[key]
             outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults), closely=True)
             place: Found | None = None
-            if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
+            if key not in shows(outcome):
                 outcome, place = await self._walked(tree, root, path), key  # the plan in another order
             if outcome.findings:
                 outcomes[path.faults, place] = outcome
         failures = list(outcomes.values())
-        shown = {(finding.verdict, finding.step) for outcome in failures for finding in outcome.findings}
+        shown = set[Found]().union(*map(shows, failures))
         seen = {key: finding for key, finding in found.items() if isinstance(finding, Finding) and key not in shown}
         if seen:
             failures += await self._shown(seen)
@@ -332,12 +338,12 @@ class Forked:
         clean = self.clean or await self._trial(NO_FAULTS)
         left, outcomes = dict(seen), []
         plans = [] if self.clean is None or self.clean.status is not SagaStatus.COMPLETED else turning_back(self.model)
-        here = {(finding.verdict, finding.step) for finding in clean.findings}
+        here = shows(clean)
         for plan in plans:
             if left.keys() <= here:
                 break
             outcome = await self._trial(plan, closely=True)
-            found = left.keys() & {(finding.verdict, finding.step) for finding in outcome.findings}
+            found = left.keys() & shows(outcome)
             if found - here:
                 outcomes.append(outcome)
                 left = {key: finding for key, finding in left.items() if key not in found}
@@ -350,7 +356,9 @@ class Forked:
         """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
         end = await tree.walk(root, path)
         plan = FaultPlan(path.faults)
-        evidence = tree.ends.evidence(end, plan)
+        evidence = replace(tree.ends.evidence(end, plan), fights=self.subject.fights)
+        if torn(evidence.events, evidence.fights):
+            evidence = replace(evidence, reference_changes=())
         changes = self.worlds.changes(self.initial, end.world)
         again = self.search.again or self.subject.reproduce
         return Outcome(evidence, changes, again, None, self.worlds.reading(end.world), plan)
@@ -408,6 +416,11 @@ class Forked:
         if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
             return why_it_ends(self.clean)
         return f"no run got to where {step}@{kind} strikes"
+
+
+def shows(outcome: Outcome) -> set[Found]:
+    """Return what is wrong with the run, in short."""
+    return {(finding.verdict, finding.step) for finding in outcome.findings}
 
 
 def runs_differ(one: Outcome, other: Outcome) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from sagaz_core.events import CompensationFailed, CompensationStarted, CompensationSucceeded, StepFailed, StepSucceeded
 from sagaz_core.model import END
 from sagaz_core.plugins import results_by_plugin
+from sagaz_core.prove.disorder import without_consequences
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.touches import apart_from
+from sagaz_core.prove.unordered import fails_out_of_order
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.state import SagaStatus
 
@@ -70,6 +72,8 @@ def judge(evidence: Evidence) -> tuple[Finding, ...]:
         return tuple(_vacuous(evidence))
     case = Case(evidence)
     found = [finding for rule in RULES for finding in rule(case)]
+    if evidence.fights and found:
+        found = without_consequences(found, evidence, case.undone.keys())
     return (*evidence.noticed, *found, *(finding for monitor in monitors() for finding in monitor(evidence)))
 
 
@@ -119,6 +123,13 @@ def _benign_was_fatal(case: Case) -> Iterator[Finding]:
         return
     if evidence.fails_at is not None and evidence.fails_at == case.state.failed_step:
         return
+    if case.state.failed_step not in case.done:
+        delayed = {fault.step for fault in faults}
+        order = fails_out_of_order(case.model, evidence.events, delayed=delayed, fights=evidence.fights)
+        if order is not None:
+            if not any((one.verdict, one.step) == (order.verdict, order.step) for one in evidence.noticed):
+                yield order
+            return
     error = case.state.error
     yield Finding(
         Verdict.NOT_IDEMPOTENT,

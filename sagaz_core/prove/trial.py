@@ -27,13 +27,14 @@ from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.engine.journal import Journal
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.unordered import Fight
     from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.watch import Calls
     from sagaz_core.prove.world import Reading, World
@@ -54,7 +55,7 @@ class Subject:
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
     step at which the saga is known to fail without any fault. `closely`: the fakes are looked at around each call, so
-    that it is known whose is what is left.
+    that it is known whose is what is left. `fights` are pairs of steps that another run has shown to fight over a key.
     """
 
     make: Callable[[], Any]
@@ -69,6 +70,7 @@ class Subject:
     calls: Calls | None = None
     fails_at: str | None = None
     closely: bool = True
+    fights: Collection[Fight] = ()
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -180,7 +182,8 @@ class Trial:
                 reference_changes = world.changes(reference, after)
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
-                    reference_changes = await again.changes(before, reference, after, self.ledger.entries)
+                    reference_changes = await again.changes(before, reference, after, self)
+        noticed = (*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events))
         evidence = Evidence(
             model=model,
             plan=plan,
@@ -199,7 +202,8 @@ class Trial:
             fails_at=subject.fails_at,
             endless=self.endless,
             touched=self.touches,
-            noticed=(*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events)),
+            noticed=noticed,
+            fights=self.pairs(model),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
@@ -218,6 +222,10 @@ class Trial:
 
     def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
         return () if self.fights is None else self.fights.findings(self.events, model)
+
+    def pairs(self, model: SagaModel) -> frozenset[Fight]:
+        """Return the steps that fight over a key, as far as is known now."""
+        return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs(model))
 
     def _options(self) -> RunOptions:
         return RunOptions(

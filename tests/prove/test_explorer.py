@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -250,7 +251,8 @@ async def judged_from_the_start(
 ) -> tuple[int, dict[tuple[str, Any], FaultPlan]]:
     model = (await saga.prepare()).model
     saved, subject = world.save(), Subject(lambda: saga, context, world=world)
-    reference = (await run_trial(subject)).world_after
+    clean = await run_trial(subject)
+    reference, subject = clean.world_after, replace(subject, fights=clean.evidence.fights)
     found: dict[tuple[str, Any], FaultPlan] = {}
     count, not_idempotent = 0, set()
     for plan in sorted(plans_of(model, depth), key=lambda plan: len(plan.faults)):
