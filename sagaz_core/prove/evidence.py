@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sagaz_core.state import SagaState, SagaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence, Set
 
     from sagaz_core.events import Event
     from sagaz_core.faults.plan import Fault, FaultPlan
@@ -29,6 +29,7 @@ class Evidence:
     what nothing orders was undone in that order. `fails_at`: the step that fails without any fault too, if one does.
     `endless` is what never ended, for which the run was given up. `touched` knows which places of the world the steps
     have changed. `fights`: pairs of steps that nothing orders, though the first one reads what the other one writes.
+    `spoilt` steps had their action come late, change the world and fail.
     """
 
     model: SagaModel
@@ -49,6 +50,7 @@ class Evidence:
     endless: Finding | None = None
     touched: Touched | None = None
     fights: Collection[Fight] = ()
+    spoilt: Set[str] = frozenset()
 
     @property
     def turned_back(self) -> bool:

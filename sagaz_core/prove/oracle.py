@@ -162,7 +162,8 @@ def _left_behind(case: Case) -> Iterator[Finding]:
 def _orphan_advice(case: Case, name: str) -> str:
     step = case.model.step(name)
     if name in case.evidence.struck("late"):
-        return "let the action refuse once its compensation has run: keep a mark under the same key (a tombstone)"
+        first = "" if step.undone_in_doubt else f'declare in_doubt="compensate" at step {name!r}, and '
+        return f"{first}{_REFUSE_WHEN_LATE}: keep a mark under the same key (a tombstone)"
     if case.evidence.cancelled and not case.state.status.ended:
         return "the engine does not compensate when its task is cancelled: shield the run, or resume it elsewhere"
     if name in case.state.ambiguous and case.evidence.engine != "native":
@@ -173,6 +174,9 @@ def _orphan_advice(case: Case, name: str) -> str:
     if name in case.state.ambiguous and not step.undone_in_doubt:
         return f'declare in_doubt="compensate" at step {name!r}: its effect may have happened although it failed'
     return "let the compensation undo what the action did"
+
+
+_REFUSE_WHEN_LATE = "let the action refuse, before it has its effect, once its compensation has run"
 
 
 def _world_differs(case: Case) -> Iterator[Finding]:
@@ -247,15 +251,18 @@ def _may_have_left(case: Case, name: str, changes: Sequence[Change]) -> bool:
 
 
 def _failed_with_an_effect(case: Case, changes: Sequence[Change], sentence: str) -> Iterator[Finding]:
-    """Yield the steps in doubt that were not undone, and that were seen to change what is left although they failed."""
+    """Yield the steps that were seen to change what is left although they failed, and were not undone after that."""
     if case.evidence.touched is None:
         return
+    spoilt = case.evidence.spoilt
     for name in case.model.order:
-        if name not in case.state.ambiguous or name in case.alive or name in case.undone or name in case.state.stuck:
+        if name in case.alive or name in case.state.stuck:
+            continue
+        if (name in case.undone or name not in case.state.ambiguous) and name not in spoilt:
             continue
         if _may_have_left(case, name, changes):
-            said = f"{sentence}: {name!r} had changed it when it failed"
-            yield Finding(Verdict.ORPHAN, name, said, _orphan_advice(case, name))
+            how = "came late, changed it and failed" if name in spoilt else "had changed it when it failed"
+            yield Finding(Verdict.ORPHAN, name, f"{sentence}: {name!r} {how}", _orphan_advice(case, name))
 
 
 def _takes_back(culprits: Sequence[str]) -> str:
@@ -270,6 +277,8 @@ def _lie_advice(case: Case, twice: Sequence[str], kept: Sequence[str], culprits:
             f"let the compensation of {', '.join(sorted(twice))} do nothing when there is nothing left to undo: it ran "
             f"twice; or else {or_else}"
         )
+    if case.evidence.touched is None and (late := sorted(case.evidence.struck("late") - case.alive)):
+        return f"{_REFUSE_WHEN_LATE} ({', '.join(late)} came late, and failed); or else {_takes_back(())}"
     if case.undone and case.undone.keys().isdisjoint(case.done):
         names = ", ".join(case.undone)
         return f"let the compensation of {names} do nothing when there is nothing to undo: its action had not happened"

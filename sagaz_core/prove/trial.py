@@ -204,6 +204,7 @@ class Trial:
             touched=self.touches,
             noticed=noticed,
             fights=self.pairs(model),
+            spoilt=self._spoilt(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
@@ -226,6 +227,15 @@ class Trial:
     def pairs(self, model: SagaModel) -> frozenset[Fight]:
         """Return the steps that fight over a key, as far as is known now."""
         return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs(model))
+
+    def _spoilt(self) -> frozenset[str]:
+        late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
+        if not late or self.touches is None:
+            return frozenset()
+        happened = {
+            entry.step: entry.happened for entry in self.ledger.entries if not entry.undo
+        }  # the last one of each
+        return frozenset(step for step in late if not happened.get(step, True) and self.touches.changed_last(step))
 
     def _options(self) -> RunOptions:
         return RunOptions(
