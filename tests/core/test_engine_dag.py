@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -458,6 +459,8 @@ def test_a_saga_that_is_cancelled_and_dies_then_is_dead(others: Any) -> None:
         saga = beside(cancels=cancels, **{f"other{number}": act for number, act in enumerate(others)}, dies=dies)
         with pytest.raises(Gone):
             await saga.run()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
         cancelling.uncancel()
         await no_task_is_left()
 
