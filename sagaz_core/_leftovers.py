@@ -33,20 +33,16 @@ def tells_scopes(loop: Any) -> bool:
 
 
 class Scope:
-    """What is begun while `SCOPE` is set to it. On a loop that does not tell scopes, tasks that were not there before.
+    """What is begun while `SCOPE` is set to it, on a loop that tells scopes.
 
     `begun` counts what has begun since the last `end()`.
     """
 
-    __slots__ = ("_bystanders", "_dropped", "_generators", "_loop", "_tasks", "begun")
-
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
-        self._bystanders = None if tells_scopes(loop) else asyncio.all_tasks()
-        self._tasks: WeakSet[asyncio.Task[Any]] | None = None  # made when there is one: most calls begin nothing
-        self._generators: WeakSet[AsyncGeneratorType[Any, Any]] | None = None
-        self._dropped: list[str] = []
-        self.begun = 0
+    # Of the class, and set when there is something: each call has a scope, and most begin nothing.
+    _tasks: WeakSet[asyncio.Task[Any]] | None = None
+    _generators: WeakSet[AsyncGeneratorType[Any, Any]] | None = None
+    _dropped: tuple[str, ...] = ()
+    begun = 0
 
     def add_task(self, task: asyncio.Task[Any]) -> None:
         """Take note of a new task."""
@@ -66,48 +62,66 @@ class Scope:
         """Take note of a generator that nobody can close any more but the loop, some time after."""
         self.begun += 1
         if not generator.ag_code.co_filename.startswith(_LIBRARIES):
-            self._dropped.append(_generator_label(generator))
+            self._dropped = (*self._dropped, _generator_label(generator))
 
     def end(self) -> tuple[str, ...]:
         """Return what is left, in words, and cancel its tasks and timers."""
-        if self._bystanders is None and not self.begun:
+        if not self.begun:
             return ()
         self.begun = 0
-        if self._bystanders is None and not (self._tasks or self._generators or self._dropped or self._loop.has_timers):
+        loop: Any = asyncio.get_running_loop()
+        if not (self._tasks or self._generators or self._dropped or loop.has_timers):
             return ()
-        own = self._tasks or ()
-        waiting = own if self._bystanders is None else asyncio.all_tasks(self._loop) - self._bystanders
-        tasks = [task for task in waiting if not task.done()]
-        timers = [] if self._bystanders is not None else self._timers()
+        tasks = _running(self._tasks or ())
+        timers = [timer for timer in loop.timers() if self._set(timer)]
         # A generator that a task iterates, and the timer that wakes it, are the task's.
         generators = [] if tasks else [one for one in self._generators or () if one.ag_frame is not None]
-        dropped = [] if tasks else self._dropped
+        dropped = () if tasks else self._dropped
         parts = [
-            *_part("a task running", map(_task_label, tasks)),
+            *_cancelled(tasks),
             *_part("a timer set", (_timer_label(timer) for timer in timers)),
             *_part("an asynchronous generator open", (*map(_generator_label, generators), *dropped)),
         ]
-        for task in tasks:
-            task.cancel()
         for timer in timers:
             timer.cancel()
         self._tasks = self._generators = None
-        self._dropped = []
+        self._dropped = ()
         return tuple(parts)
 
     def let_go(self, but: asyncio.Task[Any] | None) -> None:
-        """Let go of its tasks but one: they ignore that they are cancelled. The loop is one of ours."""
+        """Let go of its tasks but one: they ignore that they are cancelled."""
         tasks, self._tasks = self._tasks or (), None
-        for task in list(tasks):
-            if task is not but and not task.done():
-                self._loop.let_go(task)
+        for task in _running(tasks):
+            if task is not but:
+                loop: Any = task.get_loop()
+                loop.let_go(task)
 
-    def _timers(self) -> list[asyncio.TimerHandle]:
-        return [
-            timer
-            for timer in self._loop.timers()
-            if timer._context.get(SCOPE) is self and not _is_asyncios(timer._callback)
-        ]
+    def _set(self, timer: Any) -> bool:
+        return timer._context.get(SCOPE) is self and not _is_asyncios(timer._callback)
+
+
+class NewTasks:
+    """The tasks of a loop that does not tell scopes which were not there when this was made."""
+
+    __slots__ = ("_bystanders",)
+
+    def __init__(self) -> None:
+        self._bystanders = asyncio.all_tasks()
+
+    def end(self) -> tuple[str, ...]:
+        """Return what is left, in words, and cancel it."""
+        return tuple(_cancelled(_running(asyncio.all_tasks() - self._bystanders)))
+
+
+def _running(tasks: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    return [task for task in list(tasks) if not task.done()]
+
+
+def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> Sequence[str]:
+    parts = _part("a task running", map(_task_label, tasks))
+    for task in tasks:
+        task.cancel()
+    return parts
 
 
 def _part(what: str, labels: Iterable[str]) -> Sequence[str]:

@@ -26,7 +26,7 @@ from sagaz_core._leftovers import SCOPE, Scope
 from sagaz_core._stubborn import let_go, wake
 from sagaz_core._threads import DaemonThreads, foreign_threads
 from sagaz_core._waiting import WaitingTask, waiting_task
-from sagaz_core.clock import perf_seconds, plain, utc_now
+from sagaz_core.clock import Clock, perf_seconds, plain, utc_now
 from sagaz_core.errors import DeadlockError, NaiveTimeError, RunningLoopError
 from sagaz_core.network import NetworklessLoop
 
@@ -115,6 +115,8 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     tells_scopes = True
     """It tells each `Scope` what is begun in it."""
 
+    _now: datetime | None = None  # made when it is asked for, and again when time has moved
+
     if TYPE_CHECKING:  # of asyncio.BaseEventLoop, where typeshed has no private names
         _asyncgens: WeakSet[AsyncGenerator[Any, Any]]
         _asyncgens_shutdown_called: bool
@@ -125,6 +127,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         _executor_shutdown_called: bool
         _ready: deque[asyncio.Handle]
         _stopping: bool
+        _task_factory: object
         _timer_cancelled_count: int
 
         def _check_callback(self, callback: object, method: str) -> None: ...
@@ -140,6 +143,11 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
 
     def now(self) -> datetime:
         """Return the virtual wall-clock time, aware and in UTC, to the microsecond; at most the end of year 9999."""
+        if self._now is None:
+            self._now = self._wall_clock()
+        return self._now
+
+    def _wall_clock(self) -> datetime:
         try:
             return self._start + timedelta(microseconds=_microseconds(self._time))
         except OverflowError:
@@ -155,6 +163,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
             raise RuntimeError("the virtual-time loop is running: its time can only be set between runs")
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
+        self._now = None
         self.jumps = 0
         self.count_turns_anew()
         self._ready.clear()
@@ -194,6 +203,18 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
                 scope.begun += 1
         return timer  # type: ignore[no-any-return]
 
+    def passes(self, seconds: float) -> bool:
+        """Let so much time go by at once if nothing else would happen meanwhile, and say whether it did."""
+        when = self._time + seconds
+        if when <= self._time or self._ready or self._jobs or self._stopping or self._turns + 1 >= self._looks_at:
+            return False
+        self._drop_cancelled_timers()
+        if self._timers and self._timers[0][0] <= when:
+            return False
+        self._turns += 1
+        self._jump(when)
+        return True
+
     @property
     def has_timers(self) -> bool:
         """Whether any timer is set."""
@@ -219,6 +240,21 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         task: asyncio.Task[Any] = super().create_task(coro, **options)
         if (scope := SCOPE.get()) is not None:
             scope.add_task(task)
+        return task
+
+    def begin_task(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Create a task of nobody's scope, and run it at once until it first waits, as an eager one of Python 3.12."""
+        task: asyncio.Task[T] = super().create_task(coro, name=name)
+        if self._task_factory is not None:
+            return task  # it may have been begun by now
+        step, current = self._ready.pop(), asyncio.current_task(self)
+        if current is not None:
+            asyncio.tasks._leave_task(self, current)
+        try:
+            step._run()
+        finally:
+            if current is not None:
+                asyncio.tasks._enter_task(self, current)
         return task
 
     def _asyncgen_firstiter_hook(self, agen: AsyncGeneratorType[Any, Any]) -> None:
@@ -278,9 +314,7 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
     def _advance(self) -> None:
         """With nothing ready: wait for a thread, or jump to the next timer, or raise DeadlockError."""
         timers = self._timers
-        while timers and timers[0][2].cancelled():
-            heapq.heappop(timers)
-            self._timer_cancelled_count -= 1
+        self._drop_cancelled_timers()
         if timers and timers[0][0] <= self._time:
             return
         if self._jobs and self._wait_for_jobs(timers[0][0] if timers else math.inf):
@@ -290,8 +324,15 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         elif not (foreign_threads() and self._wait_for_wake(self.thread_grace)):
             self._give_up("deadlock: nothing is left that could wake")
 
+    def _drop_cancelled_timers(self) -> None:
+        """Let the next timer, if there is any, be one that will fire."""
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._timer_cancelled_count -= 1
+
     def _jump(self, when: float) -> None:
-        before, self._time = self._time, when
+        before, self._time, self._now = self._time, when, None
         self.jumps += 1
         if self._move_frozen and clock_is_frozen():
             # The difference of rounded times, so that no rounding adds up.
@@ -473,6 +514,19 @@ class VirtualClockLoop(NetworklessLoop, asyncio.BaseEventLoop):
         # Unlike its base class without a warning: there is no descriptor that could leak.
         if not getattr(self, "_closed", True) and not self.is_running():
             self.close()
+
+
+def clock_of_loop() -> Clock:
+    """Return the clock of what runs now: the virtual one on a loop that has it, else that on the wall."""
+    loop = asyncio.get_running_loop()
+    return loop.now if isinstance(loop, VirtualClockLoop) else utc_now
+
+
+async def sleep(seconds: float) -> None:
+    """Do what `asyncio.sleep` does. Where only time is to go by, it does, without a turn of the loop."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if not isinstance(loop, VirtualClockLoop) or task is None or task.cancelling() or not loop.passes(seconds):
+        await asyncio.sleep(seconds)
 
 
 class VirtualRunner:

@@ -32,13 +32,13 @@ def call_operation(
     if interceptors is None or call is None:
         if operation.timeout is None:
             return _plain(operation, arguments)
-        return _within(operation, _threaded_or_plain(operation, arguments))
+        return within(operation, _threaded_or_plain(operation, arguments))
     if operation.is_async:
         function: Callable[[], Awaitable[Any]] = partial(operation.function, *arguments)
     else:
         function = partial(_threaded_or_plain, operation, arguments)
     intercepted = run_intercepted(interceptors, call, function)
-    return intercepted if operation.timeout is None else _within(operation, intercepted, call)
+    return intercepted if operation.timeout is None else within(operation, intercepted, call)
 
 
 def _plain(operation: Operation, arguments: tuple[Any, ...]) -> Awaitable[Any]:
@@ -87,9 +87,8 @@ class _Limit:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.ends: float | None = None
+        self.ends: float | None = asyncio.get_running_loop().time() + seconds
         self.scope: asyncio.Timeout | None = None
-        self.renew()
 
     def renew(self, limited: bool = True) -> None:
         """Let the call's time begin now, or end never."""
@@ -98,7 +97,8 @@ class _Limit:
             self.scope.reschedule(self.ends)
 
 
-async def _within(operation: Operation, attempt: Awaitable[Any], call: StepCall | None = None) -> Any:
+async def within(operation: Operation, attempt: Awaitable[Any], call: StepCall | None = None) -> Any:
+    """Wait for one attempt for as long as the operation's timeout, which it must have."""
     assert operation.timeout is not None
     limit = _Limit(operation.timeout)
     if call is not None:

@@ -7,15 +7,17 @@ from there. That is how a crashed saga is resumed, how a replay starts at a chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from sys import getrefcount
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import getweakrefcount
 
 from sagaz_core.engine.attempts import Attempts
-from sagaz_core.engine.calls import call_operation
+from sagaz_core.engine.calls import call_operation, within
+from sagaz_core.engine.eager import BeginTask, begin_task, create_task
 from sagaz_core.engine.rest import Rest
 from sagaz_core.engine.rollback import Rollback
 from sagaz_core.errors import ContextConflictError, DefinitionError
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from sagaz_core.saga.step import Operation
 
 
+Sleep: TypeAlias = Callable[[float], Awaitable[object]]
+"""Waits so many seconds."""
+
+
 class Execution:
     """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone.
 
@@ -50,7 +56,14 @@ class Execution:
     oldest_first = False
     """Whether what nothing orders is undone in the order in which it was done, to see whether that does no harm."""
 
-    def __init__(self, definition: Definition, journal: Journal, *, interceptors: Sequence[Interceptor] = ()) -> None:
+    def __init__(
+        self,
+        definition: Definition,
+        journal: Journal,
+        *,
+        interceptors: Sequence[Interceptor] = (),
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         self.definition = definition
         self.model = definition.model
         self.journal = journal
@@ -67,6 +80,7 @@ class Execution:
         self._ended: dict[str, None] = {}
         self._deaths: list[BaseException] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._sleep = sleep
         self._siblings_stopped = False
         self.another_follows = False
         """Whether, should the step that is running end without having waited, another one starts right behind it."""
@@ -134,14 +148,15 @@ class Execution:
         if self.interceptors is None:
             return call_operation(operation, arguments, None, None)
         call = StepCall(self.state.saga_id, step, kind, attempt, arguments[0], result, self.cancel)
-        if operation.is_async and operation.timeout is None and len(self.interceptors) == 1:
+        if operation.is_async and len(self.interceptors) == 1:
             # What `call_operation` does with most calls of a run that is watched.
-            return self.interceptors[0].intercept(call, partial(operation.function, *arguments))
+            begun = self.interceptors[0].intercept(call, partial(operation.function, *arguments))
+            return begun if operation.timeout is None else within(operation, begun, call)
         return call_operation(operation, arguments, call, self.interceptors)
 
-    async def sleep(self, delay: float) -> None:
+    def sleep(self, delay: float) -> Awaitable[object]:
         """Wait this many seconds before the next attempt."""
-        await asyncio.sleep(delay)
+        return self._sleep(delay)
 
     # ---- what is known of the run
 
@@ -201,7 +216,7 @@ class Execution:
         while ready or tasks:
             if tasks or len(ready) > 1:
                 if ready:
-                    self._begin(ready)
+                    self._begin(ready, begin_task)
                 finished = await self._next_ended()
             else:
                 finished = ready
@@ -229,14 +244,17 @@ class Execution:
                 waits[dependent] -= 1
         return waits, [name for name in self.model.order if not waits[name] and name not in done]
 
-    def _begin(self, names: list[str]) -> None:
-        """Begin steps that can start together."""
+    def _begin(self, names: list[str], begin: BeginTask = create_task) -> None:
+        """Begin steps that can start together, in their turn unless `begin` is another way."""
         for name in names:
             self._tasks.pop(name, None)  # another task's until now
-        task = asyncio.create_task(self._beside_each_other(names), name=names[0])
+        task = begin(self._beside_each_other(names), names[0])
         for name in names:
             self._tasks.setdefault(name, task)  # an eager task may have begun others by now
-        task.add_done_callback(partial(self._note_over, names))
+        if task.done():
+            self._note_over(names, task)
+        else:
+            task.add_done_callback(partial(self._note_over, names))
 
     async def _beside_each_other(self, names: list[str]) -> None:
         """Run the steps one after the other in this task while none of them waits.
@@ -318,7 +336,9 @@ class Execution:
         tasks = dict.fromkeys(self._tasks.values())
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        while left := [task for task in tasks if not task.done()]:
+            with suppress(asyncio.CancelledError):  # of a saga that is dead already
+                await asyncio.wait(left)
 
     async def _end(self, interceptors: Sequence[Interceptor]) -> bool:
         call = StepCall(self.state.saga_id, END, "end", 1, self.state.context, None, self.cancel)
@@ -351,7 +371,7 @@ class Execution:
 
     async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work to its end, even if the saga's task is cancelled meanwhile."""
-        task = asyncio.create_task(work, name=f"{self.model.name}:shielded")
+        task = begin_task(work, f"{self.model.name}:shielded")
         while not task.done():
             try:
                 await asyncio.shield(task)

@@ -47,9 +47,9 @@ class Journal:
     def emit(self, kind: type[Event], *fields: Any) -> None:
         """Make the next event from its fields after `seq` and `at`, and let it happen."""
         state = self.state
-        at = self.clock()
-        if state.at is not None and at < state.at:
-            at = state.at
+        at, last = self.clock(), state.at
+        if at is not last and last is not None and at < last:
+            at = last
         seq = state.seq + 1
         # What `kind(...)` and `state.apply(event)` do, but for defaults, and for asking whether it is the next one.
         made = (seq, at, *fields)

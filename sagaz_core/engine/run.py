@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
-from sagaz_core.engine.execution import Execution
+from sagaz_core.engine.execution import Execution, Sleep
 from sagaz_core.engine.journal import Journal, Observer
 from sagaz_core.engine.result import SagaResult, result_of
 from sagaz_core.errors import DriftError, UsageError
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class RunOptions(NamedTuple):
-    """What a run is given beside its saga: where it is captured, who watches, its clock, ids and order of undoing."""
+    """What a run is given beside its saga: where it is captured, who watches, its clock, ids and order of undoing.
+
+    `sleep` waits between two attempts.
+    """
 
     storage: SnapshotStorage | None = None
     replay_config: ReplayConfig | None = None
@@ -37,6 +41,7 @@ class RunOptions(NamedTuple):
     plan: str = ""
     oldest_first: bool = False
     on_journal: Callable[[Journal], object] | None = None
+    sleep: Sleep = asyncio.sleep
 
 
 _DEFAULT = RunOptions()
@@ -75,8 +80,7 @@ async def run_saga(
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
     for step in served:
         journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
-    execution = Execution(definition, journal, interceptors=(*saga.interceptors, *options.interceptors))
-    execution.oldest_first = options.oldest_first
+    execution = _execution_of(saga, definition, journal, options)
     return await _run(execution, execution.run)
 
 
@@ -87,8 +91,7 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
     definition = await saga.prepare()
     FieldReader(state.saga_id, options.replay_config or saga.replay_config).fill(state)
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
-    execution = Execution(definition, journal, interceptors=(*saga.interceptors, *options.interceptors))
-    execution.oldest_first = options.oldest_first
+    execution = _execution_of(saga, definition, journal, options)
     return await _run(execution, execution.resume)
 
 
@@ -114,6 +117,13 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
     if state.status.ended:
         return result_of(state, [])
     return await resume_saga(saga, state, options=RunOptions(plan=record.plan, source=record.source))
+
+
+def _execution_of(saga: Saga[Any], definition: Definition, journal: Journal, options: RunOptions) -> Execution:
+    interceptors = (*saga.interceptors, *options.interceptors)
+    execution = Execution(definition, journal, interceptors=interceptors, sleep=options.sleep)
+    execution.oldest_first = options.oldest_first
+    return execution
 
 
 async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:

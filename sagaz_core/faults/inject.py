@@ -29,8 +29,8 @@ class Injector:
         self.plan = plan.completed()
         self._fired = [0] * len(self.plan.faults)
         self._late: dict[str, list[Proceed]] = {}
-        self._due: dict[str, None] = {}  # steps whose compensation was given up: what is late of them comes next
-        self._calls: dict[tuple[str, str], list[int]] = {}
+        self.due: dict[str, None] = {}  # steps whose compensation was given up: what is late of them comes next
+        self.calls: dict[tuple[str, str], list[int]] = {}  # by kind of call and step: places in the plan
         self._recorded: dict[tuple[type[Event], str], list[int]] = {}
         for index, fault in enumerate(self.plan):
             undo = fault.described.undo
@@ -40,9 +40,9 @@ class Injector:
                 )
                 continue
             kind = "compensation" if undo else "end" if fault.step == "end" else "action"
-            self._calls.setdefault((kind, fault.step), []).append(index)
+            self.calls.setdefault((kind, fault.step), []).append(index)
             if fault.kind == "late":
-                self._calls.setdefault(("compensation", fault.step), [])
+                self.calls.setdefault(("compensation", fault.step), [])
 
     @property
     def observes(self) -> bool:
@@ -61,12 +61,12 @@ class Injector:
 
     def concerns(self, call: StepCall) -> bool:
         """Whether the plan has a fault for calls of this kind at this step, or something happens before it."""
-        return (call.kind, call.step) in self._calls or bool(self._due)
+        return (call.kind, call.step) in self.calls or bool(self.due)
 
     async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, as the plan has it."""
-        while self._due:
-            await _deliver(self._late.pop(self._due.popitem()[0], []))
+        while self.due:
+            await _deliver(self._late.pop(self.due.popitem()[0], []))
         result = await self._struck(call, proceed)
         if call.kind == "compensation" and call.step in self._late:
             if call.renew_time is not None:
@@ -77,7 +77,7 @@ class Injector:
     def observe(self, event: Event) -> None:
         """Die when what the plan names has been recorded, and take in which compensations are given up."""
         if self._late and type(event) is CompensationFailed and event.final and event.step in self._late:
-            self._due[event.step] = None
+            self.due[event.step] = None
         for index in self._recorded.get((type(event), getattr(event, "step", "")), ()):
             fault = self.plan.faults[index]
             if not self._fired[index] and fault.attempt in (None, getattr(event, "attempt", None)):
@@ -91,7 +91,7 @@ class Injector:
             await _deliver(calls)
 
     def _struck(self, call: StepCall, proceed: Proceed) -> Awaitable[Any]:
-        for index in self._calls.get((call.kind, call.step), ()):
+        for index in self.calls.get((call.kind, call.step), ()):
             fault = self.plan.faults[index]
             if self._strikes(index, fault, call.attempt):
                 self._fired[index] += 1

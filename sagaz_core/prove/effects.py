@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core._leftovers import SCOPE, Scope
+from sagaz_core._leftovers import SCOPE, NewTasks, Scope, tells_scopes
 from sagaz_core.engine.calls import call_operation
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import describe_error
@@ -103,7 +103,8 @@ class Effects:
         self.transitions: dict[tuple[Any, ...], Transition] = {}
         self._exceptions: dict[Fault, BaseException] = {}
         loop = asyncio.get_running_loop()
-        self._scope = Scope(loop)
+        self._scope = Scope()
+        self._begun: Scope | NewTasks = self._scope if tells_scopes(loop) else NewTasks()
         self.hidden = Hidden(worlds.world)
         self._count_turns_anew: Any = getattr(loop, "count_turns_anew", int)  # a loop of ours has it
 
@@ -243,7 +244,7 @@ class Effects:
         finally:
             self.held = None
             SCOPE.set(None)
-            if left := self._scope.end():
+            if left := self._begun.end():
                 await self._note_left(sight, left)
         changed, deleted, mutated = made.changes()
         try:

@@ -38,9 +38,11 @@ from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
+from sagaz_core.virtual_time import clock_of_loop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.model import SagaModel
@@ -181,7 +183,7 @@ class Forked:
             limit=None if limit is None else max(0, limit - self.executions),
         )
         initial = self._context(definition)
-        root = Branch.first(definition, effects, self.subject.clock(), self._started(initial))
+        root = Branch.first(definition, effects, self._now(), self._started(initial))
         root.live = not self.search.recorded
         began = encode(initial)
         possible, progress = self._possible, self.search.on_progress
@@ -229,11 +231,14 @@ class Forked:
             return definition.typed.initial(self.model.name, given)
         return dict(given)
 
+    def _now(self) -> datetime:
+        return (self.subject.clock or clock_of_loop())()
+
     def _started(self, initial: dict[str, Any]) -> SagaStarted:
         model = self.model
         return SagaStarted(
             0,
-            self.subject.clock(),
+            self._now(),
             self.subject.saga_id or "explored",
             model.name,
             model.version,

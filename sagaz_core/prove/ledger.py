@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sagaz_core.interceptor import Proceed, StepCall
+
+
+_new: Callable[..., Any] = tuple.__new__
 
 
 class Entry(NamedTuple):
@@ -44,8 +48,9 @@ class Ledger:
             happened = True
             return result
         finally:
-            self._moment += 1
-            self.entries.append(Entry(call.step, kind == "compensation", call.attempt, began, self._moment, happened))
+            self._moment = ended = self._moment + 1
+            entry = call.step, kind == "compensation", call.attempt, began, ended, happened
+            self.entries.append(_new(Entry, entry))  # what `Entry(...)` does, in half the time
 
     def effects(self, step: str) -> tuple[list[int], list[int]]:
         """Return the moments at which the step's effect happened, and those at which it was undone."""

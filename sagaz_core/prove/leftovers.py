@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core._leftovers import SCOPE, Scope, tells_scopes
+from sagaz_core._leftovers import SCOPE, NewTasks, Scope, tells_scopes
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ class Leftovers:
 
     def __init__(self) -> None:
         self._scopes: dict[tuple[str, str], Scope] = {}
-        self._loop = loop = asyncio.get_running_loop()
+        self._told = tells_scopes(asyncio.get_running_loop())
         self._whole = None
-        if not tells_scopes(loop) and asyncio.all_tasks() == {asyncio.current_task()}:
-            self._whole = Scope(loop)
+        if not self._told and asyncio.all_tasks() == {asyncio.current_task()}:
+            self._whole = NewTasks()
 
     def enter(self, call: StepCall) -> None:
         """Take what is begun from now on, in this context, to be the call's, until another one is entered."""
-        if self._whole is None and call.kind in _OPERATIONS:
+        if self._told and call.kind in _OPERATIONS:
             key = call.step, call.kind
             scope = self._scopes.get(key)
             if scope is None:
-                scope = self._scopes[key] = Scope(self._loop)
+                scope = self._scopes[key] = Scope()
             SCOPE.set(scope)
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
@@ -59,7 +59,8 @@ class Leftovers:
     async def findings(self) -> tuple[Finding, ...]:
         """Return what is wrong now that the run has ended, and end what is left."""
         self.leave()
-        found = [left_by(step, kind, left) for (step, kind), scope in self._scopes.items() if (left := scope.end())]
+        begun = [(of, scope) for of, scope in self._scopes.items() if scope.begun]
+        found = [left_by(step, kind, left) for (step, kind), scope in begun if (left := scope.end())]
         if self._whole is not None and (left := self._whole.end()):
             found.append(left_by(None, "", left))
         if found:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sagaz_core.errors import CannotStoreError
-from sagaz_core.events import Event, StepSucceeded
+from sagaz_core.events import NO_DELTA, Event, StepSucceeded
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.storage.codec import decode, encode, importing_class
@@ -25,7 +25,9 @@ def changed_by_store(step: str) -> Finding:
 def not_kept(events: Iterable[Event]) -> Iterator[Finding]:
     """Yield what is wrong with what each step of a run has left. What cannot be stored at all is told of elsewhere."""
     for event in events:
-        if isinstance(event, StepSucceeded) and not all(map(_is_kept, (event.result, *event.delta.set.values()))):
+        if type(event) is not StepSucceeded or (event.result is None and event.delta is NO_DELTA):
+            continue
+        if not all(map(_is_kept, (event.result, *event.delta.set.values()))):
             yield changed_by_store(event.step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Touches:
         kept = (step.name for step in model.steps if not step.has_compensation)
         self._watched = frozenset(model.names if everything else (*kept, *stuck))
         self._calls: list[_Call] = []
+
+    @property
+    def calls(self) -> Iterable[tuple[str, str]]:
+        """The calls that are to be looked at, by kind and step."""
+        return product(("action", "compensation"), self._watched)
 
     def watches(self, call: StepCall) -> bool:
         """Whether the call is to be looked at."""

@@ -9,7 +9,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
-from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import CannotStoreError, PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
@@ -25,11 +24,13 @@ from sagaz_core.prove.touches import Touches
 from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
+from sagaz_core.virtual_time import clock_of_loop, sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from sagaz_core.adapters.base import Adapter
+    from sagaz_core.clock import Clock
     from sagaz_core.engine.journal import Journal
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
@@ -54,8 +55,9 @@ class Subject:
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
-    step at which the saga is known to fail without any fault. `closely`: the fakes are looked at around each call, so
-    that it is known whose is what is left. `fights` are pairs of steps that another run has shown to fight over a key.
+    step at which the saga is known to fail without any fault. `clock` is the loop's unless another one is given.
+    `closely`: the fakes are looked at around each call, so that it is known whose is what is left. `fights` are pairs of
+    steps that another run has shown to fight over a key.
     """
 
     make: Callable[[], Any]
@@ -65,7 +67,7 @@ class Subject:
     saga_id: str | None = None
     reproduce: str = ""
     interceptors: Sequence[Interceptor] = ()
-    clock: Clock = utc_now
+    clock: Clock | None = None
     oldest_first: bool = False
     calls: Calls | None = None
     fails_at: str | None = None
@@ -127,12 +129,17 @@ class Trial:
         self.stored = True
         self.cancelled = False
         self.endless: Finding | None = None
+        self._closely: frozenset[tuple[str, str]] | None = None
 
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
         if not self.began and self.stored:
             # What the saga began with: for a typed one that is more than it was given.
             self.began = encode(self.state.initial, "context")
+        closely = self._closely
+        if closely is not None and (call.kind, call.step) not in closely and not self.injector.due:
+            self.leftovers.enter(call)
+            return self.ledger.intercept(call, proceed)
         calls = self.subject.calls
         if calls is not None and calls.of_runs:
             calls.check(call)
@@ -148,6 +155,13 @@ class Trial:
             return self.ledger.intercept(call, partial(self.leftovers.watch, call, proceed))
         self.leftovers.enter(call)
         return self.ledger.intercept(call, proceed)
+
+    def _looked_at_closely(self) -> frozenset[tuple[str, str]] | None:
+        """Return the calls, by kind and step, for which there is more to do than to write them down; `None`: all."""
+        calls = self.subject.calls
+        if (calls is not None and calls.of_runs) or self.fights is not None or self.subject.interceptors:
+            return None
+        return frozenset(self.injector.calls).union(() if self.touches is None else self.touches.calls)
 
     def _on_journal(self, journal: Journal) -> None:
         self.state = journal.state
@@ -170,6 +184,7 @@ class Trial:
         if world and world.restorable:
             stuck = {fault.step for fault in plan if fault.described.undo}
             self.touches = Touches(world, model, everything=subject.closely, stuck=stuck)
+        self._closely = self._looked_at_closely()
         claimed, exception = await self._ended(adapter, saga, self._context())
         self.leftovers.leave()
         if self.endless is None:
@@ -232,9 +247,7 @@ class Trial:
         late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
         if not late or self.touches is None:
             return frozenset()
-        happened = {
-            entry.step: entry.happened for entry in self.ledger.entries if not entry.undo
-        }  # the last one of each
+        happened = {entry.step: entry.happened for entry in self.ledger.entries if not entry.undo}  # of the last call
         return frozenset(step for step in late if not happened.get(step, True) and self.touches.changed_last(step))
 
     def _options(self) -> RunOptions:
@@ -242,7 +255,8 @@ class Trial:
             interceptors=(*self.subject.interceptors, self),
             observers=(self.injector.observe,) if self.injector.observes else (),
             on_journal=self._on_journal,
-            clock=self.subject.clock,
+            clock=self.subject.clock or clock_of_loop(),
+            sleep=sleep,
             replay_config=_no_capture(),
             oldest_first=self.subject.oldest_first,
         )

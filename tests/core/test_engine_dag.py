@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -439,3 +440,29 @@ def test_eager_tasks_run_the_steps_too(actions: Any) -> None:
     assert result.status is SagaStatus.COMPLETED
     assert sorted(result.completed_steps[:-1]) == [f"s{number}" for number in range(len(actions))]
     assert result.completed_steps[-1] == "last"
+
+
+@pytest.mark.parametrize("others", [[], [waiting]])
+def test_a_saga_that_is_cancelled_and_dies_then_is_dead(others: Any) -> None:
+    class Gone(BaseException):
+        pass
+
+    async def cancels(ctx: Any) -> None:
+        cancelling.cancel()
+
+    async def dies(ctx: Any) -> None:
+        raise Gone
+
+    async def main() -> None:
+        nonlocal cancelling
+        cancelling = asyncio.current_task()
+        saga = beside(cancels=cancels, **{f"other{number}": act for number, act in enumerate(others)}, dies=dies)
+        with pytest.raises(Gone):
+            await saga.run()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        cancelling.uncancel()
+        await no_task_is_left()
+
+    cancelling: Any = None
+    run(main())

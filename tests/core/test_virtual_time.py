@@ -33,6 +33,7 @@ from sagaz_core.virtual_time import (
     frozen_at,
     move_frozen_clocks,
     run,
+    sleep,
 )
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -382,6 +383,107 @@ def test_an_asynchronous_generator_that_is_dropped_is_closed(rest):
 
     run(main())
     assert closed == [True]
+
+
+def test_where_only_time_goes_by_the_loop_does_not_turn():
+    async def main():
+        loop, turned = virtual_loop(), []
+        await sleep(YEAR)
+        loop.call_soon(turned.append, "callback")
+        await sleep(1)  # something else is ready
+        assert turned == ["callback"]
+        return loop.time(), loop.jumps, loop.now() - loop._start
+
+    assert run(main(), start=NOON) == (YEAR + 1, 2, timedelta(seconds=YEAR + 1))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 2, 3])
+def test_a_sleep_ends_where_it_would_have_in_asyncio(seconds):
+    async def order(sleeping):
+        seen = []
+        virtual_loop().call_later(2, seen.append, "timer")
+        await sleeping(seconds)
+        seen.append("slept")
+        await asyncio.sleep(5)
+        return seen, virtual_loop().time()
+
+    assert run(order(sleep)) == run(order(asyncio.sleep))
+
+
+def test_a_cancelled_timer_does_not_make_the_loop_turn():
+    async def main():
+        virtual_loop().call_later(1, print).cancel()
+        sleeping = sleep(2)
+        with pytest.raises(StopIteration):
+            sleeping.send(None)  # it is over without having waited
+        return virtual_loop().time()
+
+    assert run(main()) == 2
+
+
+def test_a_sleep_is_cancelled_when_its_task_is():
+    async def main():
+        task = asyncio.current_task()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleep(1)
+        return virtual_loop().time()
+
+    assert run(main()) == 0
+
+
+def test_a_sleep_without_end_of_turns_is_given_up():
+    async def main():
+        while True:
+            await sleep(1)
+
+    with pytest.raises(DeadlockError, match="gave up after 100 turns"):
+        run(main(), max_turns=100)
+
+
+def test_a_sleep_waits_for_a_thread():
+    async def main():
+        job = asyncio.create_task(asyncio.to_thread(threading.get_ident))
+        await asyncio.sleep(0)
+        await sleep(10)
+        return job.done()
+
+    assert run(main())
+
+
+def test_a_task_can_be_begun_at_once():
+    async def main():
+        seen = []
+
+        async def work():
+            seen.append(asyncio.current_task().get_name())
+            await asyncio.sleep(1)
+            seen.append("later")
+
+        me = asyncio.current_task()
+        task = virtual_loop().begin_task(work(), "quick")
+        assert (seen, asyncio.current_task(), task.done()) == (["quick"], me, False)
+        await task
+        return seen
+
+    assert run(main()) == ["quick", "later"]
+
+
+def test_a_task_begun_at_once_keeps_its_error_to_itself():
+    class Gone(BaseException):
+        pass
+
+    async def main():
+        me = asyncio.current_task()
+
+        async def dies():
+            raise Gone
+
+        task = virtual_loop().begin_task(dies(), "dies")
+        assert asyncio.current_task() is me
+        assert isinstance(task.exception(), Gone)
+
+    run(main())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")

@@ -80,7 +80,7 @@ def test_an_error_passes():
 
 def test_the_timer_is_no_leftover_of_the_step_that_it_was_set_in():
     async def main():
-        scope = Scope(asyncio.get_running_loop())
+        scope = Scope()
         token = SCOPE.set(scope)
         with Within(10):
             await asyncio.sleep(1)

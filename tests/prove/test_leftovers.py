@@ -296,3 +296,27 @@ def test_a_loop_that_is_not_ours_shows_tasks(forked: bool) -> None:
         return [finding.sentence for outcome in outcomes for finding in outcome.findings]
 
     assert any("left a task running (mailer at " in sentence for sentence in asyncio.run(found()))
+
+
+def test_tasks_that_others_begin_on_a_loop_that_is_not_ours_are_not_the_saga_s() -> None:
+    async def waits(ctx: Any) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def both() -> tuple[Finding, ...]:
+        mails: list[asyncio.Task[None]] = []
+
+        async def begins() -> None:
+            while len(mails) < 3:
+                mails.append(asyncio.create_task(sends_mail()))
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(begins())
+        saga, world = saga_of(waits)
+        outcome = await run_trial(Subject(lambda: saga, {}, world=world))
+        await beside
+        for mail in mails:
+            mail.cancel()
+        return outcome.findings
+
+    assert asyncio.run(both()) == ()
