@@ -56,8 +56,8 @@ class Subject:
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
     step at which the saga is known to fail without any fault. `clock` is the loop's unless another one is given.
-    `closely`: the fakes are looked at around each call, so that it is known whose is what is left. `fights` are pairs of
-    steps that another run has shown to fight over a key.
+    `closely`: the fakes are looked at around each call, so that it is known whose is what is left. `fights` are pairs
+    of steps that another run has shown to fight over a key.
     """
 
     make: Callable[[], Any]
