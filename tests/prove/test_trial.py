@@ -78,4 +78,5 @@ def test_while_a_step_waits_for_its_retry_those_beside_it_begin_and_those_behind
     saga.add_step("beside", act("beside"), depends_on=[])
     saga.add_step("behind", act("behind"), depends_on=["first"])
     run(run_trial(Subject(lambda: saga)))
-    assert called == ["first", "again", "beside", "behind", "again"]
+    assert called[:2] == ["first", "again"]
+    assert (sorted(called[2:4]), called[4:]) == (["behind", "beside"], ["again"])
