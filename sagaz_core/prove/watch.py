@@ -92,6 +92,7 @@ class Calls:
         self._steps: dict[str, str] = {}  # of each call by its name
         self.made = 0
         self.under_way: dict[str, Held] = {}
+        self._busy: set[str] = set()
         self.search: Effects | None = None
 
     @property
@@ -110,14 +111,22 @@ class Calls:
         name = f"the {call.kind} of step {call.step!r}"
         if name in self._endless:
             raise Stopped(self._endless[name])
-        if self._loop is not None:
-            self._loop.count_turns_anew()
         self._steps[name] = call.step
         self.under_way[name] = held = Held(proceed())
+        pushes = self._count_turns_anew()
         try:
             return await held
         finally:
+            if self._loop is not None and self._loop.pushes != pushes:
+                self._busy.add(name)
             self.under_way.pop(name, None)
+
+    def _count_turns_anew(self) -> int:
+        """Count from now; a call that was seen to poll until it was ended needs no patience the next time."""
+        if self._loop is None:
+            return 0
+        self._loop.count_turns_anew(busy=not self._busy.isdisjoint(self.under_way))
+        return self._loop.pushes
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and which one is being made, or `""`."""

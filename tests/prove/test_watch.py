@@ -18,6 +18,7 @@ from sagaz_core.prove import branch, explorer, watch
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.watch import NeverEndsError, NeverYieldsError, watched
+from sagaz_core.virtual_time import VirtualClockLoop
 
 TICK = 0.001
 
@@ -175,6 +176,45 @@ def test_a_step_with_a_timeout_ends() -> None:
     saga, world = ending(waits_for_ever, timeout=5)
     exploration = explore(saga, world=world)
     assert (exploration.mode, exploration.failures) == ("merged", ())
+
+
+def polling(seconds: float) -> Any:
+    async def poll(ctx: Any) -> None:
+        while True:  # noqa: ASYNC110  # that is what it is about
+            await asyncio.sleep(seconds)
+
+    return poll
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+@pytest.mark.parametrize("seconds", [0, 0.001])
+def test_a_step_that_polls_under_a_timeout_ends_by_it_and_never_comes_when_it_is_late(
+    seconds: float, mode: str
+) -> None:
+    saga, world = ending(polling(seconds), timeout=5)
+    exploration = explore(saga, world=world, mode=mode)
+    assert (exploration.mode, exploration.failures) == (mode, ())
+    assert mode == "merged" or "b@late" in {str(outcome.plan) for outcome in exploration.outcomes}
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_one_that_keeps_time_from_moving_is_waited_for_at_length_only_once(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MOST_TURNS", 80_000)
+    turns, turn = 0, VirtualClockLoop._run_once
+
+    def counted(loop: VirtualClockLoop) -> None:
+        nonlocal turns
+        turns += 1
+        turn(loop)
+
+    monkeypatch.setattr(VirtualClockLoop, "_run_once", counted)
+    saga, world = ending(polling(0), timeout=5)
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.executions > 10
+    # An eighth of them until it is clear that it polls, with a fork of the saga and without; then a thousandth a call.
+    assert 10_000 < turns < 30_000
 
 
 def test_one_of_several_steps_side_by_side_never_ends() -> None:
