@@ -18,6 +18,7 @@ from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.effects import Stopped
+from sagaz_core.prove.endless import NeverEndsError
 from sagaz_core.prove.exploration import MODES, Exploration, used_up
 from sagaz_core.prove.forked import (
     Forked,
@@ -30,12 +31,13 @@ from sagaz_core.prove.forked import (
 )
 from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
+from sagaz_core.prove.patience import watched
 from sagaz_core.prove.recorded import not_as_recorded
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts, spared
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
-from sagaz_core.prove.watch import Calls, NeverEndsError, watched
+from sagaz_core.prove.watch import Calls
 from sagaz_core.prove.worlds import LyingFakeError, NotForkableError
 from sagaz_core.state import SagaStatus
 

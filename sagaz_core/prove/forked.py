@@ -22,6 +22,7 @@ from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.disorder import torn
 from sagaz_core.prove.effects import Effects
+from sagaz_core.prove.endless import NeverEndsError
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
 from sagaz_core.prove.oracle import monitors
@@ -32,7 +33,6 @@ from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context, run_trial
 from sagaz_core.prove.unordered import every_order, fails_out_of_order, fights, noticed
 from sagaz_core.prove.verdict import Finding, Verdict
-from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty

@@ -13,6 +13,7 @@ from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import CannotStoreError, PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.endless import NeverEndsError
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
@@ -21,7 +22,6 @@ from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.reference import Reference
 from sagaz_core.prove.round_trip import not_kept
 from sagaz_core.prove.touches import Touches
-from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 from sagaz_core.virtual_time import clock_of_loop, sleep
