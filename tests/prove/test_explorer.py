@@ -20,8 +20,9 @@ from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import SagaModel, StepModel
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import mutants
-from sagaz_core.prove.explorer import Search, aexplore, explore_subject
+from sagaz_core.prove.explorer import aexplore, explore_subject
 from sagaz_core.prove.scripts import Scripts, plan_counts
+from sagaz_core.prove.search import Search
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.prove.unordered import every_order
 from sagaz_core.virtual_time import run
