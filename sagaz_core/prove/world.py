@@ -252,6 +252,8 @@ def _only_what_was(before: Any, now: Any) -> Any:
 
 
 def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
+    if before is after or (type(before) is dict and type(after) is dict and _equal(before, after)):
+        return
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key, value in before.items():
             now = after.get(key, MISSING)
@@ -261,7 +263,7 @@ def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
         for key in after:
             if key not in before:
                 _compare(f"{where}.{key}", MISSING, after[key], found)
-    elif before is not after and not _equal(before, after):
+    elif not _equal(before, after):
         found.append(Change(where, before, after))
 
 
