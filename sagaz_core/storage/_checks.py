@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
@@ -180,13 +181,23 @@ def model_to_json(record: SagaRecord) -> str:
         raise CannotStoreError(message, "model") from error
 
 
-def model_from_json(saga_id: str, text: str) -> dict[str, Any]:
+def model_from_json(saga_id: str, text: str) -> Description:
     """Do the inverse of `model_to_json`. Raises `CorruptDataError`."""
     try:
-        model: dict[str, Any] = json.loads(text)
+        return _description(text)
     except ValueError as error:
         raise CorruptDataError(f"the stored model of saga {saga_id!r} is damaged: {error}") from error
-    return model
+
+
+@lru_cache(maxsize=128)
+def _description(text: str) -> Description:
+    # Thousands of sagas have one model.
+    data: Any = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"a JSON object was expected, got {text!r:.40}")
+    made = Description(data)
+    made.text = json_text(made)
+    return made
 
 
 def misplaced(saga_id: str, seq: int) -> CorruptDataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -145,15 +146,17 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         *(as_text(snapshot.snapshot_id), as_text(snapshot.saga_id), as_text(snapshot.saga_name)),
         *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
         *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
-        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(snapshot.completed_steps)),
+        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(tuple(snapshot.completed_steps))),
         tags_json(dict(snapshot.tags)) if snapshot.tags else None,
     )
 
 
-def _steps_json(steps: Sequence[str]) -> str | None:
+@lru_cache(maxsize=1024)
+def _steps_json(steps: tuple[str, ...]) -> str | None:
     return json.dumps([as_text(step) for step in steps], ensure_ascii=False) if steps else None
 
 
+@lru_cache(maxsize=1024)
 def _steps_from(text: str | None) -> tuple[str, ...]:
     return tuple(map(from_text, json.loads(text))) if text else ()
 
