@@ -181,23 +181,23 @@ def model_to_json(record: SagaRecord) -> str:
         raise CannotStoreError(message, "model") from error
 
 
-def model_from_json(saga_id: str, text: str) -> Description:
+def model_from_json(saga_id: str, text: str) -> dict[str, Any]:
     """Do the inverse of `model_to_json`. Raises `CorruptDataError`."""
     try:
-        return _description(text)
+        model: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise CorruptDataError(f"the stored model of saga {saga_id!r} is damaged: {error}") from error
+    return model
 
 
 @lru_cache(maxsize=128)
-def _description(text: str) -> Description:
+def canonical_json(text: str) -> str:
+    """Return the text of `model_to_json` for what this text stands for, or itself for what it never gives."""
     # Thousands of sagas have one model.
-    data: Any = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError(f"a JSON object was expected, got {text!r:.40}")
-    made = Description(data)
-    made.text = json_text(made)
-    return made
+    try:
+        return json_text(json.loads(text))
+    except ValueError:
+        return text
 
 
 def misplaced(saga_id: str, seq: int) -> CorruptDataError:

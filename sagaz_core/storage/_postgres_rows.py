@@ -92,7 +92,7 @@ def saga_from(row: Row) -> SagaRecord:
     source, adapter, plan = map(from_text, row[6:9])
     fields = model_from_json(saga_id, model)
     record = SagaRecord(saga_id, name, version, fingerprint, fields, _moment(row[5]), source, adapter, plan)
-    check_sum(row[9], saga_sum(record), f"the record of saga {saga_id!r}")
+    check_sum(row[9], saga_sum(record, model), f"the record of saga {saga_id!r}")
     return record
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from sagaz_core.errors import CorruptDataError, UsageError
-from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage._checks import canonical_json, check_moment, model_from_json, model_to_json
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 Row = list[Any]
@@ -113,8 +113,12 @@ def _shared(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def saga_row(record: SagaRecord) -> Row:
     """Return the record as plain values, the same for equal records. Raises `CannotStoreError`."""
+    return _saga_row(record, model_to_json(record))
+
+
+def _saga_row(record: SagaRecord, model: str) -> Row:
     return [
-        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
+        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model),
         *(micros(record.started_at), record.source, record.adapter, record.plan),
     ]
 
@@ -140,9 +144,9 @@ def summary_from_row(row: Row) -> SagaSummary:
     return SagaSummary(saga_id, name, seq, status, step, moment_or_none(failed_at), dict(tags))
 
 
-def saga_sum(record: SagaRecord) -> int:
-    """Return a checksum of the record. Raises `CannotStoreError`."""
-    return _sum(saga_row(record))
+def saga_sum(record: SagaRecord, model: str | None = None) -> int:
+    """Return a checksum of the record, whose model may be given as text. Raises `CannotStoreError`."""
+    return _sum(_saga_row(record, model_to_json(record) if model is None else canonical_json(model)))
 
 
 def summary_sum(summary: SagaSummary) -> int:
