@@ -93,7 +93,7 @@ def read_snapshots(segment: Segment, slots: Sequence[int]) -> list[tuple[Snapsho
                 bases[base] = reading.base(base)
         entry, data = reading.snapshot(slot)
         bases[slot] = Base(entry.snapshot_id, data)
-        made.append((entry, data, tuple(bases[base] for base in needed)))
+        made.append((entry, data, tuple([bases[base] for base in needed])))
     return made
 
 

@@ -54,7 +54,7 @@ class SnapshotEntry(NamedTuple):
     place: Any = None
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     """Return what the data are told from others by, and checked with."""
     return blake2b(data, digest_size=8).digest()
 

@@ -25,7 +25,7 @@ from sagaz_core.storage._s3_objects import Version
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 SMALL = 4096
 """Data of up to so many bytes are in the head."""
@@ -44,31 +44,29 @@ class Head:
 
     __slots__ = ("event_rows", "held", "index", "saga_id", "snapshot_rows", "version")
 
-    def __init__(self, saga_id: str, held: bytes = b"", version: Version | None = None) -> None:
-        self.saga_id, self.held, self.version = saga_id, held, version
-        self.event_rows, self.snapshot_rows = bytearray(), bytearray()
-        self.index = SagaIndex(_reader(self.event_rows), _reader(self.snapshot_rows), placed=False)
+    def __init__(self, saga_id: str, read: memoryview | None = None, version: Version | None = None) -> None:
+        self.saga_id, self.held, self.version = saga_id, b"", version
+        self.event_rows, self.snapshot_rows = HeldRows(read), HeldRows(read)
+        self.index = SagaIndex(self.event_rows.read, self.snapshot_rows.read, placed=False)
 
     @property
     def there(self) -> bool:
         """Whether there is such a saga."""
         return self.version is not None
 
-    def piece(self, entry: Entry, others: dict[str, bytes]) -> bytes:
+    def piece(self, entry: Entry, others: Mapping[str, memoryview]) -> bytes:
         """Return the entry's data; `others` are the objects that are needed by name."""
         if isinstance(entry.place, int):
             return self.held[entry.place : entry.place + entry.size]
         name, start = entry.place
-        return others[name][start : start + entry.size]
+        return bytes(others[name][start : start + entry.size])
 
     def add(self, events: Iterable[PackedRow], snapshots: Iterable[PackedRow]) -> None:
         """Take in the rows of what is now stored."""
         for found in events:
-            self.index.events.add(PackedRow(found.row, len(self.event_rows), found.packed))
-            self.event_rows += found.packed
+            self.index.events.add(self.event_rows.added(found))
         for found in snapshots:
-            self.index.snapshots.add(PackedRow(found.row, len(self.snapshot_rows), found.packed))
-            self.snapshot_rows += found.packed
+            self.index.snapshots.add(self.snapshot_rows.added(found))
 
     def event_entries(self) -> Iterator[EventEntry]:
         """Iterate all events in order."""
@@ -79,11 +77,36 @@ class Head:
         return map(self.index.snapshots.entry, self.index.snapshots.line.order)
 
 
-def _reader(rows: bytearray) -> Callable[[int, int, int, int], bytes]:
-    def read(at: int, size: int, checksum: int, seq: int) -> bytes:
-        return bytes(rows[at : at + size])
+class HeldRows:
+    """Packed rows: those of the head as it was read, and behind them those that were added since."""
 
-    return read
+    __slots__ = ("_added", "_end", "_read", "_start")
+
+    def __init__(self, read: memoryview | None) -> None:
+        self._read = memoryview(b"") if read is None else read
+        self._start = self._end = 0
+        self._added = bytearray()
+
+    def lie(self, start: int, end: int) -> None:
+        """Say where in the head as it was read they lie."""
+        self._start, self._end = start, end
+
+    def added(self, row: PackedRow) -> PackedRow:
+        """Add a row, and return it with its place."""
+        at = len(self._read) + len(self._added)
+        self._added += row.packed
+        return row._replace(at=at)
+
+    def read(self, at: int, size: int, checksum: int, seq: int) -> bytes:
+        """Return a row's bytes by its place. They were checked when the head was."""
+        if at < len(self._read):
+            return bytes(self._read[at : at + size])
+        at -= len(self._read)
+        return bytes(self._added[at : at + size])
+
+    def packed(self) -> bytes:
+        """Return the rows one behind the other."""
+        return b"".join((self._read[self._start : self._end], self._added))
 
 
 @dataclass(slots=True)
@@ -164,19 +187,23 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
     ):
         parts.append(array_head(len(new) if change.anew else len(columns) + len(new)))
         if not change.anew:
-            parts.append(bytes(rows))
+            parts.append(rows.packed())
         parts += (row.packed for row in new)
     return b"".join([*parts, packed(bytes(change.held))])
 
 
-def unpacked_head(saga_id: str, data: bytes, version: Version) -> Head:
+def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:
     """Do the inverse of `packed_head`. Raises `CorruptDataError`."""
     try:
         parts = Parts(data)
         found, record, summary = parts.values(3)
-        head = Head(found, b"", version)
-        head.add(parts.rows(), ())
-        head.add((), parts.rows())
+        head = Head(found, data, version)
+        for columns, rows in ((head.index.events, head.event_rows), (head.index.snapshots, head.snapshot_rows)):
+            first = None
+            for row in parts.rows():
+                columns.add(row)
+                first = row.at if first is None else first
+            rows.lie(first or parts.at, parts.at)
         (head.held,) = parts.rest()
         head.index.says(record, summary and summary_from_row(summary))
     except (ormsgpack.MsgpackDecodeError, ValueError, TypeError, IndexError, OverflowError) as error:

@@ -105,7 +105,7 @@ class S3Snapshots(S3Core):
             )
         return data
 
-    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, bytes]:
+    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, memoryview]:
         """Return the objects of the saga that hold the entries' data, by name."""
         names = sorted({entry.place[0] for entry in entries if not isinstance(entry.place, int)})
         folder = data_folder(head.saga_id)
@@ -113,7 +113,7 @@ class S3Snapshots(S3Core):
             found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
         except CorruptDataError as error:
             raise CorruptDataError(f"saga {head.saga_id!r} cannot be read as a whole: {error}") from error
-        return {name: one[0] if one else b"" for name, one in zip(names, found, strict=True)}
+        return {name: one[0] if one else memoryview(b"") for name, one in zip(names, found, strict=True)}
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
@@ -125,7 +125,7 @@ class S3Snapshots(S3Core):
         """See `SnapshotStorage.read_events`."""
         check_moment(until)
         head = await self._head(saga_id)
-        others: dict[str, bytes] = {}
+        others: dict[str, memoryview] = {}
         columns = head.index.events
         for entry in map(columns.entry, columns.between(after_seq, micros_or_none(until))):
             if not isinstance(entry.place, int) and entry.place[0] not in others:
