@@ -178,7 +178,7 @@ class FileIndex:
                     facts = facts_of(segment.index)
             except CorruptDataError as error:
                 logger.warning("a saga is indexed as far as it can be read: %s", error)
-            for snapshot_id in segment.snapshot_ids():
+            for snapshot_id in segment.readable_ids():
                 self.ids.claim(snapshot_id, segment.key)
             segment.close()
             if segment.saga_id:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -66,10 +67,14 @@ class Segment:
 
     def _forget(self) -> None:
         self.close()
+        self._begin()
+        self.size = 0
+        self._place: tuple[int, int] | None = None
+
+    def _begin(self) -> None:
         self.saga_id = ""
         self.index = SagaIndex(self.row, self.row, placed=True)
-        self.end = self.size = self._dead = 0
-        self._place: tuple[int, int] | None = None
+        self.end = self._dead = 0
 
     def close(self) -> None:
         """Let go of the file; it is opened again when it is needed."""
@@ -113,7 +118,9 @@ class Segment:
         except Damaged as damage:
             raise self._damaged(damage.at) from damage
         except (ValueError, TypeError, IndexError, OverflowError) as error:
-            raise self._damaged(self.end) from error
+            damaged = self._damaged(self.end)
+            self._begin()  # a part of the frame may have been taken in
+            raise damaged from error
 
     def _take_in(self, frame: Frame) -> None:
         parts = Parts(frame.head)
@@ -153,9 +160,11 @@ class Segment:
             raise damaged_row(self, at, seq)
         return row
 
-    def snapshot_ids(self) -> Iterator[str]:
-        """Iterate the ids of all snapshots."""
-        return map(self.index.snapshots.id_of, self.index.snapshots.line.order)
+    def readable_ids(self) -> Iterator[str]:
+        """Iterate the ids of all snapshots but those that were damaged since the file was read."""
+        for slot in self.index.snapshots.line.order:
+            with suppress(CorruptDataError):
+                yield self.index.snapshots.id_of(slot)
 
     # ---- writing, under the file's lock
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sagaz_core.clock import monotonic
@@ -130,22 +131,29 @@ class FileWriting(FileCore):
             self._index.catalog.put(segment.key, segment.saga_id, facts_of(segment.index))
 
     async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`."""
+        """See `SnapshotStorage.delete_saga`. Of a damaged one the index keeps ids of snapshots that lead to nothing."""
         with self._using() as there:
             segment = self._segment(saga_id)
-            if not there:
+            if not there or not self._begin_change(segment, create=False, whole=False):
                 return False
-            with self._changing(segment) as there:
-                if not there:
-                    return False
-                with self._index.changing():
-                    self._index.catalog.put(segment.key, saga_id, None)
-                os.unlink(segment.path)
-                with self._index.changing():
-                    for snapshot_id in segment.snapshot_ids():
-                        self._index.ids.remove(snapshot_id, segment.key)
-                    self._index.catalog.forget(segment.key, saga_id)
-                return True
+            try:
+                return self._deleted(segment, saga_id)
+            finally:
+                unlock(segment.fd)
+
+    def _deleted(self, segment: Segment, saga_id: str) -> bool:
+        with suppress(CorruptDataError):
+            if not segment.refresh():
+                return False
+        snapshot_ids = list(segment.readable_ids())
+        with self._index.changing():
+            self._index.catalog.put(segment.key, saga_id, None)
+        os.unlink(segment.path)
+        with self._index.changing():
+            for snapshot_id in snapshot_ids:
+                self._index.ids.remove(snapshot_id, segment.key)
+            self._index.catalog.forget(segment.key, saga_id)
+        return True
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`."""

@@ -20,7 +20,7 @@ from sagaz_core.storage._checks import another_snapshot, check_batch, check_prun
 from sagaz_core.storage._rows import SnapshotEntry, micros, summary_from_row, summary_row
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, S3Core, sound
 from sagaz_core.storage._s3_head import OWN, SMALL, Head, changed, packed_head, without
-from sagaz_core.storage._s3_keys import data_folder, saga_key, snapshot_key
+from sagaz_core.storage._s3_keys import SNAPSHOTS, data_folder, saga_key, snapshot_key
 from sagaz_core.storage._s3_objects import Changed, all_of
 from sagaz_core.storage._saga_index import News
 from sagaz_core.storage.base import Batch, checked_id
@@ -171,15 +171,35 @@ class S3Writing(S3Core):
         return True
 
     async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`."""
-        head = await self._head(saga_id)
+        """See `SnapshotStorage.delete_saga`. For a damaged one the objects of all snapshots of the store are read."""
         self._known.pop(saga_id, None)
-        if not head.there:
-            return False
+        try:
+            head = await self._head(saga_id)
+            if not head.there:
+                return False
+            own = [snapshot_key(entry.snapshot_id) for entry in head.snapshot_entries()]
+        except CorruptDataError:
+            own = await self._own_keys(saga_id)
         await self._objects.delete([saga_key(saga_id)])
         rest = [key async for key in self._objects.keys(data_folder(saga_id))]
-        await self._objects.delete([*(snapshot_key(entry.snapshot_id) for entry in head.snapshot_entries()), *rest])
+        await self._objects.delete([*own, *rest])
         return True
+
+    async def _own_keys(self, saga_id: str) -> list[str]:
+        """Return the keys of the snapshots that say they are of this saga."""
+        keys, own = [key async for key in self._objects.keys(SNAPSHOTS)], list[str]()
+        for start in range(0, len(keys), HEADS_AT_ONCE):
+            part = keys[start : start + HEADS_AT_ONCE]
+            owners = await all_of([self._owner(key) for key in part])
+            own += (key for key, owner in zip(part, owners, strict=True) if owner == saga_id)
+        return own
+
+    async def _owner(self, key: str) -> str | None:
+        try:
+            found = await self._objects.get(key)
+        except CorruptDataError:
+            return None  # whose it is cannot be told
+        return None if found is None else str(ormsgpack.unpackb(found[0])[1])
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`. It reads the head of every saga."""

@@ -343,7 +343,9 @@ HIDE_SNAPSHOTS = f"""
 DELETE_SNAPSHOTS = f"DELETE FROM saga_snapshots WHERE saga = {_SAGA}"
 DELETE_EVENTS = f"DELETE FROM saga_events WHERE id >= {_SAGA} << 32 AND id < ({_SAGA} + 1) << 32"
 DELETE_SAGA = "DELETE FROM sagas WHERE saga_id = ?1"
-GET_TAGS = "SELECT tags FROM sagas WHERE saga_id = ? AND tags IS NOT NULL"
+_BYTES = ", ".join(f"CAST({name} AS BLOB)" for name in ("found_name", "status", "failed_step", "tags"))
+GET_BYTES = f"SELECT found_seq, failed_at, found_sum, {_BYTES} FROM sagas WHERE saga_id = ?"
+DELETE_ALL_TAGS = "DELETE FROM saga_tags WHERE saga_id = ?"
 EXPIRED = """
     SELECT retention_until, id, saga FROM saga_snapshots
     WHERE (retention_until, id) > (?2, ?3) AND retention_until < ?1 ORDER BY retention_until, id LIMIT ?4
