@@ -159,7 +159,7 @@ def _set_floors(connection: sqlite3.Connection, floors: str, set_floor: str, sag
 
 def delete_below(connection: sqlite3.Connection, saga_id: str, below_seq: int, now: int) -> int:
     """Delete or hide the saga's snapshots below that `seq`, and return how many were served until `now`."""
-    (gone,) = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
+    gone, _ = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
     (needed,) = connection.execute(sql.FIRST_NEEDED, (saga_id, below_seq, now)).fetchone()
     first = below_seq if needed is None else min(needed, below_seq)
     connection.execute(sql.DELETE_SNAPSHOTS_BELOW, (saga_id, first))

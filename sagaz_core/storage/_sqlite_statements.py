@@ -244,9 +244,15 @@ LIST_STORED = f"""
     {_IN_ORDER}
 """
 COUNT_SNAPSHOTS = f"""
-    SELECT count(*) FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    SELECT count(CASE WHEN s.retention_until IS NULL OR s.retention_until >= ?3 THEN 1 END), count(*)
+    FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
     WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND p.seq < ?2
-        AND (s.retention_until IS NULL OR s.retention_until >= ?3)
+"""
+# Of those that have expired what it takes to see that they have, and were not changed so.
+EXPIRED_OF_SAGA = f"""
+    SELECT {_SNAPSHOT.replace("s.data", "substr(s.data, 1, 14)")}
+    FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND s.retention_until < ?2
 """
 READ_EVENTS = f"""
     SELECT id, at, kind, step, data, floor FROM saga_events
@@ -350,6 +356,7 @@ EXPIRED = """
     SELECT retention_until, id, saga FROM saga_snapshots
     WHERE (retention_until, id) > (?2, ?3) AND retention_until < ?1 ORDER BY retention_until, id LIMIT ?4
 """
+SAGA_ID = "SELECT saga_id FROM sagas WHERE id = ?"
 ALL_OF_SAGA = """
     SELECT s.id, s.seq, s.base_seq, s.retention_until
     FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
