@@ -192,8 +192,8 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
 
 
 def checkpoint_from(row: Row) -> Checkpoint:
-    """Return the checkpoint of a row: the saga's record, four columns, and a snapshot's with its bases."""
-    saga, (last_seq, seqs, kinds, steps), before = row[:10], row[10:14], row[14:]
+    """Return the checkpoint of a row: the saga's record, five columns, and a snapshot's with its bases."""
+    saga, (last_seq, _, seqs, kinds, steps), before = row[:10], row[10:15], row[15:]
     heads = zip(seqs or (), kinds or (), steps or (), strict=True)
     return Checkpoint(
         None if saga[0] is None else saga_from(saga),
@@ -201,6 +201,11 @@ def checkpoint_from(row: Row) -> Checkpoint:
         last_seq,
         [EventHead(seq, from_text(kind), None if step is None else from_text(step)) for seq, kind, step in heads],
     )
+
+
+def ends_of_checkpoint(row: Row) -> list[datetime]:
+    """Return when the two snapshots end that the row speaks of."""
+    return [_moment(end) for end in (row[11], row[25]) if end is not None]
 
 
 def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

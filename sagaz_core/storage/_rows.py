@@ -7,9 +7,7 @@ written again.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from hashlib import blake2b
-from sys import intern
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -56,7 +54,7 @@ class SnapshotEntry(NamedTuple):
     place: Any = None
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     """Return what the data are told from others by, and checked with."""
     return blake2b(data, digest_size=8).digest()
 
@@ -84,7 +82,7 @@ def event_row(entry: EventEntry) -> Row:
 def event_from_row(row: Row) -> EventEntry:
     """Do the inverse of `event_row`."""
     seq, at, kind, step, *others = row
-    return EventEntry(seq, moment(at), intern(kind), step and intern(step), *others)
+    return EventEntry(seq, moment(at), kind, step, *others)
 
 
 def snapshot_row(entry: SnapshotEntry) -> Row:
@@ -98,17 +96,8 @@ def snapshot_from_row(row: Row) -> SnapshotEntry:
     times = moment(row[7]), moment_or_none(row[8])
     without: Row = [(), {}]
     completed, tags = *row[10:-3], *without[len(row) - 13 :]
-    snapshot_id, name, step, index, seq, phase, status = row[:7]
-    # An index holds thousands of these, and most say the same.
-    return SnapshotEntry(
-        *(snapshot_id, intern(name), intern(step), index, seq, intern(phase), intern(status), *times, row[9]),
-        *(_shared(tuple(completed)), _shared(tuple(tags.items())), *row[-3:]),
-    )
-
-
-@lru_cache(maxsize=256)
-def _shared(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    return value
+    entry: Row = [*row[:7], *times, row[9], tuple(completed), tuple(tags.items()), *row[-3:]]
+    return SnapshotEntry(*entry)
 
 
 def saga_row(record: SagaRecord) -> Row:
