@@ -388,6 +388,7 @@ class Forked:
             outcomes=(*([self.clean] if self.clean is not None else []), *failures),
             failures=tuple(failures),
             checked=checked,
+            unsound=frozenset(tree.unsound),
             applicable=applicable,
             blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
             not_run=not_run,
