@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sagaz_core.errors import UsageError
+from sagaz_core.prove.alike import alike, parts_of
 
 Reading = dict[str, Any]
 
@@ -38,6 +39,9 @@ ATOMS = frozenset(
 """Types whose values are never copied: nothing in them can change."""
 
 MISSING = _Missing()
+
+_DEEPEST = 20
+"""How many names a place has at most, below which objects are not looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,15 +265,12 @@ def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
         for key in after:
             if key not in before:
                 _compare(f"{where}.{key}", MISSING, after[key], found)
-    elif before is not after and not _equal(before, after):
-        found.append(Change(where, before, after))
-
-
-def _equal(before: Any, after: Any) -> bool:
-    try:
-        return bool(before == after)
-    except Exception:  # user data: a broken __eq__ is a difference
-        return False
+    elif before is not after and not alike(before, after):
+        one, other = parts_of(before), parts_of(after)
+        if type(before) is type(after) and one and other and where.count(".") < _DEEPEST:
+            _compare(where, one, other, found)
+        else:
+            found.append(Change(where, before, after))
 
 
 def _short(value: Any) -> str:
