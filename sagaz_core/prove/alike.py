@@ -15,7 +15,8 @@ def alike(one: Any, other: Any) -> bool:
 def parts_of(value: Any) -> Mapping[str, Any] | None:
     """Return the attributes of an object that does not say itself what it is equal to, or None for another value."""
     kind = type(value)
-    if isinstance(value, type) or (kind.__eq__ is not object.__eq__ and not is_dataclass(kind)):
+    own: object = kind.__eq__
+    if isinstance(value, type) or (own is not object.__eq__ and not is_dataclass(kind)):
         return None
     slots = (name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ())))
     return {

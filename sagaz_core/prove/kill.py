@@ -30,6 +30,7 @@ from sagaz_core.prove.explain import table
 from sagaz_core.prove.kill_outcome import Diary, KilledOutcome
 from sagaz_core.prove.trial import NotRunnableError
 from sagaz_core.prove.world import World
+from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.storage.codec import encode
 from sagaz_core.storage.url import safe_url
 
@@ -239,7 +240,7 @@ def kill_everywhere(
     if not live and store.partition(":")[0].lower() in _ON_THE_NETWORK:
         raise UsageError(f"store={safe_url(store)!r} is on the network, where only live=True reaches: add that")
     spec = spec_of(saga)
-    mortal = Mortal(spec, model_of(spec), dict(context or {}), store, live, limit=limit)
+    mortal = Mortal(spec, model_of(spec), mapping_or_empty(context), store, live, limit=limit)
     chosen = default_plans(mortal.model) if plans is None else tuple(map(as_plan, plans))
     for plan in chosen:
         check_plan(plan, mortal.model)
