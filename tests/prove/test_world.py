@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagaz_core import Saga, World, explore
+from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan
+from sagaz_core.mutation.facts import survey
 from sagaz_core.prove.alike import alike
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
@@ -166,3 +168,45 @@ def test_a_sound_saga_over_such_objects_raises_no_alarm() -> None:
     assert exploration.failures == ()
     assert (exploration.mode, exploration.blind) == ("packed", frozenset())
     assert "test_world.Item' cannot be stored; put plain data there" in exploration.reason
+
+
+def test_what_matches_a_pattern_may_grow_and_nothing_else() -> None:
+    redis: dict[str, Any] = {"audit:1": ["a"], "audit:2": 3, "stock": 5, "audit:4": "gone"}
+    world = World()
+    world.fake(redis, "redis")
+    world.may_grow("redis.audit:*")
+    before = world.save()
+    redis.update({"audit:1": ["a", "b"], "audit:2": 4, "audit:3": "new", "stock": 6})
+    assert [change.where for change in world.changes(before, world.save())] == ["redis.stock"]
+    redis.update({"audit:1": ["x"], "audit:2": 1, "stock": 5})
+    del redis["audit:4"]
+    changed = {change.where for change in world.changes(before, world.save())}
+    assert changed == {"redis.audit:1", "redis.audit:2", "redis.audit:4"}
+
+
+@pytest.mark.parametrize("pattern", ["outbox", "out.*", "redis.outbox"])
+def test_a_pattern_of_no_place_in_the_world_is_an_error(pattern: str) -> None:
+    with pytest.raises(UsageError, match=r"begins with no name of the world, which has 'fake'$"):
+        world_of({}).may_grow(pattern)
+
+
+def test_what_may_grow_by_a_pattern_keeps_no_states_apart() -> None:
+    desk: dict[str, Any] = {"stock": {}, "out": {"mails": {}}}
+
+    async def reserve(ctx: Any) -> None:
+        desk["stock"]["W1"] = 1
+
+    async def release(ctx: Any) -> None:
+        desk["stock"].pop("W1", None)
+
+    async def mail(ctx: Any) -> None:
+        desk["out"]["mails"][len(desk["out"]["mails"])] = "hello"
+
+    world = World()
+    world.fake(desk, "desk")
+    world.may_grow("desk.out.mails.*")
+    saga = Saga("shop").add_step("reserve", reserve, release, in_doubt="compensate").add_step("mail", mail)
+    exploration = explore(saga.add_step("close", print), {}, world=world)
+    assert (exploration.mode, exploration.reason, exploration.failures) == ("merged", "", ())
+    facts = run(survey(lambda: saga, {}, world))
+    assert {place[:2] for places in facts.places.values() for place in [p.path for p in places]} <= {("desk", "stock")}
