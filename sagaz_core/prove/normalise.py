@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 SECRET = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I
+    r"pass(word|wd|phrase)?$|pwd|secret|token|credential|api_?key|private_?key|cv[cv]|card_?n(umber|o)|iban|ssn", re.I
 )
 _DEEPEST = 100
 _UUID = re.compile(

@@ -123,6 +123,9 @@ def test_secrets_are_never_written() -> None:
     names = Normaliser()
     shown = names.value({"card_number": "4111111111111111", "user": {"password": "hunter2"}, "api_key": "k"})
     assert shown == "{'card_number': ***, 'user': {'password': ***}, 'api_key': ***}"
+    assert names.value({"cvc": 123, "db_pwd": "x", "card_no": 4111, "card": 1}) == (
+        "{'cvc': ***, 'db_pwd': ***, 'card_no': ***, 'card': 1}"
+    )
 
 
 @dataclass
