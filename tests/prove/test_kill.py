@@ -133,6 +133,18 @@ def test_a_world_of_fakes_that_reach_the_outside_is_put_back(tmp_path: Path, mon
     assert table.rows() == {"before": 1}
 
 
+def test_what_is_left_without_the_kill_too_is_not_put_down_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killer: Killer
+) -> None:
+    monkeypatch.setenv("OUTSIDE", str(tmp_path))
+    world = World()
+    world.fake(mortals.Table(tmp_path))
+    boundary = Boundary("undo-effect", "charge", plan=FaultPlan.parse("end@before"))
+    (finding,) = killer.kill(mortal(mortals.Tells), boundary, world=world).findings
+    assert (finding.verdict.value, finding.step) == ("ORPHAN", "tell")
+    assert "these steps have no compensation: tell" in finding.sentence
+
+
 def test_what_is_kept_in_memory_is_gone(killer: Killer) -> None:
     outcome = killer.kill(mortal(mortals.Forgetful), Boundary("record", "reserve"))
     assert outcome.verdict.value == "NOT_IDEMPOTENT"
