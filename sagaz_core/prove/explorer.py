@@ -29,6 +29,7 @@ from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
 from sagaz_core.prove.verdict import Verdict
 from sagaz_core.prove.watch import Calls, NeverEndsError, watched
 from sagaz_core.prove.worlds import LyingFakeError, NotForkableError
+from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ async def aexplore(
     mode: str = "auto",
 ) -> Exploration:
     """Do what `explore` does, inside a running loop."""
-    subject = Subject(_maker(saga), dict(context or {}), world=world)
+    subject = Subject(_maker(saga), mapping_or_empty(context), world=world)
     search = Search(parse_kinds(kinds), depth, mode, max_executions)
     return await explore_subject(subject, search)
 
@@ -302,6 +303,8 @@ class _Packed:
             outcomes=outcomes,
             failures=tuple(bad),
             checked=frozenset(checked & applicable),
+            unsound=frozenset(_last_of(plan) for plan in singles if any(self.outcomes.get(plan) is o for o in bad))
+            & applicable,
             applicable=applicable,
             not_run=self.not_run,
             stopped=self.stopped,
@@ -403,6 +406,10 @@ class _Packed:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
+
+
+def _last_of(plan: FaultPlan) -> tuple[str, str]:
+    return plan.faults[-1].step, plan.faults[-1].kind
 
 
 def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:

@@ -23,6 +23,7 @@ from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
+from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import Scripts, plan_counts, rank
@@ -85,6 +86,7 @@ class Forked:
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
         self.initial = self.worlds.current
+        self.hidden = Hidden(subject.world)
         self.reference: int | None = None
         self.unstable: frozenset[str] = frozenset()
         # The worlds after the last run from the start, and after the one before it.
@@ -152,7 +154,9 @@ class Forked:
         if self.search.recorded:
             subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)
+        before = self.hidden.look()
         outcome = await run_trial(subject, plan, reference=reference)
+        self.hidden.note(before)  # what no snapshot has is not put back: the first run may be the only one to change it
         self.executions += len(outcome.evidence.ledger.entries)
         self._before_that, self._after = self._after, self.worlds.look()
         self.worlds.put(self.initial)
@@ -177,6 +181,7 @@ class Forked:
             keep=self.merge,
             limit=None if limit is None else max(0, limit - self.executions),
         )
+        effects.hidden = self.hidden
         initial = self._context(definition)
         root = Branch.first(definition, effects, self._now(), self._started(initial))
         root.live = not self.search.recorded
@@ -393,12 +398,13 @@ class Forked:
             outcomes=(*([self.clean] if self.clean is not None else []), *failures),
             failures=tuple(failures),
             checked=checked,
+            unsound=frozenset(tree.unsound),
             applicable=applicable,
             blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,
-            notes=(*tree.effects.hidden.sentences, *self.two_orders, *self._by_order(tree)),
+            notes=(*self.hidden.sentences, *self.two_orders, *self._by_order(tree)),
         )
 
     def _by_order(self, tree: Tree) -> tuple[str, ...]:
