@@ -15,10 +15,11 @@ from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.errors import DriftError, UsageError
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
-from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.explorer import explore_subject
 from sagaz_core.prove.outcome import Outcome, UnsoundError
 from sagaz_core.prove.recorded import Faithful, RecordedSubject, not_as_recorded, run_faithful
 from sagaz_core.prove.schedules import in_both_orders
+from sagaz_core.prove.search import Search
 from sagaz_core.prove.trial import NotRunnableError, Subject, describe, reference_reading, run_trial
 from sagaz_core.prove.watch import watched_calls
 from sagaz_core.prove.world import World

@@ -11,9 +11,9 @@ from pytest_sagaz.settings import settings_of
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.prove.budget import deadline
 from sagaz_core.prove.exploration import Exploration
-from sagaz_core.prove.explorer import Search
 from sagaz_core.prove.failures import FILE, Failures
 from sagaz_core.prove.outcome import UnsoundError
+from sagaz_core.prove.search import Search
 
 if TYPE_CHECKING:
     from pytest_sagaz.cases import Case

@@ -15,7 +15,8 @@ from pytest_sagaz.settings import SagazWarning, settings_of
 from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan, as_plan
 from sagaz_core.prove.exploration import Exploration
-from sagaz_core.prove.explorer import DEFAULT_DEPTH, aexplore
+from sagaz_core.prove.explorer import aexplore
+from sagaz_core.prove.search import DEFAULT_DEPTH
 from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_override
 

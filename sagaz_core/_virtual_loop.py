@@ -55,7 +55,8 @@ class VirtualClockLoop(NetworklessLoop, ThreadedLoop):
     """An event loop whose time jumps to the next timer as soon as nothing is ready. It has no file descriptors.
 
     `start` is the wall-clock time at the loop's zero (aware; the current time unless given), for `now()`. With
-    `move_frozen`, each jump also moves the clocks that freezegun and time-machine hold. `jumps` counts the jumps.
+    `move_frozen`, each jump also moves the clocks that freezegun and time-machine hold. `jumps` counts the jumps,
+    `pushes` those for which the loop has not waited until nothing was ready.
 
     **Deadlock.** When nothing is ready and no timer or thread is left, `DeadlockError` is raised out of the run, with
     the waiting tasks in its message and as `WaitingTask`s in `.tasks`. If the process has threads that the loop did not
@@ -130,7 +131,7 @@ class VirtualClockLoop(NetworklessLoop, ThreadedLoop):
         self._start = utc_now() if start is None else plain(start).astimezone(UTC)
         self._time = 0.0
         self._now = None
-        self.jumps = 0
+        self.jumps = self.pushes = 0
         self.count_turns_anew()
         self._ready.clear()
         self._timers.clear()
@@ -310,15 +311,17 @@ class VirtualClockLoop(NetworklessLoop, ThreadedLoop):
             self._give_up(f"gave up after {self._most_turns:,} turns of the loop")
             return
         if self.jumps == self._jumps_then and self.has_timers and not self._jobs:
+            self.pushes += 1
             self._jump(max(self._time, min(timer.when() for timer in self.timers())))
         self._jumps_then = self.jumps
         self._looks_at = min(self._turns + self._most_turns // _LOOKS, self._most_turns) + 1
 
-    def count_turns_anew(self, from_turn: int = 0) -> None:
-        """Let `max_turns` be counted from now."""
+    def count_turns_anew(self, from_turn: int = 0, *, busy: bool = False) -> None:
+        """Let `max_turns` be counted from now. `busy`: what comes is known to keep time from moving."""
         self._turns = from_turn
         self._jumps_then = self.jumps
-        self._looks_at = min(max(from_turn + self._most_turns // _LOOKS, self._most_turns // 8), self._most_turns) + 1
+        first = 0 if busy else self._most_turns // 8
+        self._looks_at = min(max(from_turn + self._most_turns // _LOOKS, first), self._most_turns) + 1
 
     @contextlib.contextmanager
     def watched(self, when_stuck: WhenStuck, max_turns: int) -> Iterator[None]:

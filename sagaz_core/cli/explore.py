@@ -23,10 +23,11 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.coverage import Coverage, blind_steps, struck
 from sagaz_core.prove.exploration import MODES, Exploration
-from sagaz_core.prove.explorer import DEFAULT_DEPTH, Search, explore_subject, with_seen_world
+from sagaz_core.prove.explorer import explore_subject, with_seen_world
 from sagaz_core.prove.failures import FILE, Failures
 from sagaz_core.prove.schedules import in_both_orders
 from sagaz_core.prove.scripts import Scripts
+from sagaz_core.prove.search import DEFAULT_DEPTH, Search
 from sagaz_core.prove.trial import Subject, describe, reference_reading
 from sagaz_core.prove.watch import watched_calls
 from sagaz_core.settings import Settings

@@ -81,6 +81,7 @@ class Execution:
         self._deaths: list[BaseException] = []
         self._waiter: asyncio.Future[None] | None = None
         self._sleep = sleep
+        self._alone = True  # no other step runs, or begins before this one has ended
         self._siblings_stopped = False
         self.another_follows = False
         """Whether, should the step that is running end without having waited, another one starts right behind it."""
@@ -156,7 +157,7 @@ class Execution:
 
     def sleep(self, delay: float) -> Awaitable[object]:
         """Wait this many seconds before the next attempt."""
-        return self._sleep(delay)
+        return self._sleep(delay) if self._alone else asyncio.sleep(delay)
 
     # ---- what is known of the run
 
@@ -215,7 +216,8 @@ class Execution:
         dependents, tasks = self.model.dependents, self._tasks
         finished: Iterable[str]
         while ready or tasks:
-            if tasks or len(ready) > 1:
+            self._alone = not tasks and len(ready) == 1
+            if not self._alone:
                 if ready:
                     self._begin(ready, begin_task)
                 finished = await self._next_ended()
@@ -363,6 +365,7 @@ class Execution:
 
     def _turn_back(self) -> None:
         """Say that the saga turns back, where that was not known when a step failed, or no step did."""
+        self._alone = True
         if self.state.status is not SagaStatus.EXECUTING:
             return
         step = next(iter(self.failed), None)

@@ -167,11 +167,32 @@ _LATE_AT_MOST = 86_400.0
 """Seconds after which an effect that has not come by then never does. Its caller's own timeout is over already."""
 
 
+_LATE_TURNS = 10_000
+_TURNS_TO_END = 1_000
+"""How often a loop of ours goes round at most for an effect that is late and polls, and for ending it."""
+
+
 async def _deliver(calls: list[Proceed]) -> None:
     for proceed in calls:
         with contextlib.suppress(Exception):  # the caller is long gone: nobody is there to be told
-            async with asyncio.timeout(_LATE_AT_MOST):
-                await proceed()
+            async with asyncio.timeout(_LATE_AT_MOST) as limit:
+                with _few_turns(limit):
+                    await proceed()
+
+
+def _few_turns(limit: asyncio.Timeout) -> contextlib.AbstractContextManager[None]:
+    loop: Any = asyncio.get_running_loop()
+
+    def give_up(error: object) -> int:
+        if limit.expired() or limit.when() == loop.time():
+            return 0  # it was told to end, and goes on
+        limit.reschedule(loop.time())
+        return _TURNS_TO_END
+
+    if not hasattr(loop, "watched"):
+        return contextlib.nullcontext()
+    watched: contextlib.AbstractContextManager[None] = loop.watched(give_up, _LATE_TURNS)
+    return watched
 
 
 def exception_of(fault: Fault) -> BaseException:

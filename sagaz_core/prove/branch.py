@@ -92,8 +92,9 @@ class Branch(Execution):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
     `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
-    `struck` the kinds that keep striking a compensation; `fatal` the fatal faults that struck an action. `begun`
-    takes, where it is wanted, what a script has come to when all of it has struck and there is another attempt.
+    `spoilt` the steps whose action came late, changed the world and failed; `struck` the kinds that keep striking a
+    compensation; `fatal` the fatal faults that struck an action. `begun` takes, where it is wanted, what a script has
+    come to when all of it has struck and there is another attempt.
     """
 
     # What most branches never change is of the class: branches are made by the thousand.
@@ -106,6 +107,7 @@ class Branch(Execution):
     undone: tuple[tuple[str, int], ...] = ()
     late: tuple[Late, ...] = ()
     fatal: tuple[Fault, ...] = ()
+    spoilt: frozenset[str] = frozenset()
     undoing: Undoing | None = None
     live = True
     void = False
@@ -158,7 +160,7 @@ class Branch(Execution):
         if self.late:
             other.late = self.late
         if self.fatal:
-            other.fatal = self.fatal
+            other.fatal, other.spoilt = self.fatal, self.spoilt
         if self.undoing is not None:
             other.undoing, other.undone = self.undoing, self.undone
         if self.cancelled is not None:
@@ -276,9 +278,11 @@ class Branch(Execution):
             if found is None:
                 found = await self.effects.call(now, operation, context, (), {})
                 self.effects.keep(now, found)
-            effect, self.world = found
+            before, (effect, self.world) = self.world, found
             if effect.error is None:
                 self.alive |= {sight.step}
+            elif self.effects.worlds.key(self.world) != self.effects.worlds.key(before):
+                self.spoilt |= {sight.step}
             self._enter(sight.step, False, 0, effect.error is None)
 
     async def end(self) -> None:

@@ -28,6 +28,7 @@ from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.context import TypedContext
 from sagaz_core.storage.codec import decode, encode, importing_class
+from sagaz_core.virtual_time import VirtualClockLoop
 
 if TYPE_CHECKING:
     from sagaz_core.faults.plan import Fault
@@ -106,7 +107,8 @@ class Effects:
         self._scope = Scope()
         self._begun: Scope | NewTasks = self._scope if tells_scopes(loop) else NewTasks()
         self.hidden = Hidden(worlds.world)
-        self._count_turns_anew: Any = getattr(loop, "count_turns_anew", int)  # a loop of ours has it
+        self._loop = loop if isinstance(loop, VirtualClockLoop) else None
+        self._busy: set[tuple[str, str]] = set()  # operations that were seen to poll until they were ended
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and what is being called now, or `""`."""
@@ -143,7 +145,10 @@ class Effects:
         if self.limit is not None and self.executions >= self.limit:
             raise Stopped
         self.executions += 1
-        self._count_turns_anew()
+        loop, what = self._loop, (sight.kind, sight.step)
+        if loop is not None:
+            pushes = loop.pushes
+            loop.count_turns_anew(busy=what in self._busy)
         looked_into = None
         try:
             self.worlds.put(sight.world)
@@ -153,6 +158,8 @@ class Effects:
             self.under_way = sight
             effect = await self._called(sight, operation, made, second)
             self.under_way = None
+            if loop is not None and loop.pushes != pushes:
+                self._busy.add(what)
             world = self.worlds.look()
         except NotForkableError as error:
             raise Stopped(error) from error

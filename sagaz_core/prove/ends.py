@@ -90,6 +90,7 @@ class Ends:
             reference_changes=self._reference_changes(branch.world),
             touched=self._touched,
             cancelled=branch.cancelled is not None,
+            spoilt=branch.spoilt,
             left_in_context={} if branch.layers == EMPTY else self._left_in_context(state),
         )
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from sagaz_core.state import SagaState, SagaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence, Set
 
     from sagaz_core.events import Event
     from sagaz_core.faults.plan import Fault, FaultPlan
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.ledger import Ledger
     from sagaz_core.prove.touches import Touched
+    from sagaz_core.prove.unordered import Fight
     from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.world import Change
 
@@ -27,7 +28,8 @@ class Evidence:
     faults (or, of one that was killed, without the kill); each is `None` when there is no world to look at. `noticed`
     was found before any judgement. `oldest_first`: what nothing orders was undone in that order. `fails_at`: the step
     that fails without any fault too, if one does. `endless` is what never ended, for which the run was given up.
-    `touched` knows which places of the world the steps have changed.
+    `touched` knows which places of the world the steps have changed. `fights`: pairs of steps that nothing orders,
+    though the first one reads what the other one writes. `spoilt` steps had their action come late, change the world and fail.
     """
 
     model: SagaModel
@@ -47,6 +49,8 @@ class Evidence:
     fails_at: str | None = None
     endless: Finding | None = None
     touched: Touched | None = None
+    fights: Collection[Fight] = ()
+    spoilt: Set[str] = frozenset()
 
     @property
     def turned_back(self) -> bool:

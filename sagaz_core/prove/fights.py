@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.events import Event, StepSucceeded
 from sagaz_core.prove.typed_reads import NOTES, is_model, watched
-from sagaz_core.prove.unordered import noticed
+from sagaz_core.prove.unordered import fights, noticed
 from sagaz_core.saga.context import SagaContext
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.unordered import Fight
     from sagaz_core.prove.verdict import Finding
 
 _NOWHERE: set[str] = set()
@@ -36,12 +38,17 @@ class Fights:
             vars(context)[NOTES] = reads
             context.__class__ = _Noting
             try:
-                return await proceed()
+                return self._returned(call.step, await proceed())
             finally:
                 context.__class__ = SagaContext  # the engine's own looks are not the step's
         if is_model(context):
             watched(context, reads)
-        return await proceed()
+        return self._returned(call.step, await proceed())
+
+    def _returned(self, step: str, result: Any) -> Any:
+        if isinstance(result, Mapping):  # of a step that fails all the same the events do not tell it
+            self.writes.setdefault(step, set()).update(result)
+        return result
 
     def findings(self, events: Iterable[Event], model: SagaModel) -> tuple[Finding, ...]:
         """Return what is wrong: a step reads what another one writes, and nothing orders them."""
@@ -49,6 +56,10 @@ class Fights:
             if isinstance(event, StepSucceeded):
                 self.writes.setdefault(event.step, set()).update(event.delta.set, event.delta.deleted)
         return tuple(noticed(self, model).values())
+
+    def pairs(self, model: SagaModel) -> tuple[Fight, ...]:
+        """Return the steps that fight: once `findings` was asked."""
+        return tuple(fights(self, model))
 
 
 class _Noting(SagaContext):

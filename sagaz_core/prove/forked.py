@@ -12,27 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
-from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
+from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
+from sagaz_core.prove.clean import runs_differ, why_it_ends, why_it_fails, worlds_differ
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
-from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
-from sagaz_core.prove.scripts import Scripts, plan_counts, rank
-from sagaz_core.prove.summary import TURNED_BACK, Found, Path, Summary
+from sagaz_core.prove.runs import Runs
+from sagaz_core.prove.scripts import Scripts, plan_counts
+from sagaz_core.prove.shown import Shown
+from sagaz_core.prove.summary import Summary
 from sagaz_core.prove.tree import Tree
-from sagaz_core.prove.trial import Subject, left_in_context, run_trial
-from sagaz_core.prove.unordered import every_order, fails_out_of_order, noticed
-from sagaz_core.prove.verdict import Finding, Verdict
-from sagaz_core.prove.watch import NeverEndsError
+from sagaz_core.prove.trial import Subject, left_in_context
+from sagaz_core.prove.unordered import every_order
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
@@ -41,13 +40,11 @@ from sagaz_core.storage.codec import decode, encode, importing_class
 from sagaz_core.virtual_time import clock_of_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.model import SagaModel
-    from sagaz_core.prove.explorer import Search
-    from sagaz_core.prove.world import Change
+    from sagaz_core.prove.search import Search
     from sagaz_core.saga.definition import Definition
 
 
@@ -78,22 +75,15 @@ class Forked:
     """One exploration by forking."""
 
     def __init__(self, subject: Subject, saga: Any, model: SagaModel, search: Search) -> None:
-        self.subject = subject
         self.saga = saga
         self.model = model
         self.search = search
         self.scripts = Scripts(model, search.kinds, search.first)
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
-        self.initial = self.worlds.current
-        self.hidden = Hidden(subject.world)
-        self.reference: int | None = None
+        self.runs = Runs(subject, model, search, self.worlds)
         self.unstable: frozenset[str] = frozenset()
-        # The worlds after the last run from the start, and after the one before it.
-        self._after = self._before_that = self.initial
-        self.clean: Outcome | None = None
         self.fails_alone = ""
-        self.executions = 0
         self.merge = search.mode != "tree"
         self.two_orders: tuple[str, ...] = ()
         self.reason = "asked for" if search.mode == "tree" else ""
@@ -109,10 +99,7 @@ class Forked:
             if self.merge and not await self._samples_hold(tree):
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
-        found = {**self._found(summary), **self._noticed(tree)}
-        failures = await self._failures(tree, root, found)
-        if (turned_back := summary.found.get(TURNED_BACK)) is not None and not turned_back.faults and self._completes:
-            failures = [*await self._lost_edge(tree, root, turned_back), *failures]
+        failures = await Shown(self.runs, tree, root).failures(summary)
         plans = {str(outcome.plan) for outcome in failures}
         failures += [outcome for outcome in known if str(outcome.plan) not in plans]
         return self._exploration(tree, summary, failures)
@@ -120,18 +107,18 @@ class Forked:
     # ---- before
 
     async def _run_twice(self) -> None:
-        first = await self._trial(NO_FAULTS)
+        first = await self.runs.trial(NO_FAULTS)
         if first.status is not SagaStatus.COMPLETED:
-            self.fails_alone = why_it_fails(first, self.subject)
-            self.subject = replace(self.subject, fails_at=first.evidence.state.failed_step)
-        elif self.subject.world:
-            self.reference = self._after
-        second = await self._trial(NO_FAULTS)
-        self.clean = first
+            self.fails_alone = why_it_fails(first, self.runs.subject)
+            self.runs.subject = replace(self.runs.subject, fails_at=first.evidence.state.failed_step)
+        elif self.runs.subject.world:
+            self.runs.reference = self.runs.after
+        second = await self.runs.trial(NO_FAULTS)
+        self.runs.clean = first
         if differs := runs_differ(first, second):
             self._do_not_merge(differs)
-        elif self.worlds.key(self._after) != self.worlds.key(self._before_that):
-            changes = self.worlds.changes(self._before_that, self._after)
+        elif self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):
+            changes = self.worlds.changes(self.runs.before_that, self.runs.after)
             self.unstable = frozenset(change.where for change in changes)
             self._do_not_merge(worlds_differ(changes))
 
@@ -142,27 +129,10 @@ class Forked:
     async def _run_known(self) -> list[Outcome]:
         failed = []
         for plan in self.search.known_of(self.model):
-            outcome = await self._trial(plan, closely=True)
+            outcome = await self.runs.trial(plan, closely=True)
             if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
         return failed
-
-    async def _trial(self, plan: FaultPlan, *, closely: bool = False) -> Outcome:
-        """Run a plan from the start by the engine as it is, in the world as it was."""
-        self.worlds.put(self.initial)
-        subject = replace(self.subject, closely=closely)
-        if self.search.recorded:
-            subject = replace(subject, served=self.search.served(plan, self.model))
-        reference = None if self.reference is None else self.worlds.reading(self.reference)
-        before = self.hidden.look()
-        outcome = await run_trial(subject, plan, reference=reference)
-        self.hidden.note(before)  # what no snapshot has is not put back: the first run may be the only one to change it
-        self.executions += len(outcome.evidence.ledger.entries)
-        self._before_that, self._after = self._after, self.worlds.look()
-        self.worlds.put(self.initial)
-        if (endless := outcome.evidence.endless) is not None:
-            raise NeverEndsError(endless.sentence, step=endless.step)
-        return outcome
 
     # ---- the search
 
@@ -179,9 +149,9 @@ class Forked:
             self.worlds,
             definition.typed,
             keep=self.merge,
-            limit=None if limit is None else max(0, limit - self.executions),
+            limit=None if limit is None else max(0, limit - self.runs.executions),
         )
-        effects.hidden = self.hidden
+        effects.hidden = self.runs.hidden
         initial = self._context(definition)
         root = Branch.first(definition, effects, self._now(), self._started(initial))
         root.live = not self.search.recorded
@@ -194,10 +164,10 @@ class Forked:
         ends = Ends(
             self.model,
             self.worlds,
-            self.initial,
+            self.runs.initial,
             lambda state: left_in_context(state, began),
-            reference=self.reference,
-            witness=bool(self.subject.world) and not self.search.recorded,
+            reference=self.runs.reference,
+            witness=bool(self.runs.subject.world) and not self.search.recorded,
             ordered=not orders,
             unstable=self.unstable,
             seen=effects.seen_by_world,
@@ -213,18 +183,18 @@ class Forked:
             on_progress=None if progress is None else lambda covered: progress(covered, possible),
         )
         before = self._attributes()
-        if self.subject.calls is not None:
-            self.subject.calls.search = effects
-        if not self.model.linear and self.reference is not None:
+        if self.runs.subject.calls is not None:
+            self.runs.subject.calls.search = effects
+        if not self.model.linear and self.runs.reference is not None:
             await tree.note_completed(root)
         summary = await tree.explore(root, self.search.depth)
         self._check_instance(before)
-        self.executions += effects.executions
+        self.runs.executions += effects.executions
         return tree, root, summary
 
     def _context(self, definition: Definition) -> dict[str, Any]:
         try:
-            given = decode(encode(mapping_or_empty(dict(self.subject.context))), resolve=importing_class)
+            given = decode(encode(mapping_or_empty(dict(self.runs.subject.context))), resolve=importing_class)
         except CannotStoreError as error:
             raise NotForkableError(f"the context cannot be copied: {error}") from error
         if definition.typed is not None:
@@ -232,14 +202,14 @@ class Forked:
         return dict(given)
 
     def _now(self) -> datetime:
-        return (self.subject.clock or clock_of_loop())()
+        return (self.runs.subject.clock or clock_of_loop())()
 
     def _started(self, initial: dict[str, Any]) -> SagaStarted:
         model = self.model
         return SagaStarted(
             0,
             self._now(),
-            self.subject.saga_id or "explored",
+            self.runs.subject.saga_id or "explored",
             model.name,
             model.version,
             model.fingerprint,
@@ -269,7 +239,7 @@ class Forked:
         if not self.model.linear or tree.spent:
             return True  # the engine takes one order, and a sample may be of another
         for faults, expected in tree.samples:
-            outcome = await self._trial(FaultPlan(faults))
+            outcome = await self.runs.trial(FaultPlan(faults))
             if [fault.step for fault in outcome.evidence.missed] == [END]:
                 continue  # faults of compensations alone fail the end too, which this saga does not get to
             judged = set(outcome.findings).difference(outcome.evidence.noticed)  # the search has noticed that too
@@ -285,86 +255,6 @@ class Forked:
 
     # ---- after
 
-    def _found(self, summary: Summary) -> dict[Found, Path]:
-        """Return what is wrong. A plan of benign faults that turned the saga back counts if it completes without."""
-        found: dict[Found, Path] = {}
-        for (verdict, step), path in summary.found.items():
-            if verdict is not Verdict.CLEAN:
-                found[verdict, step] = path
-            elif step is not None and self._completes:
-                found.setdefault((Verdict.NOT_IDEMPOTENT, step), path)
-        benign = {key: frozenset(path.faults) for key, path in found.items() if key[0] is Verdict.NOT_IDEMPOTENT}
-        for key, faults in benign.items():
-            if any(part < faults for part in benign.values()):
-                del found[key]  # of two steps the first one is blamed, and here the other one alone does it
-        return found
-
-    @property
-    def _completes(self) -> bool:
-        """Whether the saga completes without faults, in the order that the engine takes."""
-        return self.clean is None or self.clean.status is SagaStatus.COMPLETED
-
-    async def _lost_edge(self, tree: Tree, root: Branch, path: Path) -> list[Outcome]:
-        """Return the run without faults in an order of the steps in which one of them fails."""
-        outcome = await self._walked(tree, root, path)
-        finding = fails_out_of_order(self.model, outcome.events, () if self.clean is None else self.clean.events)
-        if finding is None:
-            return []
-        evidence = replace(outcome.evidence, noticed=(finding,))
-        again = outcome.reproduce
-        return [Outcome(evidence, outcome.world_changes, again, None, outcome.world_after, outcome.plan)]
-
-    def _noticed(self, tree: Tree) -> dict[Found, Finding]:
-        return noticed(tree.effects, self.model)
-
-    async def _failures(self, tree: Tree, root: Branch, found: dict[Found, Any]) -> list[Outcome]:
-        places = tree.places
-        paths = {key: path for key, path in found.items() if isinstance(path, Path)}
-        outcomes: dict[tuple[Any, ...], Outcome] = {}
-        for key in sorted(paths, key=lambda one: rank(paths[one].faults, places)):
-            path = paths[key]
-            outcome = outcomes.get((path.faults, None)) or await self._trial(FaultPlan(path.faults), closely=True)
-            place: Found | None = None
-            if not any((finding.verdict, finding.step) == key for finding in outcome.findings):
-                outcome, place = await self._walked(tree, root, path), key  # the plan in another order
-            if outcome.findings:
-                outcomes[path.faults, place] = outcome
-        failures = list(outcomes.values())
-        shown = {(finding.verdict, finding.step) for outcome in failures for finding in outcome.findings}
-        seen = {key: finding for key, finding in found.items() if isinstance(finding, Finding) and key not in shown}
-        if seen:
-            failures += await self._shown(seen)
-        order = list(Verdict)
-        return sorted(failures, key=lambda outcome: order.index(outcome.verdict))
-
-    async def _shown(self, seen: dict[Found, Finding]) -> list[Outcome]:
-        """Return runs that show what was noticed at single calls: of an action without faults, or of a rollback."""
-        clean = self.clean or await self._trial(NO_FAULTS)
-        left, outcomes = dict(seen), []
-        plans = [] if self.clean is None or self.clean.status is not SagaStatus.COMPLETED else turning_back(self.model)
-        here = {(finding.verdict, finding.step) for finding in clean.findings}
-        for plan in plans:
-            if left.keys() <= here:
-                break
-            outcome = await self._trial(plan, closely=True)
-            found = left.keys() & {(finding.verdict, finding.step) for finding in outcome.findings}
-            if found - here:
-                outcomes.append(outcome)
-                left = {key: finding for key, finding in left.items() if key not in found}
-        if left:
-            evidence = replace(clean.evidence, noticed=tuple(left.values()))
-            outcomes.append(Outcome(evidence, clean.world_changes, clean.reproduce, clean.exception))
-        return outcomes
-
-    async def _walked(self, tree: Tree, root: Branch, path: Path) -> Outcome:
-        """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
-        end = await tree.walk(root, path)
-        plan = FaultPlan(path.faults)
-        evidence = tree.ends.evidence(end, plan)
-        changes = self.worlds.changes(self.initial, end.world)
-        again = self.search.again or self.subject.reproduce
-        return Outcome(evidence, changes, again, None, self.worlds.reading(end.world), plan)
-
     def _exploration(self, tree: Tree, summary: Summary, failures: list[Outcome]) -> Exploration:
         applicable = self.scripts.pairs()
         plans = sum(summary.counts)
@@ -373,12 +263,12 @@ class Forked:
         not_run: dict[str, str] = {}
         stopped = ""
         if tree.spent:
-            stopped = not_run["*"] = used_up(self.executions)
+            stopped = not_run["*"] = used_up(self.runs.executions)
         else:
             possible = max(plans, possible)
             not_run = {f"{step}@{kind}": self._why(step, kind) for step, kind in sorted(applicable - checked)}
-            if not_run and self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
-                not_run["*"] = why_it_ends(self.clean)
+            if not_run and self.runs.clean is not None and self.runs.clean.status is not SagaStatus.COMPLETED:
+                not_run["*"] = why_it_ends(self.runs.clean)
             elif self.fails_alone:
                 not_run["*"] = self.fails_alone
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
@@ -393,18 +283,18 @@ class Forked:
             depth=self.search.depth,
             plans=plans,
             possible=possible,
-            executions=self.executions,
+            executions=self.runs.executions,
             orders=summary.beside,
-            outcomes=(*([self.clean] if self.clean is not None else []), *failures),
+            outcomes=(*([self.runs.clean] if self.runs.clean is not None else []), *failures),
             failures=tuple(failures),
             checked=checked,
             unsound=frozenset(tree.unsound),
             applicable=applicable,
-            blind=compensated & called - tree.effects.seen_by_world.keys() if self.subject.world else frozenset(),
+            blind=compensated & called - tree.effects.seen_by_world.keys() if self.runs.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,
-            notes=(*self.hidden.sentences, *self.two_orders, *self._by_order(tree)),
+            notes=(*self.runs.hidden.sentences, *self.two_orders, *self._by_order(tree)),
         )
 
     def _by_order(self, tree: Tree) -> tuple[str, ...]:
@@ -416,39 +306,9 @@ class Forked:
         return (f"steps in another order leave another world ({changes}): declare depends_on if they must not",)
 
     def _why(self, step: str, kind: str) -> str:
-        if self.clean is not None and self.clean.status is not SagaStatus.COMPLETED:
-            return why_it_ends(self.clean)
+        if self.runs.clean is not None and self.runs.clean.status is not SagaStatus.COMPLETED:
+            return why_it_ends(self.runs.clean)
         return f"no run got to where {step}@{kind} strikes"
-
-
-def runs_differ(one: Outcome, other: Outcome) -> str:
-    """Say where the traces of two runs without faults differ first, or return `""`."""
-    for line, instead in zip_longest(one.trace, other.trace, fillvalue="(nothing)"):
-        if line != instead:
-            return f"two runs without faults differ, first at: {line!r}, then {instead!r}"
-    return ""
-
-
-def worlds_differ(changes: Sequence[Change]) -> str:
-    """Say how the worlds differ that two runs without faults leave."""
-    return f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})"
-
-
-def turning_back(model: SagaModel) -> list[FaultPlan]:
-    """Return the plans under which the most is undone: each pivot fails, or the end of the saga does."""
-    pivots = [step.name for step in model.steps if step.pivot]
-    return [FaultPlan((Fault(name, "before"),)) for name in pivots or [END]]
-
-
-def why_it_ends(clean: Outcome) -> str:
-    """Say how a run without faults ended that did not complete."""
-    state = clean.evidence.state
-    return f"without faults the saga ends {clean.status.value} at {state.failed_step!r} ({state.error})"
-
-
-def why_it_fails(clean: Outcome, subject: Subject) -> str:
-    """Say the same of a run that did not complete, unless it failed where it was recorded to: then return `""`."""
-    return "" if clean.evidence.state.failed_step == subject.fails_at else why_it_ends(clean)
 
 
 @contextmanager

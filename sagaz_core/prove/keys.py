@@ -67,6 +67,7 @@ def backward_key(at: Branch, left: int, ordered: bool) -> tuple[Any, ...]:
         worlds.whole_key(at.world) if late else worlds.key(at.world),
         tuple([sight for sight, _ in late]),
         struck,
+        at.spoilt,
         at.undone if effects.undone_read else None,
     )
 

@@ -10,14 +10,17 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.prove.disorder import came_first
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from sagaz_core.events import Event
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.ledger import Entry
     from sagaz_core.prove.outcome import Outcome
-    from sagaz_core.prove.trial import Subject
+    from sagaz_core.prove.trial import Subject, Trial
     from sagaz_core.prove.world import Change, Reading, World
 
     Run = Callable[["Subject"], "Awaitable[Outcome]"]
@@ -28,30 +31,36 @@ class Reference:
 
     def __init__(self, subject: Subject, model: SagaModel, run: Run) -> None:
         self._subject = subject
+        self._model = model
         self._linear = model.linear
         self._run = run
 
-    async def changes(
-        self, before: Reading, known: Reading, after: Reading, entries: Sequence[Entry]
-    ) -> tuple[Change, ...]:
+    async def changes(self, before: Reading, known: Reading, after: Reading, run: Trial) -> tuple[Change, ...]:
         """Return where the world after a run differs from what it is without faults.
 
-        `before` is the world to begin in, `known` what a run without faults has left, `after` what is to be compared.
+        `before` is the world to begin in, `known` what a run without faults has left, `after` what is to be compared. A
+        run in which a step has not read what it reads without faults, because it came sooner or later, is not.
         """
         world = self._subject.world
         assert world is not None
-        first = known if self._linear else await self._left(world, before, entries)
-        second = await self._left(world, before, entries)
+        first = known
+        if not self._linear:
+            first, events = await self._left(world, before, run.ledger.entries)
+            fights = run.pairs(self._model)
+            if came_first(events, fights) != came_first(run.events, fights):
+                world.restore(after)
+                return ()
+        second, _ = await self._left(world, before, run.ledger.entries)
         world.restore(after)
         unstable = {change.where for change in world.changes(first, second)}
         return tuple(change for change in world.changes(second, after) if change.where not in unstable)
 
-    async def _left(self, world: World, before: Reading, entries: Sequence[Entry]) -> Reading:
+    async def _left(self, world: World, before: Reading, entries: Sequence[Entry]) -> tuple[Reading, Sequence[Event]]:
         world.restore(before)
         turns = () if self._linear else (Turns(entries),)
         interceptors = (*turns, *self._subject.interceptors)
-        await self._run(replace(self._subject, interceptors=interceptors, calls=None, oldest_first=False))
-        return await world.read()
+        outcome = await self._run(replace(self._subject, interceptors=interceptors, calls=None, oldest_first=False))
+        return await world.read(), outcome.events
 
 
 class Turns:

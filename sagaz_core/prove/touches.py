@@ -62,6 +62,11 @@ class Touches:
             return None
         return {where for call in self._calls if call.step == step for where in call.changes}
 
+    def changed_last(self, step: str) -> bool:
+        """Whether the last call of the step's action was seen to change anything."""
+        calls = [call for call in self._calls if call.step == step and not call.undo]
+        return bool(calls) and bool(calls[-1].changes)
+
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         """Return the steps whose compensation has not put these places right, as far as that can be said."""
         found = (self._culprit(change.where) for change in left)

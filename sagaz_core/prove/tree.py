@@ -347,6 +347,8 @@ class Tree:
         while moves is not None:
             move, moves = moves
             at = await self._moved(at.fork(), move)
+        while at.undoing is not None and at.undoing.todo:  # a path may end where the saga turns back
+            at = await self._moved(at.fork(), _STRAIGHT)
         if not at.state.status.ended:
             await at.end()
         return at

@@ -13,6 +13,7 @@ from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import CannotStoreError, PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
+from sagaz_core.prove.endless import NeverEndsError
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.fights import Fights
 from sagaz_core.prove.ledger import Ledger
@@ -21,13 +22,12 @@ from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.reference import Reference
 from sagaz_core.prove.round_trip import not_kept
 from sagaz_core.prove.touches import Touches
-from sagaz_core.prove.watch import NeverEndsError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 from sagaz_core.virtual_time import clock_of_loop, sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.clock import Clock
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
+    from sagaz_core.prove.unordered import Fight
     from sagaz_core.prove.verdict import Finding
     from sagaz_core.prove.watch import Calls
     from sagaz_core.prove.world import Reading, World
@@ -55,7 +56,8 @@ class Subject:
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
     step at which the saga is known to fail without any fault. `clock` is the loop's unless another one is given.
-    `closely`: the fakes are looked at around each call, so that it is known whose is what is left.
+    `closely`: the fakes are looked at around each call, so that it is known whose is what is left. `fights` are pairs
+    of steps that another run has shown to fight over a key.
     """
 
     make: Callable[[], Any]
@@ -70,6 +72,7 @@ class Subject:
     calls: Calls | None = None
     fails_at: str | None = None
     closely: bool = True
+    fights: Collection[Fight] = ()
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -194,7 +197,8 @@ class Trial:
                 reference_changes = world.changes(reference, after)
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
-                    reference_changes = await again.changes(before, reference, after, self.ledger.entries)
+                    reference_changes = await again.changes(before, reference, after, self)
+        noticed = (*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events))
         evidence = Evidence(
             model=model,
             plan=plan,
@@ -213,7 +217,9 @@ class Trial:
             fails_at=subject.fails_at,
             endless=self.endless,
             touched=self.touches,
-            noticed=(*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events)),
+            noticed=noticed,
+            fights=self.pairs(model),
+            spoilt=self._spoilt(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
@@ -232,6 +238,17 @@ class Trial:
 
     def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
         return () if self.fights is None else self.fights.findings(self.events, model)
+
+    def pairs(self, model: SagaModel) -> frozenset[Fight]:
+        """Return the steps that fight over a key, as far as is known now."""
+        return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs(model))
+
+    def _spoilt(self) -> frozenset[str]:
+        late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
+        if not late or self.touches is None:
+            return frozenset()
+        happened = {entry.step: entry.happened for entry in self.ledger.entries if not entry.undo}  # of the last call
+        return frozenset(step for step in late if not happened.get(step, True) and self.touches.changed_last(step))
 
     def _options(self) -> RunOptions:
         return RunOptions(

@@ -5,17 +5,19 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from sagaz_core.events import Event, StepFailed, StepSucceeded
+from sagaz_core.events import Event, StepFailed, StepStarted, StepSucceeded
 from sagaz_core.prove.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.effects import Effects
     from sagaz_core.prove.fights import Fights
     from sagaz_core.prove.summary import Found
 
+Fight = tuple[str, str]
+"""A step that reads a key of the context, and another one that writes it, with nothing that orders them."""
 
 MOST_WAYS = 8192
 
@@ -49,9 +51,9 @@ def ways(model: SagaModel, limit: int) -> int:
     return found
 
 
-def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]:
-    """Return what was seen of steps that nothing orders: one reads what the other writes."""
-    found: dict[Found, Finding] = dict(effects.noticed)
+def fights(effects: Effects | Fights, model: SagaModel) -> dict[Fight, list[str]]:
+    """Return which step reads which keys that another one writes, where nothing orders the two."""
+    found: dict[Fight, list[str]] = {}
     writers: dict[str, set[str]] = {}
     for writer, written in effects.writes.items():
         for key in written:
@@ -59,36 +61,68 @@ def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]
     for reader, keys in effects.reads.items():
         if not _unordered(reader, keys, writers, model):
             continue
-        for writer, written in effects.writes.items():
-            if reader == writer or reader in model.ancestors[writer] or writer in model.ancestors[reader]:
-                continue
-            for key in sorted(keys & written):
-                found.setdefault(
-                    (Verdict.OUT_OF_ORDER, reader),
-                    Finding(
-                        Verdict.OUT_OF_ORDER,
-                        reader,
-                        f"{reader!r} reads {key!r}, which {writer!r} writes, and nothing says which comes first",
-                        f"declare depends_on={writer!r} at step {reader!r}",
-                    ),
-                )
+        for writer in model.order:
+            common = keys & effects.writes.get(writer, frozenset())
+            if common and _side_by_side(model, reader, writer):
+                found[reader, writer] = sorted(common)
     return found
 
 
-def fails_out_of_order(model: SagaModel, events: Sequence[Event], completing: Sequence[Event]) -> Finding | None:
-    """Say of which other steps it hangs that a step fails, in one order of the steps, which in another completes."""
-    done = _succeeded(events)
-    failed = next((event for event in reversed(events) if isinstance(event, StepFailed)), None)
-    if failed is None:
+def _says(one: Fight, other: Fight, model: SagaModel) -> bool:
+    """Whether the second pair is ordered too, once the first one is."""
+    (reader, writer), (later, sooner) = one, other
+    return (
+        one != other and later in {reader, *model.descendants[reader]} and sooner in {writer, *model.ancestors[writer]}
+    )
+
+
+def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]:
+    """Return what was seen of steps that nothing orders: one reads what the other writes."""
+    found: dict[Found, Finding] = dict(effects.noticed)
+    written: dict[str, dict[str, str]] = {}
+    pairs = fights(effects, model)
+    for (reader, writer), keys in pairs.items():
+        if not any(_says(other, (reader, writer), model) for other in pairs):
+            written.setdefault(reader, {})[writer] = keys[0]
+    for reader, keys_by_writer in written.items():
+        what = ", and ".join(f"{key!r}, which {writer!r} writes" for writer, key in keys_by_writer.items())
+        needed = list(keys_by_writer)
+        found[Verdict.OUT_OF_ORDER, reader] = Finding(
+            Verdict.OUT_OF_ORDER,
+            reader,
+            f"{reader!r} reads {what}, and nothing says which comes first",
+            f"declare depends_on={(needed[0] if len(needed) == 1 else needed)!r} at step {reader!r}",
+        )
+    return found
+
+
+def fails_out_of_order(
+    model: SagaModel,
+    events: Sequence[Event],
+    completing: Sequence[Event] = (),
+    *,
+    delayed: Set[str] = frozenset(),
+    fights: Collection[Fight] = (),
+) -> Finding | None:
+    """Say of which other steps it hangs that a step fails, in one order of the steps, which in another completes.
+
+    `completing` is what happened in that one; without it steps are taken to come in the model's order, and those before
+    the one that fails that were `delayed`. One that it has `fights` with is said rather than another.
+    """
+    failures = [event for event in events if isinstance(event, StepFailed)]
+    failed = next((event for event in failures if event.final), failures[-1] if failures else None)
+    if failed is None or failed.step is None:
         return None  # it did not fail again: it is not for their order
-    beside = {name for name in model.order if _side_by_side(model, name, failed.step)}
-    first = set(takewhile(lambda name: name != failed.step, _succeeded(completing) or model.order))
-    missing = [name for name in model.order if name in beside & first and name not in done]
-    others = missing or [name for name in model.order if name in beside - first and name in done]
+    done = _succeeded(takewhile(lambda event: not _starts(event, failed), events))
+    beside = [name for name in model.order if _side_by_side(model, name, failed.step)]
+    read = [name for name in beside if (failed.step, name) in fights and name not in done]
+    first = {*takewhile(lambda name: name != failed.step, _succeeded(completing) or model.order), *delayed}
+    missing = read or [name for name in beside if name in first and name not in done]
+    others = missing or [name for name in beside if name not in first and name in done]
     if not others:
         return None  # it is not for their order
     when, names = "before" if missing else "after", " and ".join(map(repr, others))
-    later, sooner = (failed.step, others[0]) if missing else (others[0], failed.step)
+    later, sooner = (failed.step, others[-1]) if missing else (others[0], failed.step)
     return Finding(
         Verdict.OUT_OF_ORDER,
         failed.step,
@@ -97,7 +131,11 @@ def fails_out_of_order(model: SagaModel, events: Sequence[Event], completing: Se
     )
 
 
-def _succeeded(events: Sequence[Event]) -> list[str]:
+def _starts(event: Event, failed: StepFailed) -> bool:
+    return isinstance(event, StepStarted) and (event.step, event.attempt) == (failed.step, failed.attempt)
+
+
+def _succeeded(events: Iterable[Event]) -> list[str]:
     return [event.step for event in events if isinstance(event, StepSucceeded)]
 
 

@@ -1,35 +1,25 @@
-"""Noticing a step that never ends: it waits for what never comes, is tried for ever, or never yields.
-
-What never yields is a loop of its own, which no timeout and no event loop can end.
-"""
+"""Noticing a step that never ends: it waits for what never comes, is tried for ever, or never yields."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagaz_core.errors import SagazError
 from sagaz_core.prove.effects import Stopped
+from sagaz_core.prove.endless import IgnoresCancellationError, NeverEndsError
 from sagaz_core.prove.held import Held
-from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.patience import watched
 from sagaz_core.virtual_time import VirtualClockLoop, WaitingTask
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from sagaz_core.errors import DeadlockError
     from sagaz_core.interceptor import Proceed, StepCall
     from sagaz_core.prove.effects import Effects
     from sagaz_core.prove.trial import Subject
-
-PATIENCE = 60.0
-"""Real seconds that one call may keep the event loop for itself."""
 
 MOST_TURNS = 1_000_000
 """How often the loop may go round within one call."""
@@ -37,40 +27,11 @@ MOST_TURNS = 1_000_000
 MOST_ATTEMPTS = 10_000
 """How often one operation may be tried in a run."""
 
-_TICK = 1.0
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PATIENT = 3  # a call may take its cancelling for an error, and go on
 _TURNS_TO_END = 10_000  # and as many turns of the loop it has each time to end
 
 T = TypeVar("T")
-
-
-class NeverEndsError(SagazError):
-    """A call never ends; the message names it (`call`)."""
-
-    advice = "give the step a timeout, or fewer retries"
-
-    def __init__(self, message: str, call: str = "", step: str | None = None) -> None:
-        super().__init__(message)
-        self.call = call
-        self.step = step
-
-    @property
-    def finding(self) -> Finding:
-        """What is said of a run that was given up for it."""
-        return Finding(Verdict.ENDLESS, self.step, str(self), self.advice)
-
-
-class IgnoresCancellationError(NeverEndsError):
-    """A call never ends, and goes on when it is cancelled, so that a timeout would not end it."""
-
-    advice = "let asyncio.CancelledError out of the step (clean up, and raise it again): else no timeout ends it"
-
-
-class NeverYieldsError(NeverEndsError):
-    """A step kept the event loop for itself for too long; the message names it, and says what to do."""
-
-    advice = ""
 
 
 class Calls:
@@ -92,6 +53,7 @@ class Calls:
         self._steps: dict[str, str] = {}  # of each call by its name
         self.made = 0
         self.under_way: dict[str, Held] = {}
+        self._busy: set[str] = set()
         self.search: Effects | None = None
 
     @property
@@ -110,14 +72,22 @@ class Calls:
         name = f"the {call.kind} of step {call.step!r}"
         if name in self._endless:
             raise Stopped(self._endless[name])
-        if self._loop is not None:
-            self._loop.count_turns_anew()
         self._steps[name] = call.step
         self.under_way[name] = held = Held(proceed())
+        pushes = self._count_turns_anew()
         try:
             return await held
         finally:
+            if self._loop is not None and self._loop.pushes != pushes:
+                self._busy.add(name)
             self.under_way.pop(name, None)
+
+    def _count_turns_anew(self) -> int:
+        """Count from now; a call that was seen to poll until it was ended needs no patience the next time."""
+        if self._loop is None:
+            return 0
+        self._loop.count_turns_anew(busy=not self._busy.isdisjoint(self.under_way))
+        return self._loop.pushes
 
     def current(self) -> tuple[int, str]:
         """Return how many calls were made, and which one is being made, or `""`."""
@@ -200,9 +170,12 @@ class Calls:
 
 @contextmanager
 def watched_calls(subject: Subject) -> Iterator[Subject]:
-    """Give back what is to be run once, with its calls watched: one that never ends is named, and the run is judged."""
+    """Give back what is to be run, with its calls watched: one that never ends is named, and the run is judged.
+
+    In real time steps may wait for long, and nothing is watched.
+    """
     calls = Calls(asyncio.get_running_loop())
-    with calls.bounded():
+    with calls.bounded(), watched(calls.current) if calls.of_runs else nullcontext():
         yield replace(subject, calls=calls)
 
 
@@ -218,58 +191,3 @@ def tried_too_often(kind: str, step: str) -> NeverEndsError:
     """Return the error for an operation that goes on being tried."""
     name = f"the {kind} of step {step!r}"
     return NeverEndsError(f"{name} was tried {MOST_ATTEMPTS:,} times in one run, and goes on", name, step)
-
-
-@contextmanager
-def watched(call: Callable[[], tuple[int, str]], patience: float = PATIENCE) -> Iterator[None]:
-    """Raise `Stopped` by a `NeverYieldsError` in what runs, when `call()` gives the same number for so many seconds.
-
-    `call` returns how many calls were made, and which one is being made (or `""`). Only in the main thread of a system
-    that has interval timers, and only if nobody else uses their signal; elsewhere it watches nothing.
-    """
-    if not _can_watch():
-        yield
-        return
-    seen = (-1, "")
-    since = 0.0
-    looking = False
-
-    def look(_: int, frame: FrameType | None) -> None:
-        nonlocal seen, since, looking
-        if looking:
-            return  # the machine is so busy that a look takes longer than until the next one
-        looking = True
-        now = call()
-        looking = False
-        since = since + _TICK if now == seen and now[1] and not _waits(frame) else 0.0
-        seen = now
-        if since >= patience:
-            since = 0.0
-            raise Stopped(
-                NeverYieldsError(
-                    f"{now[1]} did not yield for {patience:g} s: let it await what it waits for, or run it in a thread "
-                    f"(asyncio.to_thread)",
-                    now[1],
-                )
-            )
-
-    before = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _waits(frame: FrameType | None) -> bool:
-    """Whether the loop itself waits, for a thread: then what is under way has yielded."""
-    return frame is not None and frame.f_code is VirtualClockLoop._wait_for_wake.__code__
-
-
-def _can_watch() -> bool:
-    return (
-        hasattr(signal, "setitimer")
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, signal.SIG_IGN)
-    )

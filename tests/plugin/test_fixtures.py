@@ -560,6 +560,43 @@ def test_a_saga_that_does_not_end_fails_the_test_unless_it_looks_at_the_verdict(
     )
 
 
+GREEDY = """
+    from sagaz_core.prove import patience
+
+    patience.PATIENCE, patience._TICK = 0.05, 0.01
+
+    class Greedy(shop.Order):
+        saga_name = "greedy"
+
+        @shop.action("ship")
+        async def ship(self, ctx):
+            while True:
+                pass
+
+    def test_runs(sagaz):
+        sagaz.run(Greedy, CONTEXT)
+
+    @pytest.mark.saga_matrix(Greedy, CONTEXT, kinds="before")
+    def test_matrix(saga_case):
+        saga_case.run().assert_sound()
+"""
+
+
+def test_a_step_that_never_yields_is_named_in_each_run(shop: Shop) -> None:
+    result = test(shop, GREEDY)
+    result.assert_outcomes(failed=2, passed=3)
+    result.stdout.fnmatch_lines(
+        ["*ENDLESS*: the action of step 'ship' did not yield for 0.05 s: let it await what it *"]
+    )
+
+
+def test_where_pytest_timeout_watches_a_test_it_is_left_to_that(shop: Shop) -> None:
+    pytest.importorskip("pytest_timeout")
+    result = test(shop, GREEDY.replace("0.05, 0.01", "0.3, 0.01"), "--timeout=0.6", "-k", "test_runs")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Failed: Timeout*0.6*"])
+
+
 def test_exploring_a_saga_that_fails_by_itself_is_not_sound_and_one_run_of_it_is(shop: Shop) -> None:
     result = test(
         shop,

@@ -11,7 +11,8 @@ from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
 from sagaz_core import FaultPlan, Saga, StepRejected, World, explore
 from sagaz_core.faults.kinds import KINDS
-from sagaz_core.prove.explorer import Search, explore_subject
+from sagaz_core.prove.explorer import explore_subject
+from sagaz_core.prove.search import Search
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 

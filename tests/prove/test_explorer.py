@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +20,9 @@ from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import SagaModel, StepModel
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import mutants
-from sagaz_core.prove.explorer import Search, aexplore, explore_subject
+from sagaz_core.prove.explorer import aexplore, explore_subject
 from sagaz_core.prove.scripts import Scripts, plan_counts
+from sagaz_core.prove.search import Search
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.prove.unordered import every_order
 from sagaz_core.virtual_time import run
@@ -250,7 +252,8 @@ async def judged_from_the_start(
 ) -> tuple[int, dict[tuple[str, Any], FaultPlan]]:
     model = (await saga.prepare()).model
     saved, subject = world.save(), Subject(lambda: saga, context, world=world)
-    reference = (await run_trial(subject)).world_after
+    clean = await run_trial(subject)
+    reference, subject = clean.world_after, replace(subject, fights=clean.evidence.fights)
     found: dict[tuple[str, Any], FaultPlan] = {}
     count, not_idempotent = 0, set()
     for plan in sorted(plans_of(model, depth), key=lambda plan: len(plan.faults)):

@@ -66,3 +66,72 @@ def test_a_search_has_it_come_when_a_run_does(policy: str) -> None:
         outcome = run(run_trial(Subject(lambda made=saga: made, world=world), FaultPlan.parse(plan)))
         assert (verdict, step) in {(one.verdict, one.step) for one in outcome.findings}
     assert found["merged"] == found["tree"]
+
+
+def booking(*, in_doubt: Any = "compensate", refuses: bool = False, always: bool = False) -> tuple[Saga[Any], World]:
+    """A saga whose second step raises an error when it had its effect: always, or once its compensation has run."""
+    desk: dict[str, Any] = {"booked": {}, "closed": []}
+    world = World()
+    world.fake(desk, "desk", append_only=["closed"])
+
+    async def book(ctx: Any) -> None:
+        if refuses and desk["closed"]:
+            raise RuntimeError("closed")
+        desk["booked"]["seat"] = 1
+        if always or desk["closed"]:
+            raise RuntimeError("too late")
+
+    async def unbook(ctx: Any) -> None:
+        desk["booked"].pop("seat", None)
+        desk["closed"].append("seat")
+
+    saga: Saga[Any] = Saga("booking").add_step("look", lambda ctx: None, lambda ctx: None, in_doubt="compensate")
+    return saga.add_step("book", book, unbook, timeout=5.0, in_doubt=in_doubt), world
+
+
+MODES = pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+
+
+@MODES
+@pytest.mark.parametrize("always", [False, True])
+def test_an_action_that_comes_late_and_fails_after_its_effect_is_what_is_to_be_changed(mode: str, always: bool) -> None:
+    saga, world = booking(always=always)
+    (outcome,) = explore(saga, world=world, mode=mode).failures
+    (finding,) = outcome.findings
+    assert (str(outcome.plan), finding.verdict.value, finding.step) == ("book@late", "ORPHAN", "book")
+    assert finding.sentence == (
+        "the saga says rolled back, but the world is not as it was (desk.booked.seat: (nothing) -> 1): "
+        "'book' came late, changed it and failed"
+    )
+    assert finding.advice == (
+        "let the action refuse, before it has its effect, once its compensation has run: keep a mark under the same "
+        "key (a tombstone)"
+    )
+
+
+@MODES
+@pytest.mark.parametrize("always", [False, True])
+def test_one_that_refuses_before_its_effect_is_sound(mode: str, always: bool) -> None:
+    saga, world = booking(refuses=True, always=always)
+    assert explore(saga, world=world, mode=mode).failures == ()
+
+
+def test_one_whose_compensation_does_not_run_in_doubt_is_told_that_it_must() -> None:
+    saga, world = booking(in_doubt="ignore")
+    outcome = run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("book@late")))
+    assert outcome.findings[0].advice.startswith(
+        "declare in_doubt=\"compensate\" at step 'book', and let the action refuse, before it has its effect, once"
+    )
+
+
+def test_of_probes_it_is_said_what_it_may_be() -> None:
+    saga, world = booking()
+    probed = World()
+    probed.probe("desk", lambda: world.save()["desk"]["booked"])
+    outcome = run(run_trial(Subject(lambda: saga, world=probed), FaultPlan.parse("book@late")))
+    (finding,) = outcome.findings
+    assert (finding.verdict.value, finding.step) == ("LIE", None)
+    assert finding.advice.endswith(
+        "once its compensation has run (book came late, and failed); or else let each compensation take back all that "
+        "its action did, and nothing else"
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from sagaz_core import FaultPlan, Saga, StepRejected
 from sagaz_core.prove.trial import Subject, run_trial
-from sagaz_core.virtual_time import VirtualRunner
+from sagaz_core.virtual_time import VirtualRunner, run
 
 
 async def nothing(ctx: Any) -> None:
@@ -59,3 +59,24 @@ def check_garbage(text: str, last: Any) -> None:
             assert gc.collect() == 0
         finally:
             gc.enable()
+
+
+def test_while_a_step_waits_for_its_retry_those_beside_it_begin_and_those_behind_them() -> None:
+    called: list[str] = []
+
+    def act(name: str, fails: bool = False) -> Any:
+        async def action(ctx: Any) -> None:
+            called.append(name)
+            if fails and called.count(name) == 1:
+                raise OSError("once")
+
+        return action
+
+    saga: Saga[Any] = Saga("beside")
+    saga.add_step("first", act("first"), depends_on=[])
+    saga.add_step("again", act("again", fails=True), depends_on=[], retries=1)
+    saga.add_step("beside", act("beside"), depends_on=[])
+    saga.add_step("behind", act("behind"), depends_on=["first"])
+    run(run_trial(Subject(lambda: saga)))
+    assert called[:2] == ["first", "again"]
+    assert (sorted(called[2:4]), called[4:]) == (["behind", "beside"], ["again"])

@@ -8,16 +8,21 @@ import threading
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from queue import SimpleQueue
+from types import FunctionType
 from typing import Any
 
 import pytest
 
-from sagaz_core import Saga, World, explore
+from sagaz_core import Outcome, Saga, World, explore
 from sagaz_core.errors import UsageError
-from sagaz_core.prove import branch, explorer, watch
+from sagaz_core.prove import branch, explorer, patience, watch
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.effects import Stopped
-from sagaz_core.prove.watch import NeverEndsError, NeverYieldsError, watched
+from sagaz_core.prove.endless import NeverEndsError, NeverYieldsError
+from sagaz_core.prove.patience import watched
+from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.prove.watch import watched_calls
+from sagaz_core.virtual_time import VirtualClockLoop, run
 
 TICK = 0.001
 
@@ -25,7 +30,7 @@ TICK = 0.001
 @pytest.fixture(autouse=True)
 def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Look a thousand times a second, and leave nothing behind."""
-    monkeypatch.setattr(watch, "_TICK", TICK)
+    monkeypatch.setattr(patience, "_TICK", TICK)
     before = signal.getsignal(signal.SIGALRM)
     yield
     assert signal.getsignal(signal.SIGALRM) is before
@@ -94,6 +99,73 @@ def test_a_step_of_an_explored_saga_is_named(mode: str, quiet_runs: int, monkeyp
     assert said.startswith("the action of step 'greedy' did not yield for 0.005 s: let it await")
     assert mode == "packed" or exploration.reason == said
     assert desk == {"runs": 0}
+
+
+def run_once(saga: Saga[Any]) -> Outcome:
+    async def main() -> Outcome:
+        with watched_calls(Subject(lambda: saga)) as subject:
+            return await run_trial(subject)
+
+    return run(main())
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_a_step_is_named_in_a_single_run_too(undo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 5 * TICK)
+    saga: Saga[Any] = Saga("spins")
+    saga.add_step("greedy", fails if undo else lambda ctx: spin(), lambda ctx: spin(), in_doubt="compensate")
+    (finding,) = run_once(saga).findings
+    assert (finding.verdict.value, finding.step) == ("ENDLESS", "greedy")
+    what = "compensation" if undo else "action"
+    assert finding.sentence.startswith(f"the {what} of step 'greedy' did not yield for 0.005 s: let it await what it ")
+
+
+def test_a_run_in_real_time_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", 5 * TICK)
+    looked: list[object] = []
+
+    async def act(ctx: Any) -> None:
+        looked.append(signal.getitimer(signal.ITIMER_REAL))
+
+    async def main() -> Outcome:
+        saga: Saga[Any] = Saga("patient").add_step("a", act)
+        with watched_calls(Subject(lambda: saga)) as subject:
+            return await run_trial(subject)
+
+    assert asyncio.run(main()).findings == ()
+    assert looked == [(0.0, 0.0)]
+
+
+def test_a_person_who_debugs_a_step_may_take_long() -> None:
+    looked = 0
+
+    def call() -> tuple[int, str]:
+        nonlocal looked
+        looked += 1
+        return 1, "the action of step 'a'"
+
+    def interaction() -> None:
+        while looked < 20:
+            pass
+
+    at_the_prompt = FunctionType(interaction.__code__, {"__name__": "pdb"}, closure=interaction.__closure__)
+    with watched(call, patience=3 * TICK):
+        at_the_prompt()
+
+
+def test_a_timer_that_a_step_sets_for_itself_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(*_: object) -> None: ...
+
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        with watched(lambda: (1, "the action of step 'a'")):
+            signal.signal(signal.SIGALRM, theirs)
+            signal.setitimer(signal.ITIMER_REAL, 3600)
+        assert signal.getsignal(signal.SIGALRM) is theirs
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 3000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_steps_side_by_side_are_watched_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +247,45 @@ def test_a_step_with_a_timeout_ends() -> None:
     saga, world = ending(waits_for_ever, timeout=5)
     exploration = explore(saga, world=world)
     assert (exploration.mode, exploration.failures) == ("merged", ())
+
+
+def polling(seconds: float) -> Any:
+    async def poll(ctx: Any) -> None:
+        while True:  # noqa: ASYNC110  # that is what it is about
+            await asyncio.sleep(seconds)
+
+    return poll
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+@pytest.mark.parametrize("seconds", [0, 0.001])
+def test_a_step_that_polls_under_a_timeout_ends_by_it_and_never_comes_when_it_is_late(
+    seconds: float, mode: str
+) -> None:
+    saga, world = ending(polling(seconds), timeout=5)
+    exploration = explore(saga, world=world, mode=mode)
+    assert (exploration.mode, exploration.failures) == (mode, ())
+    assert mode == "merged" or "b@late" in {str(outcome.plan) for outcome in exploration.outcomes}
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_one_that_keeps_time_from_moving_is_waited_for_at_length_only_once(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MOST_TURNS", 80_000)
+    turns, turn = 0, VirtualClockLoop._run_once
+
+    def counted(loop: VirtualClockLoop) -> None:
+        nonlocal turns
+        turns += 1
+        turn(loop)
+
+    monkeypatch.setattr(VirtualClockLoop, "_run_once", counted)
+    saga, world = ending(polling(0), timeout=5)
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.executions > 10
+    # An eighth of them until it is clear that it polls, with a fork of the saga and without; then a thousandth a call.
+    assert 10_000 < turns < 30_000
 
 
 def test_one_of_several_steps_side_by_side_never_ends() -> None:
