@@ -29,7 +29,8 @@ class Evidence:
     was found before any judgement. `oldest_first`: what nothing orders was undone in that order. `fails_at`: the step
     that fails without any fault too, if one does. `endless` is what never ended, for which the run was given up.
     `touched` knows which places of the world the steps have changed. `fights`: pairs of steps that nothing orders,
-    though the first one reads what the other one writes. `spoilt` steps had their action come late, change the world and fail.
+    though the first one reads what the other one writes. `spoilt` steps had their action come late,
+    change the world and fail.
     """
 
     model: SagaModel
