@@ -62,7 +62,7 @@ def chains(count: int, length: int, policy: str = "continue_on_error", retries: 
     return saga, world
 
 
-def noop(steps: int) -> Saga[Any]:
+def noop(steps: int, retries: int = 0) -> Saga[Any]:
     """Return a saga that does nothing."""
     saga: Saga[Any] = Saga("noop")
 
@@ -70,7 +70,7 @@ def noop(steps: int) -> Saga[Any]:
         return None
 
     for i in range(steps):
-        saga.add_step(f"s{i}", nothing, nothing, retries=2, in_doubt="compensate")
+        saga.add_step(f"s{i}", nothing, nothing, retries=retries, in_doubt="compensate")
     return saga
 
 
@@ -88,22 +88,24 @@ def search(what: str, made: tuple[Saga[Any], World], depth: int) -> None:
     row(what, exploration.plans, exploration.executions, time.process_time() - began)
 
 
-def naive() -> None:
-    """Run every plan of one fault of a no-op saga from its start, many times."""
-    saga = noop(10)
+def naive(retries: int) -> None:
+    """Run plans of one fault of a no-op saga from its start, many times, and judge each run."""
+    saga = noop(10, retries)
 
     async def main() -> int:
         plans = single_fault_plans((await saga.prepare()).model, ["before", "after", "flaky", "repeat", "undo-fail"])
         subject = Subject(lambda: saga)
         for _ in range(20):
             for plan in plans:
-                await run_trial(subject, plan)
+                outcome = await run_trial(subject, plan)
+                assert not outcome.findings
         return 20 * len(plans)
 
     began = time.process_time()
     plans = run(main())
     seconds = time.process_time() - began
-    print(f"{'plans from the start, 10 no-op steps':58} {plans:>12,} {'':>10} {plans / seconds:>10,.0f} a second")
+    what = f"plans from the start, judged, 10 no-op steps, {retries} retries"
+    print(f"{what:58} {plans:>12,} {'':>10} {plans / seconds:>10,.0f} a second")
 
 
 def an_hour() -> None:
@@ -184,7 +186,8 @@ def main() -> None:
     if "--all" in sys.argv:
         search("at most 4 faults, 40 steps, fail_fast", chains(1, 40, "fail_fast", 3), 4)
         search("at most 3 faults, 40 steps, continue_on_error", chains(1, 40), 3)
-    naive()
+    naive(0)
+    naive(2)
     an_hour()
     traces(asked_pythons())
 

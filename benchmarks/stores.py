@@ -10,10 +10,10 @@ import json
 import os
 import random
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core import Saga
-from sagaz_core.storage import Batch, InMemorySnapshotStorage, SagaSnapshot, SnapshotStorage
+from sagaz_core.storage import Batch, InMemorySnapshotStorage, SagaSnapshot, SnapshotStorage, open_storage
 from sagaz_core.storage._sqlite_statements import LATEST_SNAPSHOT_OF_ALL_UNTIL, MIGRATIONS
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event
 from sagaz_core.storage.file import FileSnapshotStorage
@@ -36,6 +36,7 @@ ROUNDS = 15
 SAGAS, STEPS = 60, 10
 MANY = 100_000
 DATA = os.urandom(1000)
+LIST_ALL = Path(__file__).parents[1] / "tests" / "stores" / "list_all.py"
 
 BARE_TABLES = (
     "CREATE TABLE events (saga_id TEXT, seq INT, at INT, kind TEXT, step TEXT, data BLOB, PRIMARY KEY (saga_id, seq))",
@@ -217,7 +218,7 @@ def reading() -> None:
 
 
 def files() -> None:
-    """One snapshot of 1 KB through the whole path, and the same bytes appended to one file; a listing's memory."""
+    """One snapshot of 1 KB through the whole path, and the same bytes appended to one file."""
     made = [
         Batch(
             f"s{number % SAGAS}",
@@ -261,19 +262,26 @@ def files() -> None:
         print(f"  bare write                            {took['bare']:8.1f} µs")
         print(f"  file                                  {took['files']:8.1f} µs   {took['files'] / took['bare']:.2f}x")
         print(f"    the limit, 1.25x + 60 µs            {1.25 * took['bare'] + 60:8.1f} µs")
+
+
+def listing() -> None:
+    """What a new process holds in memory at most while it lists all of a saga, page by page."""
     with tempfile.TemporaryDirectory() as folder:
-        storage = FileSnapshotStorage(folder, fsync="never")
-        now(storage.write(Batch("s", None, (), [a_snapshot("s", seq, data=DATA * 10) for seq in range(10_000)])))
-        now(storage.close())
-        tracemalloc.start()
-        listed, cursor = 0, None
-        while listed == 0 or cursor is not None:
-            page = now(storage.list_snapshots("s", cursor=cursor))
-            listed, cursor = listed + len(page.items), page.cursor
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        now(storage.close())
-    print(f"list {listed:,} snapshots of 10 KB from a file: {peak / 1e6:.1f} MB at most, of {listed / 100:.0f} MB")
+        for kind, end in (("sqlite", ".db"), ("file", "?fsync=never")):
+            peaks = []
+            for many in (1_000, 10_000):
+                url = f"{kind}:///{folder}/{many}{end}"
+                storage = open_storage(url)
+                for seq in range(many):
+                    now(storage.write(Batch("s", None, (), [a_snapshot("s", seq, data=DATA)])))
+                now(storage.close())
+                command = [sys.executable, str(LIST_ALL), url]
+                listed, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                assert int(listed) == many
+                peaks.append(int(peak))
+            each = (peaks[1] - peaks[0]) / 9_000
+            print(f"list snapshots, {kind:8} 1,000: {peaks[0]:>9,} bytes at most; 10,000: {peaks[1]:>9,}", end="")
+            print(f"   {each:.0f} a snapshot")
 
 
 def offset(path: str) -> int:
@@ -344,5 +352,6 @@ if __name__ == "__main__":
     writing()
     reading()
     files()
+    listing()
     sizes()
     framing()

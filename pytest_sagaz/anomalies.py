@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Places = dict[str, "Change"]
 
-_VERBS = {"action": "do", "compensation": "undo", "recovery": "recover"}
+VERBS = {"action": "do", "compensation": "undo", "recovery": "recover"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Line:
     changes: Places = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [f"{self.who}  {_VERBS[self.kind]} {self.step}"]
+        parts = [f"{self.who}  {VERBS[self.kind]} {self.step}"]
         if self.how:
             parts.append(self.how)
         parts.extend(map(str, self.changes.values()))
@@ -158,4 +158,4 @@ def _last(lines: Sequence[Line], place: str) -> str:
 
 
 def _named(number: int, line: Line) -> str:
-    return f"{line.who}'s {_VERBS[line.kind]} {line.step} (line {number + 1})"
+    return f"{line.who}'s {VERBS[line.kind]} {line.step} (line {number + 1})"

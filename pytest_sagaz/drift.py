@@ -7,7 +7,7 @@ from datetime import date, time
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.prove.explain import table
-from sagaz_core.prove.trace import SECRET
+from sagaz_core.prove.normalise import SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

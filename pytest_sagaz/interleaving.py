@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from pytest_sagaz.anomalies import AnomalyError, Line, find_anomaly, places
+from pytest_sagaz.anomalies import VERBS, AnomalyError, Line, find_anomaly, places
 from pytest_sagaz.sagas import maker
 from sagaz_core.adapters.locate import adapter_for
 from sagaz_core.engine.run import RunOptions
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _AN_INSTANT = 1e-6  # s of virtual time: when it is over, all that could go on at once has
 _FOR_EVER = 3600.0  # s of virtual time: who waits so long for nothing will not end
+_MOST_TURNS = 10_000  # of the loop, in which no time goes by: who polls so often will not end
 
 
 @dataclass(eq=False)
@@ -37,6 +38,9 @@ class Call:
     step: str
     kind: str
     go: asyncio.Future[bool]
+
+    def __str__(self) -> str:
+        return f"{self.execution.name}'s {VERBS[self.kind]} {self.step}"
 
 
 @dataclass(eq=False)
@@ -199,7 +203,15 @@ class Interleaving:
     # ---- driving
 
     def _run(self, main: Coroutine[Any, Any, None]) -> None:
-        self._runner.run(main)
+        loop, began = self._runner.loop, self._runner.loop.time()
+
+        def more_turns(_: object) -> int:
+            nonlocal began
+            before, began = began, loop.time()
+            return _MOST_TURNS if began > before else 0
+
+        with loop.watched(more_turns, _MOST_TURNS):
+            self._runner.run(main)
         if self._network.attempts:
             raise UsageError(f"a saga tried to {self._network.attempts[0]}: give it fakes that are in its world")
 
@@ -224,10 +236,10 @@ class Interleaving:
         call.go.set_result(made)
         await self._settle()
 
-    async def _settle(self) -> None:
+    async def _settle(self, patience: float | None = None) -> None:
         """Wait until every execution waits or has ended, or until patience is at an end."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.patience
+        until = loop.time() + (self.patience if patience is None else patience)
         while True:
             await asyncio.sleep(_AN_INSTANT)
             left = until - loop.time()
@@ -239,15 +251,16 @@ class Interleaving:
                     await self.changed.wait()
 
     def _end(self, execution: Execution) -> None:
-        idle = 0.0
+        waited = False
         while not execution.ended:
             if execution.waiting:
                 self._run(self._go(execution.waiting[0], made=True))
+                waited = False
             elif self.calls and execution.running:  # it waits for another one, which must go on first
                 self.advance(0)
-            elif idle < _FOR_EVER:
-                self._run(self._settle())
-                idle += self.patience
+            elif not waited:
+                self._run(self._settle(_FOR_EVER))
+                waited = True
             else:
                 raise AnomalyError("NO END", self.lines, {execution.name: "waits for ever"})
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from pytest_sagaz.interleaving import Interleaving
+from sagaz_core.errors import UsageError
 from sagaz_core.prove.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WHICH = st.integers(min_value=0, max_value=7)
+FAULTS = {"fail": "fails", "cancel": "is cancelled"}
+
+_EXAMPLES = {"locks": 'a tuple of patterns, such as ("bank.locks.*",)', "faults": 'any of ("fail", "cancel")'}
+
+_ADVANCES = 3  # times as likely as a fault: else most examples end before anything has happened
 
 
 class SagaMachine(RuleBasedStateMachine):
@@ -28,8 +33,8 @@ class SagaMachine(RuleBasedStateMachine):
 
         TestTwoWithdrawals = TwoWithdrawals.TestCase
 
-    Every call of an action or a compensation waits until a rule lets it go; the rules also make an action fail and
-    cancel an execution. When all have ended, the world must be what the completed ones leave when they run one after
+    Every call of an action or a compensation waits until the rule `go` lets it go on; it also makes an action fail and
+    cancels an execution. When all have ended, the world must be what the completed ones leave when they run one after
     another, in some order, and the rolled-back ones never; if not, `AnomalyError` says which anomaly it is, and the
     schedule.
 
@@ -39,11 +44,14 @@ class SagaMachine(RuleBasedStateMachine):
     """
 
     locks: ClassVar[tuple[str, ...]] = ()
-    faults: ClassVar[tuple[str, ...]] = ("fail", "cancel")
+    faults: ClassVar[tuple[str, ...]] = tuple(FAULTS)
     patience: ClassVar[float] = 1.0
 
     def __init__(self) -> None:
         super().__init__()
+        for name, wrong in (("locks", isinstance(self.locks, str)), ("faults", not set(self.faults) <= FAULTS.keys())):
+            if wrong:
+                raise UsageError(f"{type(self).__name__}.{name} = {getattr(self, name)!r}: write {_EXAMPLES[name]}")
         world = World()
         self.interleaving = Interleaving(world, self.begin(world), locks=self.locks, patience=self.patience)
 
@@ -51,25 +59,22 @@ class SagaMachine(RuleBasedStateMachine):
         """Register the fakes in the world, and return the executions: a saga and its context for each name."""
         raise NotImplementedError(f"{type(self).__name__} needs a method begin(self, world)")
 
-    def _can(self, what: str) -> bool:
-        return what in self.faults and bool(self.interleaving.actions)
+    def moves(self) -> dict[str, tuple[str, int]]:
+        """Return what can come next: in words, and which method of the interleaving it is, with its argument."""
+        calls, actions = self.interleaving.calls, self.interleaving.actions
+        found = {f"{call} goes on": ("advance", number) for number, call in enumerate(calls)} or {
+            "wait": ("advance", 0)
+        }
+        for what, words in FAULTS.items():
+            if what in self.faults:
+                found |= {f"{call} {words}": (what, number) for number, call in enumerate(actions)}
+        return found
 
-    @rule(which=_WHICH)
-    def advance(self, which: int) -> None:
-        """Let one call go on to its end."""
-        self.interleaving.advance(which)
-
-    @precondition(lambda self: self._can("fail"))
-    @rule(which=_WHICH)
-    def fail(self, which: int) -> None:
-        """Let one action fail before it does anything."""
-        self.interleaving.fail(which)
-
-    @precondition(lambda self: self._can("cancel"))
-    @rule(which=_WHICH)
-    def cancel(self, which: int) -> None:
-        """Cancel the execution that one action is of."""
-        self.interleaving.cancel(which)
+    @rule(move=st.runner().flatmap(lambda self: st.sampled_from(_weighted(self.moves()))))
+    def go(self, move: str) -> None:
+        """Let one call go on to its end, let an action fail before it does anything, or cancel its execution."""
+        what, which = self.moves()[move]
+        getattr(self.interleaving, what)(which)
 
     def teardown(self) -> None:
         """Let all run to their ends, and judge."""
@@ -77,3 +82,8 @@ class SagaMachine(RuleBasedStateMachine):
             self.interleaving.finish()
         finally:
             self.interleaving.close()
+
+
+def _weighted(moves: Mapping[str, tuple[str, int]]) -> list[str]:
+    onwards = [move for move, (what, _) in moves.items() if what == "advance"]
+    return onwards * _ADVANCES + [move for move in moves if move not in onwards]

@@ -18,7 +18,7 @@ from pytest_sagaz.mutants import Report
 from pytest_sagaz.runner import forget_runner, runner_or_none
 from sagaz_core.mutation.facts import Facts
 from sagaz_core.mutation.operators import broken, mutants
-from sagaz_core.prove.world import World
+from sagaz_core.prove.world import AppendOnly, World
 from sagaz_core.saga.base import Saga
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class _CurrentWorld(World):
         return self._real.restorable
 
     @property
-    def append_only(self) -> frozenset[tuple[str, ...]]:
+    def append_only(self) -> AppendOnly:
         """As the real one."""
         return self._real.append_only
 

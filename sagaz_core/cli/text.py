@@ -47,7 +47,7 @@ def style(text: str, **how: Any) -> str:
 
 def show(value: Any, key: object = "", *, secrets: bool = False) -> str:
     """Return a value's text on one line. What stands under a key that sounds secret is `***` unless `secrets`."""
-    from sagaz_core.prove.trace import SECRET
+    from sagaz_core.prove.normalise import SECRET
 
     if not secrets and isinstance(key, str) and SECRET.search(key):
         return "***"

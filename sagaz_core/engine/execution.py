@@ -200,12 +200,13 @@ class Execution:
     def conflict(self, step: str, delta: Delta) -> ContextConflictError | None:
         """Return the error of a step that wrote a key which a step not ordered with it wrote too."""
         mine, ancestors = {*delta.set, *delta.deleted}, self.model.ancestors
+        before = ancestors[step]
         for other, layer in self.state.layers.items():
-            if other == step or other in ancestors[step] or step in ancestors.get(other, (step,)):
+            if other in before or (mine.isdisjoint(layer.set) and mine.isdisjoint(layer.deleted)):
                 continue
-            for key in (*layer.set, *layer.deleted):
-                if key in mine:
-                    return ContextConflictError(key, (other, step))
+            if other != step and step not in ancestors.get(other, (step,)):
+                key = next(key for key in (*layer.set, *layer.deleted) if key in mine)
+                return ContextConflictError(key, (other, step))
         return None
 
     # ---- forward

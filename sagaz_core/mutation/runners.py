@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.faults.kinds import KINDS, parse_kinds
@@ -56,11 +56,10 @@ def planned(plans: Plans) -> Runner:
         ends: dict[str, End] = {}
         saved = world.save() if world is not None and world.restorable else None
         runs, subject = 0, Subject(make, context, world=world, closely=False)
-        turns = deque((subject, plan) for plan in _with_clean_run(plans(model)))
+        again: list[tuple[Subject, FaultPlan]] = []
         vacuous: Tried | None = None
-        while turns:
-            subject, plan = turns.popleft()
-            outcome = await run_trial(subject, plan, reference=reference)
+        for how, plan in chain(zip(repeat(subject), _with_clean_run(plans(model))), again):
+            outcome = await run_trial(how, plan, reference=reference)
             runs += 1
             if world is not None and saved is not None:
                 world.restore(saved)
@@ -76,9 +75,9 @@ def planned(plans: Plans) -> Runner:
                     return found
                 vacuous = found  # unless the saga fails without any fault, which says more
                 continue
-            ends[f"{plan}, {OLDEST_FIRST}" if subject.oldest_first else str(plan)] = _end(outcome)
-            if not adapter.one_order and not subject.oldest_first and has_choice(outcome):
-                turns.append((replace(subject, oldest_first=True), plan))
+            ends[f"{plan}, {OLDEST_FIRST}" if how.oldest_first else str(plan)] = _end(outcome)
+            if not adapter.one_order and not how.oldest_first and has_choice(outcome):
+                again.append((replace(subject, oldest_first=True), plan))
         return Tried(runs=runs, ends=ends)
 
     return tried

@@ -31,6 +31,7 @@ class Explored(NamedTuple):
     model: SagaModel
     engine: str
     checked: frozenset[Pair]
+    unsound: frozenset[Pair]
     blind: frozenset[str]
     failures: tuple[Outcome, ...]
     amount: Amount
@@ -47,6 +48,7 @@ def facts_of(exploration: Exploration) -> Explored | None:
         exploration.model,
         exploration.engine,
         exploration.checked,
+        exploration.unsound,
         frozenset(step for outcome in exploration.outcomes for step in blind_steps(outcome.evidence)),
         exploration.failures,
         Amount(exploration.plans, exploration.executions, max(0, exploration.possible - exploration.plans)),
@@ -142,6 +144,7 @@ class Coverage:
             return
         saga = self._of(facts.model, facts.engine)
         saga.explored |= {pair for pair in facts.checked if pair[0] not in facts.blind}
+        saga.ends_badly |= facts.unsound
         saga.blind |= facts.blind
         way = Way(source, facts.mode, facts.reason, facts.depth)
         saga.ways[way] = saga.ways.get(way, Amount(0, 0)) + facts.amount

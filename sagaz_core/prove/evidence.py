@@ -25,11 +25,12 @@ class Evidence:
     """What the witnesses say of one run. `claimed` is what the engine says, `state` the fold of what happened.
 
     `world_changes` is against the world before the run, `reference_changes` against the world after a run without
-    faults; each is `None` when there is no world to look at. `noticed` was found before any judgement. `oldest_first`:
-    what nothing orders was undone in that order. `fails_at`: the step that fails without any fault too, if one does.
-    `endless` is what never ended, for which the run was given up. `touched` knows which places of the world the steps
-    have changed. `fights`: pairs of steps that nothing orders, though the first one reads what the other one writes.
-    `spoilt` steps had their action come late, change the world and fail.
+    faults (or, of one that was killed, without the kill); each is `None` when there is no world to look at. `noticed`
+    was found before any judgement. `oldest_first`: what nothing orders was undone in that order. `fails_at`: the step
+    that fails without any fault too, if one does. `endless` is what never ended, for which the run was given up.
+    `touched` knows which places of the world the steps have changed. `fights`: pairs of steps that nothing orders,
+    though the first one reads what the other one writes. `spoilt` steps had their action come late,
+    change the world and fail.
     """
 
     model: SagaModel

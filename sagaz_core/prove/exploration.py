@@ -35,7 +35,8 @@ class Exploration:
     or, when forked, in each other order of the steps, and with each combination of what interrupted siblings had done.
     `failures` are the outcomes that are not sound, the worst first: each thing that is wrong once, with the smallest
     plan that shows it (in `packed` mode each plan that failed).
-    `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones. `blind` are steps
+    `checked` are the pairs of a step and a kind of fault that were tried, of the `applicable` ones; `unsound` those
+    whose fault alone ends badly, also where `failures` shows the same under another plan. `blind` are steps
     whose effect no fake of the world shows, so that only the call itself is known. `not_run` has the reason for each
     plan (or part) that was not run; `stopped` says why the search ended before it had tried all. `fails_alone` says how
     the saga ends without any fault if it does not complete, which nobody said that it would. `notes` are what else was
@@ -54,6 +55,7 @@ class Exploration:
     outcomes: tuple[Outcome, ...] = ()
     failures: tuple[Outcome, ...] = ()
     checked: frozenset[tuple[str, str]] = frozenset()
+    unsound: frozenset[tuple[str, str]] = frozenset()
     applicable: frozenset[tuple[str, str]] = frozenset()
     blind: frozenset[str] = frozenset()
     not_run: Mapping[str, str] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from sagaz_core.prove.search import DEFAULT_DEPTH, Search
 from sagaz_core.prove.trial import Subject
 from sagaz_core.prove.watch import Calls
 from sagaz_core.prove.worlds import LyingFakeError, NotForkableError
+from sagaz_core.saga.definition import mapping_or_empty
 
 if TYPE_CHECKING:
     from sagaz_core.adapters.base import Adapter
@@ -72,7 +73,7 @@ async def aexplore(
     mode: str = "auto",
 ) -> Exploration:
     """Do what `explore` does, inside a running loop."""
-    subject = Subject(_maker(saga), dict(context or {}), world=world)
+    subject = Subject(_maker(saga), mapping_or_empty(context), world=world)
     search = Search(parse_kinds(kinds), depth, mode, max_executions)
     return await explore_subject(subject, search)
 

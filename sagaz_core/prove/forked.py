@@ -151,6 +151,7 @@ class Forked:
             keep=self.merge,
             limit=None if limit is None else max(0, limit - self.runs.executions),
         )
+        effects.hidden = self.runs.hidden
         initial = self._context(definition)
         root = Branch.first(definition, effects, self._now(), self._started(initial))
         root.live = not self.search.recorded
@@ -287,12 +288,13 @@ class Forked:
             outcomes=(*([self.runs.clean] if self.runs.clean is not None else []), *failures),
             failures=tuple(failures),
             checked=checked,
+            unsound=frozenset(tree.unsound),
             applicable=applicable,
             blind=compensated & called - tree.effects.seen_by_world.keys() if self.runs.subject.world else frozenset(),
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,
-            notes=(*tree.effects.hidden.sentences, *self.two_orders, *self._by_order(tree)),
+            notes=(*self.runs.hidden.sentences, *self.two_orders, *self._by_order(tree)),
         )
 
     def _by_order(self, tree: Tree) -> tuple[str, ...]:

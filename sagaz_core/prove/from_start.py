@@ -109,6 +109,8 @@ class FromStart:
             outcomes=outcomes,
             failures=tuple(bad),
             checked=frozenset(checked & applicable),
+            unsound=frozenset(_last_of(plan) for plan in singles if any(self.outcomes.get(plan) is o for o in bad))
+            & applicable,
             applicable=applicable,
             not_run=self.not_run,
             stopped=self.stopped,
@@ -210,6 +212,10 @@ class FromStart:
         for tried in self.outcomes:
             if len(tried.faults) > len(smallest.faults) and set(smallest.faults) <= set(tried.faults):
                 self.said.add(tried)
+
+
+def _last_of(plan: FaultPlan) -> tuple[str, str]:
+    return plan.faults[-1].step, plan.faults[-1].kind
 
 
 def without_larger(failed: Sequence[Outcome]) -> list[Outcome]:

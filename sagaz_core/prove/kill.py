@@ -30,13 +30,17 @@ from sagaz_core.prove.explain import table
 from sagaz_core.prove.kill_outcome import Diary, KilledOutcome
 from sagaz_core.prove.trial import NotRunnableError
 from sagaz_core.prove.world import World
+from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.storage.codec import encode
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.world import Reading
 
 __all__ = ["FOLDER_VARIABLE", "KillError", "Killed", "Killer", "Mortal", "kill_everywhere", "model_of", "spec_of"]
+
+_ON_THE_NETWORK = frozenset({"az", "gs", "postgresql", "redis", "rediss", "s3"})
 
 MakeWorld = Callable[[Path], World | None]
 
@@ -224,7 +228,8 @@ def kill_everywhere(
     comes to when it goes forward, and in the rollback of each of the `plans` (by default: none, its failure at its end,
     and that of its last step). Without a `world`, what is judged are the calls that happened, and the store. A `world`
     of fakes that reach the outside is put back for each run; a function is given each run's own folder, prepares the
-    outside for that run and returns the world that reads it. `store` is a URL, in which `{folder}` is that folder.
+    outside for that run and returns the world that reads it. `store` is a URL, in which `{folder}` is that folder; one
+    on the network needs `live=True`: real time, and the network for the saga as well.
 
     Raises `UsageError` for a saga that does not complete when it is left alone, or that another process cannot find,
     `NotRunnableError` for one whose engine cannot resume, and `RunningLoopError` inside a running loop.
@@ -232,8 +237,10 @@ def kill_everywhere(
     _outside_a_loop()
     if store.startswith("memory:"):
         raise UsageError(f"store={store!r}: what is in memory dies with its process; give a store that outlives it")
+    if not live and store.partition(":")[0].lower() in _ON_THE_NETWORK:
+        raise UsageError(f"store={safe_url(store)!r} is on the network, where only live=True reaches: add that")
     spec = spec_of(saga)
-    mortal = Mortal(spec, model_of(spec), dict(context or {}), store, live, limit=limit)
+    mortal = Mortal(spec, model_of(spec), mapping_or_empty(context), store, live, limit=limit)
     chosen = default_plans(mortal.model) if plans is None else tuple(map(as_plan, plans))
     for plan in chosen:
         check_plan(plan, mortal.model)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.errors import UnknownStepError, UsageError, nearest
 from sagaz_core.events import Event, StepStarted
 from sagaz_core.prove.explain import explain, explain_difference
+from sagaz_core.prove.normalise import Normaliser
 from sagaz_core.prove.oracle import judge
-from sagaz_core.prove.trace import Normaliser, render, trace_rows
+from sagaz_core.prove.trace import render, trace_rows
 from sagaz_core.prove.verdict import Finding, Verdict, worst
 from sagaz_core.state import SagaState, SagaStatus
 

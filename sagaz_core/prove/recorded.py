@@ -20,7 +20,8 @@ from sagaz_core.events import (
 )
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, single_fault_plans
 from sagaz_core.model import END, SagaModel
-from sagaz_core.prove.trace import Normaliser, trace_rows
+from sagaz_core.prove.normalise import Normaliser
+from sagaz_core.prove.trace import trace_rows
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.replay.start import start_at
 from sagaz_core.state import SagaStatus

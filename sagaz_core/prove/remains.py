@@ -72,7 +72,8 @@ def world_differs(case: Case) -> Iterator[Finding]:
     kept = [name for name in _kept(case) if _may_have_left(case, name, evidence.world_changes)]
     twice = [name for name in evidence.struck(*UNDONE_AGAIN) if len(case.undone.get(name, ())) > 1]
     culprits = () if evidence.touched is None else evidence.touched.culprits(evidence.world_changes)
-    if kept and not (twice and evidence.touched is None):
+    # A run that was killed is compared with one under the same plan that was not: what both leave is not the kill's.
+    if kept and not (twice and evidence.touched is None and evidence.reference_changes != ()):
         or_else = f"; or else {_takes_back(culprits)}" if culprits else ""
         yield Finding(
             Verdict.ORPHAN,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sagaz_core.prove.endless import NeverEndsError
+from sagaz_core.prove.hidden import Hidden
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.state import SagaStatus
 
@@ -22,6 +23,7 @@ class Runs:
 
     `initial`, `reference`, `after` and `before_that` are the numbers of the world as it was, as it is after a run
     without faults, after the last run, and after the one before that. `clean` is the run without faults.
+    `hidden` is what runs have changed of the fakes that no snapshot has.
     """
 
     def __init__(self, subject: Subject, model: SagaModel, search: Search, worlds: Worlds) -> None:
@@ -33,6 +35,7 @@ class Runs:
         self.reference: int | None = None
         self.clean: Outcome | None = None
         self.executions = 0
+        self.hidden = Hidden(subject.world)
 
     @property
     def completes(self) -> bool:
@@ -46,7 +49,9 @@ class Runs:
         if self.search.recorded:
             subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)
+        before = self.hidden.look()
         outcome = await run_trial(subject, plan, reference=reference)
+        self.hidden.note(before)  # what no snapshot has is not put back: the first run may be the only one to change it
         self.executions += len(outcome.evidence.ledger.entries)
         self.before_that, self.after = self.after, self.worlds.look()
         self.worlds.put(self.initial)

@@ -45,6 +45,7 @@ class SagaCoverage:
     """One saga. `tests` and `explored` are the pairs that count, `ran` those that tests ran without asserting anything.
 
     `cannot` has the kinds that its engine cannot have, with the reasons. `blind` steps are those that no witness saw.
+    `ends_badly` are pairs that an exploration found unsound, also where its failures show the same under another plan.
     """
 
     model: SagaModel
@@ -56,6 +57,7 @@ class SagaCoverage:
     blind: set[str] = field(default_factory=set)
     ways: dict[Way, Amount] = field(default_factory=dict)
     failures: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
+    ends_badly: set[Pair] = field(default_factory=set)
 
     @property
     def applicable(self) -> tuple[Pair, ...]:
@@ -76,7 +78,8 @@ class SagaCoverage:
     @property
     def unsound(self) -> set[Pair]:
         """The pairs whose fault alone makes a run unsound."""
-        return {pair for failure in self.failures.values() if (pair := self._alone(failure.plan)) is not None}
+        shown = (self._alone(failure.plan) for failure in self.failures.values())
+        return self.ends_badly.union(pair for pair in shown if pair is not None)
 
     def _alone(self, text: str) -> Pair | None:
         if text == "none":
@@ -113,6 +116,7 @@ class SagaCoverage:
         self.cannot |= other.cannot
         for mine, theirs in ((self.tests, other.tests), (self.ran, other.ran), (self.explored, other.explored)):
             mine |= theirs
+        self.ends_badly |= other.ends_badly
         self.blind |= other.blind
         for way, amount in other.ways.items():
             self.ways[way] = self.ways.get(way, Amount(0, 0)) + amount
@@ -187,6 +191,7 @@ def saga_from_json(data: Mapping[str, Any]) -> SagaCoverage:
             for e in data["explorations"]
         },
         {(failure.plan, failure.verdict, failure.source): failure for failure in failures},
+        _read(data["unsound"]),
     )
 
 

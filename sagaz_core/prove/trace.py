@@ -6,11 +6,8 @@ up to the order of steps that do not depend on each other; otherwise as it happe
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from sagaz_core.events import (
     CompensationFailed,
@@ -22,64 +19,11 @@ from sagaz_core.events import (
     StepSucceeded,
 )
 from sagaz_core.model import END, SagaModel
+from sagaz_core.prove.normalise import Normaliser
 
 if TYPE_CHECKING:
     from sagaz_core.prove.evidence import Evidence
     from sagaz_core.prove.world import Change
-
-SECRET = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|cvv|card_?number|iban|ssn", re.I
-)
-_DEEPEST = 100
-_UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.I)
-_TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
-_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b", re.I)
-
-
-class Normaliser:
-    """Writes values so that ids and times, which differ from run to run, do not.
-
-    The same id is always named alike; times are not told apart, because two may fall together or not.
-    """
-
-    def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self._known = dict(known or {})
-        self._counts: dict[str, int] = {}
-
-    def text(self, text: str) -> str:
-        """Return the text with ids, times and addresses named."""
-        for own, name in self._known.items():
-            if own and len(own) > 3:
-                text = text.replace(own, name)
-        text = _UUID.sub(lambda match: self._name("id", match[0].lower()), text)
-        text = _TIME.sub("<time>", text)
-        return _ADDRESS.sub("0x…", text)
-
-    def value(self, value: Any, key: str = "", depth: int = 0) -> str:
-        """Return the value's text; a value under a key that sounds secret is `***`."""
-        if key and SECRET.search(key):
-            return "***"
-        deeper = depth + 1
-        if deeper > _DEEPEST:
-            return "…"  # it may hold itself
-        if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{k!r}: {self.value(v, str(k), deeper)}" for k, v in dict(value).items()) + "}"
-        if type(value) in (list, tuple):
-            inner = ", ".join(self.value(item, "", deeper) for item in value)
-            return f"[{inner}]" if type(value) is list else f"({inner})"
-        if isinstance(value, (set, frozenset)):
-            return "{" + ", ".join(sorted(self.value(item, "", deeper) for item in value)) + "}"
-        if isinstance(value, UUID):
-            return self._name("id", str(value))
-        if isinstance(value, (datetime, date)):
-            return "<time>"
-        return self.text(repr(value))
-
-    def _name(self, kind: str, value: str) -> str:
-        if value not in self._known:
-            number = self._counts[kind] = self._counts.get(kind, 0) + 1
-            self._known[value] = f"<{kind} {number}>"
-        return self._known[value]
 
 
 def render(evidence: Evidence, changes: Sequence[Change]) -> str:
@@ -137,7 +81,7 @@ def _undo_rows(model: SagaModel, undone: list[tuple[str, tuple[str, str, str]]])
 
 
 def _delta(delta: Delta, names: Normaliser) -> str:
-    changed = [f"+{key}={names.value(value, key)}" for key, value in sorted(delta.set.items())]
+    changed = [f"+{names.text(key)}={names.value(value, key)}" for key, value in sorted(delta.set.items())]
     return " ".join(changed + [f"-{key}" for key in sorted(delta.deleted)])
 
 
@@ -162,5 +106,11 @@ def _context_lines(evidence: Evidence, names: Normaliser) -> list[str]:
 def _world_lines(changes: Sequence[Change], names: Normaliser) -> list[str]:
     if not changes:
         return []
-    rows = [f"  {c.where}: {names.value(c.before, c.where)} -> {names.value(c.after, c.where)}" for c in changes]
-    return ["world:", *sorted(rows)]
+    same = Normaliser.nameless()  # ids get their names in an order that does not hang on the ids
+    ordered = sorted(changes, key=lambda change: _change(change, same))
+    return ["world:", *sorted(f"  {_change(change, names)}" for change in ordered)]
+
+
+def _change(change: Change, names: Normaliser) -> str:
+    where, key = names.text(change.where), change.where
+    return f"{where}: {names.value(change.before, key)} -> {names.value(change.after, key)}"

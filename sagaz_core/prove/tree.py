@@ -59,6 +59,7 @@ class Tree:
         self.covered = 0
         self.spent = False
         self.checked: set[tuple[str, str]] = set()
+        self.unsound: set[tuple[str, str]] = set()
         self.samples: list[tuple[tuple[Fault, ...], frozenset[Found]]] = []
         self.ends = ends
         self.moves = Moves(self.model, recorded or {}, orders=orders)
@@ -87,6 +88,7 @@ class Tree:
             # A compensation looks at more than was seen of it before, so states that were the same are not.
             self._memo.clear()
             self.samples.clear()
+            self.unsound.clear()
             self.covered = 0
             self._hits = [0, 0]
 
@@ -127,8 +129,8 @@ class Tree:
         return self._kept(key, total)
 
     async def _act(self, at: Branch, step: str, left: int, place: int, total: Total, spine: bool) -> None:
-        if (below := await self._acted(at, step, (), left, spine)) is not None:
-            total.add(Move(place, ()), below)
+        if (without := await self._acted(at, step, (), left, spine)) is not None:
+            total.add(Move(place, ()), without)
         begun: Begun = {}
         for script in self.scripts.of(step, False, left) if left else ():
             self._prefix.append(script)
@@ -136,6 +138,8 @@ class Tree:
             self._prefix.pop()
             if below is not None:
                 total.add(Move(place, script), below)
+                if left == self._depth:
+                    self._note_unsound(script, below, without)
                 if spine:
                     self._progress(below)
 
@@ -251,8 +255,8 @@ class Tree:
         for place, step in enumerate(self.moves.back(todo, at.late)):
             if place:
                 total.count = False
-            if (below := await self._undone(at, step, (), left)) is not None:
-                total.add(Move(place, ()), below)
+            if (without := await self._undone(at, step, (), left)) is not None:
+                total.add(Move(place, ()), without)
             # What struck it for good strikes again, before anything else could.
             free = left and step not in at.struck
             begun: Begun = {}
@@ -262,6 +266,8 @@ class Tree:
                 self._prefix.pop()
                 if below is not None:
                     total.add(Move(place, script), below)
+                    if left == self._depth - 1:
+                        self._note_unsound(script, below, without)
         return self._kept(key, total)
 
     async def _straight_back(self, branch: Branch) -> Summary:
@@ -329,6 +335,12 @@ class Tree:
             clean = frozenset(blamed(key, faults) for key, path in below.found.items() if not path.faults)
             self.samples.append((faults, clean))
 
+    def _note_unsound(self, script: Sequence[Fault], below: Summary, without: Summary | None) -> None:
+        """Note the fault that makes unsound, by itself, what is sound without it; `found` keeps one plan of each."""
+        here, there = (_at_once(summary) for summary in (below, without))
+        if len(script) == 1 and here - there and not there - {TURNED_BACK}:
+            self.unsound.add((script[0].step, script[0].kind))
+
     def _kept(self, key: tuple[Any, ...], total: Total) -> Summary:
         summary = total.summary()
         self._keep(key, summary)
@@ -342,6 +354,11 @@ class Tree:
         self.covered += sum(below.counts)
         if self._on_progress is not None:
             self._on_progress(self.covered)
+
+
+def _at_once(below: Summary | None) -> set[Found]:
+    """Return what is wrong without a further fault."""
+    return set() if below is None else {key for key, path in below.found.items() if not path.faults}
 
 
 def _begin(

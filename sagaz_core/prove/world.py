@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sagaz_core.errors import UsageError
+from sagaz_core.prove.alike import alike, equal, parts_of
 
 Reading = dict[str, Any]
 
@@ -39,6 +41,26 @@ ATOMS = frozenset(
 
 MISSING = _Missing()
 
+_DEEPEST = 20
+"""How many names a place has at most, below which objects are not looked into."""
+
+
+class AppendOnly(frozenset[tuple[str, ...]]):
+    """The paths of what may grow, among them those that match a pattern."""
+
+    _patterns: tuple[str, ...]
+
+    def __new__(cls, paths: Iterable[tuple[str, ...]], patterns: tuple[str, ...] = ()) -> AppendOnly:
+        made = super().__new__(cls, paths)
+        made._patterns = patterns
+        return made
+
+    def __contains__(self, path: object) -> bool:
+        if super().__contains__(path):
+            return True
+        where = ".".join(map(str, path)) if isinstance(path, tuple) else ""
+        return any(fnmatchcase(where, pattern) for pattern in self._patterns)
+
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
@@ -57,6 +79,7 @@ class World:
         self._probes: dict[str, _Probe] = {}
         self._fakes: dict[str, Any] = {}
         self._append_only: dict[str, frozenset[str]] = {}
+        self._growing: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self._probes or self._fakes)
@@ -67,10 +90,12 @@ class World:
         return not self._probes and bool(self._fakes)
 
     @property
-    def append_only(self) -> frozenset[tuple[str, ...]]:
+    def append_only(self) -> AppendOnly:
         """What may grow: the probes by their names, and the fakes' attributes with the fake's name before them."""
         probes = {(name,) for name, probe in self._probes.items() if probe.append_only}
-        return frozenset(probes | {(name, key) for name, keys in self._append_only.items() for key in keys})
+        return AppendOnly(
+            probes | {(name, key) for name, keys in self._append_only.items() for key in keys}, self._growing
+        )
 
     def probe(self, name: str, read: Callable[[], Any], *, append_only: bool = False) -> None:
         """Compare what `read()` returns (plain data; it may be async). `append_only` data, such as an audit log, may
@@ -89,6 +114,19 @@ class World:
         self._fakes[label] = fake
         self._append_only[label] = frozenset(append_only)
         return fake
+
+    def may_grow(self, *patterns: str) -> None:
+        """Declare as append-only the places that match one of the patterns, as a change shows them: `aws.sqs.mail/*`.
+
+        What is new there is no change, and of what was there before only what is gone or replaced. Raises `UsageError`
+        for a pattern that begins with no name of a probe or fake.
+        """
+        names = (*self._probes, *self._fakes)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern.split(".")[0]) for name in names):
+                known = ", ".join(map(repr, names)) or "nothing yet"
+                raise UsageError(f"may_grow({pattern!r}) begins with no name of the world, which has {known}")
+        self._growing += patterns
 
     def _check_new(self, name: str) -> None:
         if name in self._probes or name in self._fakes:
@@ -150,9 +188,9 @@ class World:
     def without_append_only(self, name: str, state: Any) -> Any:
         """Return a fake's state without what may grow."""
         grown = self._append_only.get(name)
-        if not grown or not isinstance(state, Mapping):
-            return state
-        return {key: value for key, value in state.items() if key not in grown}
+        if grown and isinstance(state, Mapping):
+            state = {key: value for key, value in state.items() if key not in grown}
+        return _without(name, state, self._growing) if self._growing else state
 
     def changes(self, before: Reading, after: Reading) -> tuple[Change, ...]:
         """Return where two readings differ."""
@@ -166,7 +204,12 @@ class World:
                 if isinstance(now, Mapping) and key in now and key in value:
                     now = {**now, key: _only_what_was(value[key], now[key])}
             _compare(name, value, now, found)
-        return tuple(found)
+        return tuple(change for change in found if not (self._growing and self._has_grown(change)))
+
+    def _has_grown(self, change: Change) -> bool:
+        if not any(fnmatchcase(change.where, pattern) for pattern in self._growing):
+            return False
+        return change.before is MISSING or alike(change.before, _only_what_was(change.before, change.after))
 
 
 def _state_of(name: str, fake: Any) -> Any:
@@ -239,6 +282,17 @@ def _put_back(fake: Any, state: Any) -> None:
         vars(fake).update(state)
 
 
+def _without(where: str, state: Any, patterns: tuple[str, ...]) -> Any:
+    """Return a state without the places that match."""
+    if not isinstance(state, Mapping):
+        return state
+    return {
+        key: _without(f"{where}.{key}", value, patterns)
+        for key, value in state.items()
+        if not any(fnmatchcase(f"{where}.{key}", pattern) for pattern in patterns)
+    }
+
+
 def _only_what_was(before: Any, now: Any) -> Any:
     if isinstance(before, Sequence) and isinstance(now, Sequence):
         return now[: len(before)]
@@ -247,11 +301,13 @@ def _only_what_was(before: Any, now: Any) -> Any:
     if isinstance(before, (set, frozenset)) and isinstance(now, (set, frozenset)):
         return now & before
     if isinstance(before, (int, float)) and isinstance(now, (int, float)):
-        return max(before, now) if now < before else before
+        return min(before, now)
     return now
 
 
 def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
+    if before is after or (type(before) is dict and type(after) is dict and equal(before, after)):
+        return
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key, value in before.items():
             now = after.get(key, MISSING)
@@ -261,15 +317,12 @@ def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
         for key in after:
             if key not in before:
                 _compare(f"{where}.{key}", MISSING, after[key], found)
-    elif before is not after and not _equal(before, after):
-        found.append(Change(where, before, after))
-
-
-def _equal(before: Any, after: Any) -> bool:
-    try:
-        return bool(before == after)
-    except Exception:  # user data: a broken __eq__ is a difference
-        return False
+    elif not alike(before, after):
+        one, other = parts_of(before), parts_of(after)
+        if type(before) is type(after) and one and other and where.count(".") < _DEEPEST:
+            _compare(where, one, other, found)
+        else:
+            found.append(Change(where, before, after))
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.run import Served, served_from
@@ -86,14 +87,17 @@ def _without(step: Served, override: Mapping[str, Any]) -> Served:
 
 def check_override(override: Mapping[str, Any], known: set[str], *, strict: bool) -> tuple[str, ...]:
     """Return a warning for each key that is not known; with `strict` raise `OverrideError` for the first."""
-    warnings = []
-    for key in override:
-        if key not in known:
-            hint = nearest(key, known) or f"; it has {quoted(sorted(known))}"
-            warnings.append(f"the context has no key {key!r} to override{hint}")
+    warnings = tuple(_no_such_key(key, frozenset(known)) for key in override if key not in known)
     if warnings and strict:
         raise OverrideError(warnings[0])
-    return tuple(warnings)
+    return warnings
+
+
+@lru_cache(maxsize=256)
+def _no_such_key(key: str, known: frozenset[str]) -> str:
+    # Of many replays each has the same override; to look for the nearest name takes as long as to run a step.
+    hint = nearest(key, known) or f"; it has {quoted(sorted(known))}"
+    return f"the context has no key {key!r} to override{hint}"
 
 
 def check_runs(plan: FaultPlan, served: Iterable[Served], step: str) -> None:

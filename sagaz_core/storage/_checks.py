@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError, CorruptDataError, DuplicateSagaError, NaiveTimeError, UsageError
@@ -187,6 +188,16 @@ def model_from_json(saga_id: str, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CorruptDataError(f"the stored model of saga {saga_id!r} is damaged: {error}") from error
     return model
+
+
+@lru_cache(maxsize=128)
+def canonical_json(text: str) -> str:
+    """Return the text of `model_to_json` for what this text stands for, or itself for what it never gives."""
+    # Thousands of sagas have one model.
+    try:
+        return json_text(json.loads(text))
+    except ValueError:
+        return text
 
 
 def misplaced(saga_id: str, seq: int) -> CorruptDataError:

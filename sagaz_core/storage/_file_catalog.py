@@ -40,7 +40,7 @@ class Facts(NamedTuple):
 
 def facts_of(index: SagaIndex) -> Facts:
     """Return the facts of a saga."""
-    recorded, summary, first_end = index.record is not None, index.summary, micros_or_none(index.first_end)
+    recorded, summary, first_end = index.record is not None, index.summary, index.snapshots.first_end
     if summary is None:
         return Facts(recorded, None, "", "", None, {}, first_end)
     failed_at, tags = micros_or_none(summary.failed_at), dict(summary.tags)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from sagaz_core.clock import utc_now
-from sagaz_core.errors import SchemaError, StorageError, UsageError, nearest
+from sagaz_core.errors import CorruptDataError, SchemaError, StorageError, UsageError, nearest
 from sagaz_core.storage._file_catalog import Facts
 from sagaz_core.storage._file_index import FileIndex
 from sagaz_core.storage._file_log import not_there, take, unavailable, unlock
@@ -141,11 +141,16 @@ class FileCore:
             self._segments.move_to_end(key)
         return segment
 
-    def _begin_change(self, segment: Segment, *, create: bool) -> bool:
-        """Take the lock of a saga's file, read it up to its end, and say whether there is one."""
+    def _begin_change(self, segment: Segment, *, create: bool, whole: bool = True) -> bool:
+        """Take the lock of a saga's file, read it up to its end, and say whether there is one.
+
+        Raises `CorruptDataError` for a damaged one, unless it needs not be `whole`: then it is read as far as it goes.
+        """
+        passed_over = () if whole else (CorruptDataError,)
         while True:
             if segment.fd < 0:
-                segment.refresh()
+                with suppress(*passed_over):
+                    segment.refresh()
             if segment.fd < 0:
                 if not create:
                     return False
@@ -155,9 +160,11 @@ class FileCore:
             segment.check_writable()
             take(segment.fd, segment.path, self._timeout)
             try:
-                segment.refresh()
+                with suppress(*passed_over):
+                    segment.refresh()
                 if segment.fd >= 0 and segment.opened == opened:  # else it was deleted or written anew while we waited
-                    segment.cut_off()
+                    if whole:
+                        segment.cut_off()
                     return True
             except BaseException:
                 unlock(segment.fd)

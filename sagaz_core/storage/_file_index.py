@@ -178,9 +178,9 @@ class FileIndex:
                     facts = facts_of(segment.index)
             except CorruptDataError as error:
                 logger.warning("a saga is indexed as far as it can be read: %s", error)
-            segment.close()
-            for snapshot_id in segment.index.by_id:
+            for snapshot_id in segment.readable_ids():
                 self.ids.claim(snapshot_id, segment.key)
+            segment.close()
             if segment.saga_id:
                 yield segment.key, segment.saga_id, facts
 

@@ -71,6 +71,11 @@ def body_offset(head: bytes) -> int:
     return _HEADER.size + len(head) + _SUM.size
 
 
+def head_offset(frame: Frame) -> int:
+    """Return where in the file the frame's head begins."""
+    return frame.body - _SUM.size - len(frame.head)
+
+
 def frames(fd: int, start: int, size: int) -> Iterator[Frame]:
     """Yield the whole frames from `start` on, without reading their bodies. Raises `Damaged`."""
     window = _Window(fd, size)

@@ -9,7 +9,7 @@ import ormsgpack
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._file_ids import open_file
 from sagaz_core.storage._file_log import Damaged, append, framed, frames, locked, not_there
-from sagaz_core.storage._file_segment import packed
+from sagaz_core.storage._packed_rows import packed
 from sagaz_core.storage._rows import replay_from_row, replay_row
 from sagaz_core.storage.base import ReplayRecord
 

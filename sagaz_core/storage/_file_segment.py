@@ -5,22 +5,29 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from zlib import crc32
 
-import ormsgpack
-
-from sagaz_core.errors import CorruptDataError, UsageError
+from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._file_ids import open_file
-from sagaz_core.storage._file_log import Damaged, Frame, append, body_offset, framed, frames, not_there, sync_folder
+from sagaz_core.storage._file_log import (
+    Damaged,
+    Frame,
+    append,
+    body_offset,
+    framed,
+    frames,
+    head_offset,
+    not_there,
+    sync_folder,
+)
+from sagaz_core.storage._file_reading import Reading, damaged_row, read_events
+from sagaz_core.storage._packed_rows import Parts, packed
 from sagaz_core.storage._rows import (
-    EventEntry,
     Row,
-    SnapshotEntry,
-    digest,
-    event_from_row,
     event_row,
-    snapshot_from_row,
     snapshot_row,
     summary_from_row,
     summary_row,
@@ -28,12 +35,13 @@ from sagaz_core.storage._rows import (
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from sagaz_core.storage.base import SagaSummary
+    from sagaz_core.storage._columns import Columns
 
 _WORTH_COMPACTING = 1 << 16
 _BODY_AT_ONCE = 4_000_000
+_ROWS_AT_ONCE = 256
 
 
 def segment_key(saga_id: str) -> bytes:
@@ -59,10 +67,14 @@ class Segment:
 
     def _forget(self) -> None:
         self.close()
-        self.saga_id = ""
-        self.index = SagaIndex()
-        self.end = self.size = self._dead = 0
+        self._begin()
+        self.size = 0
         self._place: tuple[int, int] | None = None
+
+    def _begin(self) -> None:
+        self.saga_id = ""
+        self.index = SagaIndex(self.row, self.row, placed=True)
+        self.end = self._dead = 0
 
     def close(self) -> None:
         """Let go of the file; it is opened again when it is needed."""
@@ -105,54 +117,54 @@ class Segment:
                 self.end = frame.end
         except Damaged as damage:
             raise self._damaged(damage.at) from damage
-        except (ormsgpack.MsgpackDecodeError, ValueError, TypeError, IndexError) as error:
-            raise self._damaged(self.end) from error
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            damaged = self._damaged(self.end)
+            self._begin()  # a part of the frame may have been taken in
+            raise damaged from error
 
     def _take_in(self, frame: Frame) -> None:
-        saga_id, record, summary, events, snapshots, gone, hidden = ormsgpack.unpackb(frame.head)
-        if segment_key(saga_id) != self.key:
+        parts = Parts(frame.head)
+        saga_id, record, summary = parts.values(3)
+        if saga_id != self.saga_id and segment_key(saga_id) != self.key:
             raise ValueError("the file is that of another saga")
+        start, place = head_offset(frame), frame.body
+        for found in parts.rows():
+            self.index.events.add(found, start, place)
+            place += found.row[-1]
+        for found in parts.rows():
+            self.index.snapshots.add(found, start, place)
+            place += found.row[-1]
+        gone, hidden = parts.rest()
         if gone or hidden:
-            self._drop(gone, hidden)
-        place = frame.body
-        event_entries, snapshot_entries = [], []
-        for row in events:
-            event_entries.append(event_from_row([*row, place]))
-            place += row[-1]
-        for row in snapshots:
-            snapshot_entries.append(snapshot_from_row([*row, place]))
-            place += row[-1]
-        self.index.add(record, summary and summary_from_row(summary), event_entries, snapshot_entries)
+            self._dead += self.index.snapshots.drop(gone, hidden)
+        self.index.says(record, summary and summary_from_row(summary))
         self.saga_id = saga_id
 
     def _damaged(self, at: int) -> CorruptDataError:
-        items = self.index.snapshots.items
-        before = f"the one after snapshot {items[-1].snapshot_id!r}" if items else "its first one"
-        saga_id = self.saga_id or self.asked
-        whose = f"of saga {saga_id!r}" if saga_id else "of a saga"
+        last = self.index.snapshots.last_id
+        before = "its first one" if last is None else f"the one after snapshot {last!r}"
         return CorruptDataError(
-            f"{self.path} {whose} is damaged at byte {at}, in {before}: restore the file; "
+            f"{self.path} {self.whose()} is damaged at byte {at}, in {before}: restore the file; "
             f"what is before that byte can still be read"
         )
 
-    def data(self, entry: SnapshotEntry) -> bytes:
-        """Return the snapshot's bytes. Raises `CorruptDataError` that names it."""
-        found = os.pread(self.fd, entry.size, entry.place) if entry.size else b""
-        if digest(found) != entry.digest:
-            raise CorruptDataError(
-                f"snapshot {entry.snapshot_id!r} of saga {self.saga_id!r} is damaged in {self.path}: "
-                f"restore the file, or go on from another snapshot"
-            )
-        return found
+    def whose(self) -> str:
+        """Return what an error says of whose file it is."""
+        saga_id = self.saga_id or self.asked
+        return f"of saga {saga_id!r}" if saga_id else "of a saga"
 
-    def event_data(self, entry: EventEntry) -> bytes:
-        """Return the event's bytes. Raises `CorruptDataError` that names it."""
-        found = os.pread(self.fd, entry.size, entry.place) if entry.size else b""
-        if digest(found) != entry.digest:
-            raise CorruptDataError(
-                f"event {entry.seq} of saga {self.saga_id!r} is damaged in {self.path}: restore the file"
-            )
-        return found
+    def row(self, at: int, size: int, checksum: int, seq: int) -> bytes:
+        """Return a record's row. Raises `CorruptDataError`."""
+        row = os.pread(self.fd, size, at)
+        if crc32(row) != checksum:
+            raise damaged_row(self, at, seq)
+        return row
+
+    def readable_ids(self) -> Iterator[str]:
+        """Iterate the ids of all snapshots but those that were damaged since the file was read."""
+        for slot in self.index.snapshots.line.order:
+            with suppress(CorruptDataError):
+                yield self.index.snapshots.id_of(slot)
 
     # ---- writing, under the file's lock
 
@@ -173,45 +185,24 @@ class Segment:
 
     def write(self, saga_id: str, news: News, *, sync: bool) -> None:
         """Append what is new."""
-        events, snapshots = news.events, news.snapshots
         if sync and not self.end:
             sync_folder(os.path.dirname(self.path))
-        body = b"".join([*news.event_data, *news.snapshot_data])
-        place = self._append(
-            [
-                *(saga_id, news.record, news.summary and summary_row(news.summary)),
-                *([event_row(entry)[:-1] for entry in events], [snapshot_row(entry)[:-1] for entry in snapshots]),
-                *((), ()),
-            ],
-            body,
-            sync=sync,
-        )
-        self.saga_id = saga_id
-        placed_events, placed = [], []
-        for event in events:
-            placed_events.append(event._replace(place=place))
-            place += event.size
-        for snapshot in snapshots:
-            placed.append(snapshot._replace(place=place))
-            place += snapshot.size
-        self.index.add(news.record, _own(news.summary), placed_events, placed)
+        rows = [event_row(entry)[:-1] for entry in news.events], [snapshot_row(entry)[:-1] for entry in news.snapshots]
+        head = [saga_id, news.record, news.summary and summary_row(news.summary), *rows, (), ()]
+        self._append(head, b"".join([*news.event_data, *news.snapshot_data]), sync=sync)
 
     def delete(self, gone: Sequence[str], hidden: Sequence[str], *, sync: bool) -> None:
         """Have the snapshots in `gone` no longer, and keep those in `hidden` as bases alone."""
         self._append([self.saga_id, None, None, (), (), list(gone), list(hidden)], b"", sync=sync)
-        self._drop(gone, hidden)
         if self._dead > max(_WORTH_COMPACTING, self.end // 2):
             self._compact()
 
-    def _drop(self, gone: Sequence[str], hidden: Sequence[str]) -> None:
-        self._dead += sum(entry.size + 100 for entry in self.index.drop(gone, hidden))
-
-    def _append(self, head: Row, body: bytes, *, sync: bool) -> int:
+    def _append(self, head: Row, body: bytes, *, sync: bool) -> None:
         packed_head = packed(head)
         append(self.fd, self.end, framed(packed_head, body), sync=sync)
         place = self.end + body_offset(packed_head)
+        self._take_in(Frame(packed_head, place, place + len(body)))
         self.end = place + len(body)
-        return place
 
     def cut_off(self) -> None:
         """Cut off what a writer left that died in the middle."""
@@ -223,15 +214,17 @@ class Segment:
         index, new = self.index, f"{self.path}.new"
         fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
-            head: Row = [self.saga_id, index.record, index.summary and summary_row(index.summary)]
-            end = _put(fd, 0, [*head, (), (), (), ()], b"")
-            head = [self.saga_id, None, None]
-            for events in _parts(index.events.items):
-                rows = [event_row(entry)[:-1] for entry in events]
-                end = _put(fd, end, [*head, rows, (), (), ()], b"".join(map(self.event_data, events)))
-            for snapshots in _parts(index.snapshots.items):
-                rows = [snapshot_row(entry)[:-1] for entry in snapshots]
-                end = _put(fd, end, [*head, (), rows, (), ()], b"".join(map(self.data, snapshots)))
+            summary = index.summary and summary_row(index.summary)
+            end = _put(fd, 0, [self.saga_id, index.record, summary, (), (), (), ()], b"")
+            head: Row = [self.saga_id, None, None]
+            for part in _parts(index.events):
+                events = read_events(self, part)
+                rows = [row for row, _ in events]
+                end = _put(fd, end, [*head, rows, (), (), ()], b"".join(data for _, data in events))
+            for part in _parts(index.snapshots):
+                snapshots = list(map(Reading(self, index.snapshots, part[-1]).snapshot, part))
+                rows = [snapshot_row(entry)[:-1] for entry, _ in snapshots]
+                end = _put(fd, end, [*head, (), rows, (), ()], b"".join(data for _, data in snapshots))
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -247,25 +240,14 @@ def _put(fd: int, end: int, head: Row, body: bytes) -> int:
     return end + len(frame)
 
 
-def _parts(entries: Sequence[Any]) -> list[list[Any]]:
-    parts: list[list[Any]] = []
-    size = _BODY_AT_ONCE
-    for entry in entries:
-        if size >= _BODY_AT_ONCE:
-            parts.append([])
-            size = 0
-        parts[-1].append(entry)
-        size += entry.size + 100
-    return parts
-
-
-def packed(row: Row) -> bytes:
-    """Return the row as bytes. Raises `UsageError` for what cannot be stored."""
-    try:
-        return ormsgpack.packb(row)
-    except (ormsgpack.MsgpackEncodeError, UnicodeEncodeError) as error:
-        raise UsageError(f"a file cannot store this text or number: {error}") from error
-
-
-def _own(summary: SagaSummary | None) -> SagaSummary | None:
-    return summary and summary_from_row(summary_row(summary))
+def _parts(columns: Columns) -> Iterator[list[int]]:
+    """Iterate the slots in order, in parts that are written together."""
+    part, size = list[int](), 0
+    for slot in columns.line.order:
+        part.append(slot)
+        size += columns.sizes[slot]
+        if size > _BODY_AT_ONCE or len(part) == _ROWS_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sagaz_core.clock import monotonic
@@ -15,7 +16,6 @@ from sagaz_core.storage._file_index import boot_id
 from sagaz_core.storage._file_log import try_lock, unlock
 from sagaz_core.storage._file_segment import Segment
 from sagaz_core.storage._rows import SnapshotEntry, micros
-from sagaz_core.storage._saga_index import first_end
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class FileWriting(FileCore):
         for key in keys:
             other = self._segment_of(key)
             if other.refresh():
-                if snapshot_id in other.index.by_id:
+                if other.index.snapshots.find(snapshot_id) is not None:
                     raise another_snapshot(next(s for s in batch.snapshots if s.snapshot_id == snapshot_id))
                 if not try_lock(other.fd):
                     return False  # its writer may be about to write just this
@@ -114,13 +114,14 @@ class FileWriting(FileCore):
             with self._changing(segment) as there:
                 if not there:
                     return 0
-                gone, hidden, served = segment.index.below(below_seq, self.clock())
+                gone, hidden, served = segment.index.snapshots.below(below_seq, micros(self.clock()))
                 self._delete(segment, gone, hidden)
                 return served
 
-    def _delete(self, segment: Segment, gone: Sequence[str], hidden: Sequence[str]) -> None:
-        if not gone and not hidden:
+    def _delete(self, segment: Segment, slots: Sequence[int], hidden_slots: Sequence[int]) -> None:
+        if not slots and not hidden_slots:
             return
+        gone, hidden = (list(map(segment.index.snapshots.id_of, some)) for some in (slots, hidden_slots))
         with self._index.changing():
             self._index.catalog.put(segment.key, segment.saga_id, None)
         segment.delete(gone, hidden, sync=self._sync)
@@ -130,22 +131,29 @@ class FileWriting(FileCore):
             self._index.catalog.put(segment.key, segment.saga_id, facts_of(segment.index))
 
     async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`."""
+        """See `SnapshotStorage.delete_saga`. Of a damaged one the index keeps ids of snapshots that lead to nothing."""
         with self._using() as there:
             segment = self._segment(saga_id)
-            if not there:
+            if not there or not self._begin_change(segment, create=False, whole=False):
                 return False
-            with self._changing(segment) as there:
-                if not there:
-                    return False
-                with self._index.changing():
-                    self._index.catalog.put(segment.key, saga_id, None)
-                os.unlink(segment.path)
-                with self._index.changing():
-                    for snapshot_id in segment.index.by_id:
-                        self._index.ids.remove(snapshot_id, segment.key)
-                    self._index.catalog.forget(segment.key, saga_id)
-                return True
+            try:
+                return self._deleted(segment, saga_id)
+            finally:
+                unlock(segment.fd)
+
+    def _deleted(self, segment: Segment, saga_id: str) -> bool:
+        with suppress(CorruptDataError):
+            if not segment.refresh():
+                return False
+        snapshot_ids = list(segment.readable_ids())
+        with self._index.changing():
+            self._index.catalog.put(segment.key, saga_id, None)
+        os.unlink(segment.path)
+        with self._index.changing():
+            for snapshot_id in snapshot_ids:
+                self._index.ids.remove(snapshot_id, segment.key)
+            self._index.catalog.forget(segment.key, saga_id)
+        return True
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`."""
@@ -167,7 +175,7 @@ class FileWriting(FileCore):
         while part == batch:
             with self._changing(self._segment(saga_id)) as found:
                 segment = self._segment(saga_id)
-                gone = segment.index.prunable(now)[:batch] if found else []
+                gone = segment.index.snapshots.prunable(micros(now))[:batch] if found else []
                 self._delete(segment, gone, ())
             part = len(gone)
             deleted += part
@@ -175,4 +183,7 @@ class FileWriting(FileCore):
 
 
 def _sooner(entries: Sequence[SnapshotEntry], segment: Segment) -> bool:
-    return first_end(entries, segment.index.first_end) != segment.index.first_end
+    known = segment.index.snapshots.first_end
+    return any(
+        known is None or micros(entry.retention_until) < known for entry in entries if entry.retention_until is not None
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def saga_from(row: Row) -> SagaRecord:
     source, adapter, plan = map(from_text, row[6:9])
     fields = model_from_json(saga_id, model)
     record = SagaRecord(saga_id, name, version, fingerprint, fields, _moment(row[5]), source, adapter, plan)
-    check_sum(row[9], saga_sum(record), f"the record of saga {saga_id!r}")
+    check_sum(row[9], saga_sum(record, model), f"the record of saga {saga_id!r}")
     return record
 
 
@@ -145,15 +146,17 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         *(as_text(snapshot.snapshot_id), as_text(snapshot.saga_id), as_text(snapshot.saga_name)),
         *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
         *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
-        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(snapshot.completed_steps)),
+        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(tuple(snapshot.completed_steps))),
         tags_json(dict(snapshot.tags)) if snapshot.tags else None,
     )
 
 
-def _steps_json(steps: Sequence[str]) -> str | None:
+@lru_cache(maxsize=1024)
+def _steps_json(steps: tuple[str, ...]) -> str | None:
     return json.dumps([as_text(step) for step in steps], ensure_ascii=False) if steps else None
 
 
+@lru_cache(maxsize=1024)
 def _steps_from(text: str | None) -> tuple[str, ...]:
     return tuple(map(from_text, json.loads(text))) if text else ()
 
@@ -189,8 +192,8 @@ def snapshot_from(row: Row, bases: bool = True) -> SagaSnapshot:
 
 
 def checkpoint_from(row: Row) -> Checkpoint:
-    """Return the checkpoint of a row: the saga's record, four columns, and a snapshot's with its bases."""
-    saga, (last_seq, seqs, kinds, steps), before = row[:10], row[10:14], row[14:]
+    """Return the checkpoint of a row: the saga's record, five columns, and a snapshot's with its bases."""
+    saga, (last_seq, _, seqs, kinds, steps), before = row[:10], row[10:15], row[15:]
     heads = zip(seqs or (), kinds or (), steps or (), strict=True)
     return Checkpoint(
         None if saga[0] is None else saga_from(saga),
@@ -198,6 +201,11 @@ def checkpoint_from(row: Row) -> Checkpoint:
         last_seq,
         [EventHead(seq, from_text(kind), None if step is None else from_text(step)) for seq, kind, step in heads],
     )
+
+
+def ends_of_checkpoint(row: Row) -> list[datetime]:
+    """Return when the two snapshots end that the row speaks of."""
+    return [_moment(end) for end in (row[11], row[25]) if end is not None]
 
 
 def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

@@ -13,12 +13,13 @@ from sagaz_core.storage._postgres_rows import (
     as_time,
     checkpoint_from,
     columns,
+    ends_of_checkpoint,
     event_from,
     snapshot_from,
 )
 from sagaz_core.storage.base import Page, SagaSnapshot, StoredEvent
 from sagaz_core.storage.frames import check_expired
-from sagaz_core.storage.together import Checkpoint
+from sagaz_core.storage.together import Checkpoint, EventHead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -121,11 +122,31 @@ class PostgresSnapshots(PostgresCore):
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        rows = await self._rows(sql.COUNT_SNAPSHOTS, as_text(saga_id), as_time(self.clock()))
-        return int(rows[0][0]) if rows else 0
+        asked = as_text(saga_id), as_time(self.clock())
+        rows = await self._rows(sql.COUNT_SNAPSHOTS, *asked)
+        served, stored = rows[0] if rows else (0, 0)
+        if served < stored:
+            for row in await self._rows(sql.EXPIRED_OF_SAGA, *asked):
+                check_expired(snapshot_from(row, bases=False))
+        return int(served)
 
     async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
-        """See `AnswersTogether.read_checkpoints`."""
+        """See `AnswersTogether.read_checkpoints`. Where one of the snapshots has expired it takes some trips more."""
         by_column = columns([(as_text(saga_id), as_text(step)) for saga_id, step in asked], 0)
-        rows = await self._rows(sql.READ_CHECKPOINTS, as_time(self.clock()), *by_column)
-        return [checkpoint_from(row) for row in rows] or [Checkpoint(None, None, None, ())] * len(asked)
+        rows, now = await self._rows(sql.READ_CHECKPOINTS, _ALL, *by_column), self.clock()
+        if not rows:
+            return [Checkpoint(None, None, None, ())] * len(asked)
+        return [
+            await self._later_checkpoint(*one, checkpoint_from(row))
+            if any(end < now for end in ends_of_checkpoint(row))
+            else checkpoint_from(row)
+            for one, row in zip(asked, rows, strict=True)
+        ]
+
+    async def _later_checkpoint(self, saga_id: str, step: str, found: Checkpoint) -> Checkpoint:
+        """Return the checkpoint of what has not expired. Raises `DamagedSnapshotError` for what only looks so."""
+        before = await self.latest_snapshot(saga_id, step=step, phase="before")
+        last = await self.latest_snapshot(saga_id)
+        events = self.read_events(saga_id, after_seq=-1 if before is None else before.seq)
+        heads = [EventHead(event.seq, event.kind, event.step) async for event in events]
+        return Checkpoint(found.saga, before, None if last is None else last.seq, heads)

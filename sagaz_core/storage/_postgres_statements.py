@@ -134,7 +134,11 @@ LIST_SNAPSHOTS = f"""
     SELECT {_LISTED} FROM {{s}}saga_snapshots s
     WHERE s.saga_id = $1 AND (s.seq, s.snapshot_id) > ($2, $3) ORDER BY s.seq, s.snapshot_id LIMIT $4
 """
-COUNT_SNAPSHOTS = f"SELECT count(*) FROM {{s}}saga_snapshots s WHERE saga_id = $1 AND {_SERVED.format(now='$2')}"
+COUNT_SNAPSHOTS = f"""
+    SELECT count(*) FILTER (WHERE {_SERVED.format(now="$2")}), count(*) FROM {{s}}saga_snapshots s WHERE saga_id = $1
+"""
+_HEAD = OWN.replace(" data,", " substr(data, 1, 14),")
+EXPIRED_OF_SAGA = f"SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE saga_id = $1 AND retention_until < $2"
 _HIGHEST = "ORDER BY s.seq DESC, s.snapshot_id DESC LIMIT 1"
 
 
@@ -181,7 +185,8 @@ READ_EVENTS_UNTIL = f"""
 """
 # For each saga and step: the record, the seq of its last snapshot, the latest one before the step, the events after it.
 READ_CHECKPOINTS = f"""
-    SELECT {", ".join(f"g.{name.strip()}" for name in RECORD.split(","))}, l.seq, e.seqs, e.kinds, e.steps, b.*
+    SELECT {", ".join(f"g.{name.strip()}" for name in RECORD.split(","))}, l.seq, l.retention_until,
+        e.seqs, e.kinds, e.steps, b.*
     FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS a (saga_id, step, place)
     LEFT JOIN {{s}}sagas g ON g.saga_id = a.saga_id AND g.saga_name IS NOT NULL
     LEFT JOIN LATERAL (
@@ -190,7 +195,8 @@ READ_CHECKPOINTS = f"""
         {_HIGHEST}
     ) b ON true
     LEFT JOIN LATERAL (
-        SELECT s.seq FROM {{s}}saga_snapshots s WHERE s.saga_id = a.saga_id AND {_SERVED.format(now="$1")} {_HIGHEST}
+        SELECT s.seq, s.retention_until FROM {{s}}saga_snapshots s
+        WHERE s.saga_id = a.saga_id AND {_SERVED.format(now="$1")} {_HIGHEST}
     ) l ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(o.seq) AS seqs, array_agg(o.kind) AS kinds, array_agg(o.step) AS steps FROM (
@@ -233,9 +239,14 @@ DELETE_SNAPSHOTS_BELOW = """
 DELETE_SNAPSHOTS = "DELETE FROM {s}saga_snapshots WHERE saga_id = $1"
 DELETE_EVENTS = "DELETE FROM {s}saga_events WHERE saga_id = $1"
 DELETE_SAGA = "DELETE FROM {s}sagas WHERE saga_id = $1 RETURNING 1"
+EXPIRED = f"""
+    SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE retention_until < $1 AND (retention_until, snapshot_id) > ($2, $3)
+    ORDER BY retention_until, snapshot_id LIMIT $4
+"""
 PRUNE = """
     DELETE FROM {s}saga_snapshots WHERE snapshot_id IN (
-        SELECT snapshot_id FROM {s}saga_snapshots e WHERE retention_until < $1 AND NOT EXISTS (
+        SELECT snapshot_id FROM {s}saga_snapshots e
+        WHERE retention_until < $1 AND saga_id <> ALL ($3::text[]) AND NOT EXISTS (
             SELECT 1 FROM {s}saga_snapshots s
             WHERE s.saga_id = e.saga_id AND (s.seq, s.snapshot_id) > (e.seq, e.snapshot_id) AND s.base_seq <= e.seq
                 AND (s.retention_until IS NULL OR s.retention_until >= $1)

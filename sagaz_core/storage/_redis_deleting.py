@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import LONG_AGO, check_prune, expired, raise_damaged
 from sagaz_core.storage._redis_connections import raise_first
-from sagaz_core.storage._redis_records import micros
+from sagaz_core.storage._redis_records import as_key, micros
+from sagaz_core.storage._redis_stored import deleting
 from sagaz_core.storage._redis_writing import RedisWriting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from sagaz_core.storage._redis_connections import Trip
+    from sagaz_core.storage._redis_connections import Command, Trip
     from sagaz_core.storage._redis_stored import StoredSaga
     from sagaz_core.storage.base import SagaSnapshot
+
+
+_SCANNED_AT_ONCE = 1000
 
 
 class RedisDeleting(RedisWriting):
@@ -88,13 +92,33 @@ class RedisDeleting(RedisWriting):
         return reply is not None
 
     async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`."""
+        """See `SnapshotStorage.delete_saga`. For a damaged one the ids of all snapshots of the store are looked at."""
         return await self._connections.use(lambda trip: self._delete(trip, saga_id))
 
     async def _delete(self, trip: Trip, saga_id: str) -> bool:
         while True:
-            saga = await self._watched(trip, saga_id)
-            (reply,) = await trip.transaction(saga.deleting())
+            try:
+                saga = await self._watched(trip, saga_id)
+                there, commands = saga.is_there, saga.deleting()
+            except CorruptDataError:  # of what is watched from now on
+                there, commands = True, await self._deleting_damaged(trip, saga_id)
+            (reply,) = await trip.transaction(commands)
             self._remember(saga_id, None)
             if reply is not None:
-                return saga.is_there
+                return there
+
+    async def _deleting_damaged(self, trip: Trip, saga_id: str) -> list[Command]:
+        """Return what deletes a saga of which not all can be read: all snapshots that lead to it are its own."""
+        of, saga = self._keys.of, as_key(saga_id)
+        places, summary = await trip.send([("ZRANGE", of(b"x", saga), 0, -1), ("GET", of(b"sum", saga))])
+        start, ids = of(b"id", b""), list[bytes]()
+        cursor: bytes | int = 0
+        while True:
+            ((cursor, names),) = await trip.send([("SCAN", cursor, "MATCH", start + b"*", "COUNT", _SCANNED_AT_ONCE)])
+            if names:
+                (found,) = await trip.send([("MGET", *names)])
+                for name, place in zip(names, found, strict=True):
+                    if place is not None and place.partition(b":")[2] == saga:
+                        ids.append(name.removeprefix(start))
+            if int(cursor) == 0:
+                return deleting(self._keys, saga_id, places, ids, summary)

@@ -24,7 +24,7 @@ from sagaz_core.storage._redis_sagas import LONG_AGO, Keys, Known, holding_of, t
 from sagaz_core.storage.base import Batch, SagaSnapshot, StoredEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sagaz_core.storage._redis_connections import Command
 
@@ -143,16 +143,22 @@ class StoredSaga:
 
     def deleting(self) -> list[Command]:
         """Return what deletes all of it."""
-        of = self._keys.of
-        doomed = [of(kind, self._saga) for kind in (b"saga", b"sum", b"x", b"v", b"s", b"t", b"o", b"b")]
-        for number in self._numbers:
-            place = b"%d:%s" % (number, self._saga)
-            doomed += [of(kind, place) for kind in (b"log", b"ev", b"st")]
-        for snapshot in self.heads:
-            doomed += [of(kind, as_key(snapshot.snapshot_id)) for kind in (b"id", b"g")]
-        try:
-            summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
-        except CorruptDataError:
-            summary = None  # it stays in indices that nobody knows of: who reads them looks at what they lead to
-        indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(summary)))]
-        return [("DEL", *doomed), *(("ZREM", of(index), self._saga) for index in indices)]
+        ids = [as_key(snapshot.snapshot_id) for snapshot in self.heads]
+        places = [b"%d:%s" % (number, self._saga) for number in self._numbers]
+        return deleting(self._keys, self.saga_id, places, ids, self._summary)
+
+
+def deleting(
+    keys: Keys, saga_id: str, places: Iterable[bytes], ids: Iterable[bytes], summary: bytes | None
+) -> list[Command]:
+    """Return what deletes a saga with these entries, snapshots and summary."""
+    of, saga = keys.of, as_key(saga_id)
+    doomed = [of(kind, saga) for kind in (b"saga", b"sum", b"x", b"v", b"s", b"t", b"o", b"b")]
+    doomed += [of(kind, place) for place in places for kind in (b"log", b"ev", b"st")]
+    doomed += [of(kind, name) for name in ids for kind in (b"id", b"g")]
+    try:
+        known = None if summary is None else unpack_summary(saga_id, summary)
+    except CorruptDataError:
+        known = None  # it stays in indices that nobody knows of: who reads them looks at what they lead to
+    indices = [b"sagas", b"sums", b"all", b"exp", *(b"f:" + name for name in sorted(index_names(known)))]
+    return [("DEL", *doomed), *(("ZREM", of(index), saga) for index in indices)]

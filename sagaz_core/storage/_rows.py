@@ -7,14 +7,12 @@ written again.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from hashlib import blake2b
-from sys import intern
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from sagaz_core.errors import CorruptDataError, UsageError
-from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage._checks import canonical_json, check_moment, model_from_json, model_to_json
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 Row = list[Any]
@@ -56,7 +54,7 @@ class SnapshotEntry(NamedTuple):
     place: Any = None
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     """Return what the data are told from others by, and checked with."""
     return blake2b(data, digest_size=8).digest()
 
@@ -84,7 +82,7 @@ def event_row(entry: EventEntry) -> Row:
 def event_from_row(row: Row) -> EventEntry:
     """Do the inverse of `event_row`."""
     seq, at, kind, step, *others = row
-    return EventEntry(seq, moment(at), intern(kind), step and intern(step), *others)
+    return EventEntry(seq, moment(at), kind, step, *others)
 
 
 def snapshot_row(entry: SnapshotEntry) -> Row:
@@ -98,23 +96,18 @@ def snapshot_from_row(row: Row) -> SnapshotEntry:
     times = moment(row[7]), moment_or_none(row[8])
     without: Row = [(), {}]
     completed, tags = *row[10:-3], *without[len(row) - 13 :]
-    snapshot_id, name, step, index, seq, phase, status = row[:7]
-    # An index holds thousands of these, and most say the same.
-    return SnapshotEntry(
-        *(snapshot_id, intern(name), intern(step), index, seq, intern(phase), intern(status), *times, row[9]),
-        *(_shared(tuple(completed)), _shared(tuple(tags.items())), *row[-3:]),
-    )
-
-
-@lru_cache(maxsize=256)
-def _shared(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    return value
+    entry: Row = [*row[:7], *times, row[9], tuple(completed), tuple(tags.items()), *row[-3:]]
+    return SnapshotEntry(*entry)
 
 
 def saga_row(record: SagaRecord) -> Row:
     """Return the record as plain values, the same for equal records. Raises `CannotStoreError`."""
+    return _saga_row(record, model_to_json(record))
+
+
+def _saga_row(record: SagaRecord, model: str) -> Row:
     return [
-        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
+        *(record.saga_id, record.saga_name, record.version, record.fingerprint, model),
         *(micros(record.started_at), record.source, record.adapter, record.plan),
     ]
 
@@ -140,9 +133,9 @@ def summary_from_row(row: Row) -> SagaSummary:
     return SagaSummary(saga_id, name, seq, status, step, moment_or_none(failed_at), dict(tags))
 
 
-def saga_sum(record: SagaRecord) -> int:
-    """Return a checksum of the record. Raises `CannotStoreError`."""
-    return _sum(saga_row(record))
+def saga_sum(record: SagaRecord, model: str | None = None) -> int:
+    """Return a checksum of the record, whose model may be given as text. Raises `CannotStoreError`."""
+    return _sum(_saga_row(record, model_to_json(record) if model is None else canonical_json(model)))
 
 
 def summary_sum(summary: SagaSummary) -> int:

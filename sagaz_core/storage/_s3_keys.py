@@ -6,6 +6,7 @@ from base64 import b64decode, b64encode
 from hashlib import blake2b
 
 SAGAS = "sagas"
+SNAPSHOTS = "snapshots"
 _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _ORDERED = b"-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 _ENCODE = bytes.maketrans(_STANDARD, _ORDERED)
@@ -41,7 +42,7 @@ def hashed(text: str) -> str:
 
 def snapshot_key(snapshot_id: str) -> str:
     """Return the key of the object that says which saga a snapshot is of."""
-    return f"snapshots/{hashed(snapshot_id)}"
+    return f"{SNAPSHOTS}/{hashed(snapshot_id)}"
 
 
 def data_folder(saga_id: str) -> str:

@@ -68,8 +68,8 @@ class Objects:
         except (BaseError, ValueError, TypeError) as error:
             raise UsageError(f"{shown!r} cannot be opened: {_first_line(error)}") from None
 
-    async def get(self, key: str, *, known: Version | None = None) -> tuple[bytes, Version] | None:
-        """Return the object's bytes and version, `None` when there is none. Raises `CorruptDataError`.
+    async def get(self, key: str, *, known: Version | None = None) -> tuple[memoryview, Version] | None:
+        """Return the object's bytes, not copied, and version; `None` when there is none. Raises `CorruptDataError`.
 
         Raises `Unchanged`, and nothing is sent but that, when it is still the `known` one.
         """
@@ -79,7 +79,7 @@ class Objects:
             return None
         except NotModifiedError:
             raise Unchanged from None
-        data = stored[12:]
+        data = memoryview(stored)[12:]
         if stored[:3] == _MARK[:3] and stored[3:4].isdigit() and stored[3:4] > _MARK[3:]:
             raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
         if stored[:4] != _MARK or digest(data) != stored[4:12]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import ormsgpack
 
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
-from sagaz_core.storage._rows import SnapshotEntry, digest
+from sagaz_core.storage._rows import SnapshotEntry, digest, micros, micros_or_none
 from sagaz_core.storage._s3_core import S3Core
 from sagaz_core.storage._s3_head import OWN, Entry, Head
 from sagaz_core.storage._s3_keys import data_folder, snapshot_key
 from sagaz_core.storage._s3_objects import all_of
-from sagaz_core.storage._saga_index import expired
 from sagaz_core.storage.base import Base, Page, SagaSnapshot, StoredEvent
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class S3Snapshots(S3Core):
         bases = large[0] if large else []  # an earlier release did not name them
         reads: list[Awaitable[Any]] = [self._head(saga_id), *map(self._large, bases)]
         head, *objects = await all_of(reads)
-        entry = head.index.by_id.get(snapshot_id)
-        if name != snapshot_id or entry is None or expired(entry, self.clock()):
+        slot = head.index.snapshots.find(snapshot_id)
+        if name != snapshot_id or slot is None or head.index.snapshots.expired(slot, micros(self.clock())):
             return None
         read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
         known = {name: data for name, data in read.items() if data is not None}
-        return (await self._snapshots(head, [entry], known))[0]
+        return (await self._snapshots(head, [slot], known))[0]
 
     async def latest_snapshot(
         self,
@@ -55,38 +55,37 @@ class S3Snapshots(S3Core):
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
         head = await self._head(saga_id)
-        entry = head.index.latest(step, phase, until, max_seq, self.clock())
-        return None if entry is None else (await self._snapshots(head, [entry], {}))[0]
+        last, now = micros_or_none(until), micros(self.clock())
+        slot = head.index.snapshots.latest(step, phase, last, max_seq, now)
+        return None if slot is None else (await self._snapshots(head, [slot], {}))[0]
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
         place = read_snapshot_cursor(cursor)
         head = await self._head(saga_id, self._listed)
-        entries = head.index.page(place, limit, self.clock())
-        page = await self._snapshots(head, entries[:limit], {})
-        more = len(entries) > limit
+        slots = head.index.snapshots.page(place, limit, micros(self.clock()))
+        page = await self._snapshots(head, slots[:limit], {})
+        more = len(slots) > limit
         self._listed = head if more else Head("")  # who asks for the next page is not sent it again
         return Page(page, snapshot_cursor(page[-1]) if more else None)
 
-    async def _snapshots(
-        self, head: Head, entries: Sequence[SnapshotEntry], own: dict[str, bytes]
-    ) -> list[SagaSnapshot]:
+    async def _snapshots(self, head: Head, slots: Sequence[int], own: dict[str, bytes]) -> list[SagaSnapshot]:
         """Return the snapshots with their bases, whose data are read at once. `own` are data that were read before."""
-        bases = {entry.snapshot_id: head.index.bases(entry) for entry in entries}
-        needed = {entry.snapshot_id: entry for entry in entries}
-        for some in bases.values():
-            needed.update((entry.snapshot_id, entry) for entry in some)
+        columns = head.index.snapshots
+        bases = {slot: columns.bases(slot) for slot in slots}
+        entries = {slot: columns.entry(slot) for slot in {*slots, *chain.from_iterable(bases.values())}}
+        needed = {entry.snapshot_id: entry for entry in entries.values()}
         others = await self._others(head, list(needed.values()))
         missing = [name for name, entry in needed.items() if entry.place == OWN and name not in own]
         found = dict(zip(missing, await all_of([self._own(head, name) for name in missing]), strict=True)) | own
-        data = {
-            name: _checked(head, entry, found[name] if entry.place == OWN else head.piece(entry, others))
+        made = {
+            name: Base(name, _checked(head, entry, found[name] if entry.place == OWN else head.piece(entry, others)))
             for name, entry in needed.items()
         }
         return [
-            _snapshot(head, entry, data, [Base(base.snapshot_id, data[base.snapshot_id]) for base in bases[name]])
-            for name, entry in ((entry.snapshot_id, entry) for entry in entries)
+            _snapshot(head, entries[slot], made, [made[entries[base].snapshot_id] for base in bases[slot]])
+            for slot in slots
         ]
 
     async def _large(self, snapshot_id: str) -> bytes | None:
@@ -106,7 +105,7 @@ class S3Snapshots(S3Core):
             )
         return data
 
-    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, bytes]:
+    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, memoryview]:
         """Return the objects of the saga that hold the entries' data, by name."""
         names = sorted({entry.place[0] for entry in entries if not isinstance(entry.place, int)})
         folder = data_folder(head.saga_id)
@@ -114,11 +113,11 @@ class S3Snapshots(S3Core):
             found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
         except CorruptDataError as error:
             raise CorruptDataError(f"saga {head.saga_id!r} cannot be read as a whole: {error}") from error
-        return {name: one[0] if one else b"" for name, one in zip(names, found, strict=True)}
+        return {name: one[0] if one else memoryview(b"") for name, one in zip(names, found, strict=True)}
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        return (await self._head(saga_id)).index.served(self.clock())
+        return (await self._head(saga_id)).index.snapshots.served(micros(self.clock()))
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -126,8 +125,9 @@ class S3Snapshots(S3Core):
         """See `SnapshotStorage.read_events`."""
         check_moment(until)
         head = await self._head(saga_id)
-        others: dict[str, bytes] = {}
-        for entry in head.index.events_between(after_seq, until):
+        others: dict[str, memoryview] = {}
+        columns = head.index.events
+        for entry in map(columns.entry, columns.between(after_seq, micros_or_none(until))):
             if not isinstance(entry.place, int) and entry.place[0] not in others:
                 others = await self._others(head, [entry])
             data = head.piece(entry, others)
@@ -149,10 +149,11 @@ def _damaged(snapshot_id: str, error: CorruptDataError) -> CorruptDataError:
     return CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}")
 
 
-def _snapshot(head: Head, entry: SnapshotEntry, data: Mapping[str, bytes], bases: Sequence[Base]) -> SagaSnapshot:
+def _snapshot(head: Head, entry: SnapshotEntry, made: Mapping[str, Base], bases: Sequence[Base]) -> SagaSnapshot:
     name, saga_name, step, index, seq, phase, status, created_at, retention, base_seq, *_ = entry
+    data = made[name].data
     return SagaSnapshot(
-        *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data[name], retention, base_seq),
+        *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention, base_seq),
         tuple(bases),
         entry.completed_steps,
         entry.tags,

@@ -17,10 +17,10 @@ from sagaz_core.errors import (
     UsageError,
 )
 from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune, contested, raise_damaged
-from sagaz_core.storage._rows import SnapshotEntry, summary_from_row, summary_row
+from sagaz_core.storage._rows import SnapshotEntry, micros, summary_from_row, summary_row
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, S3Core, sound
 from sagaz_core.storage._s3_head import OWN, SMALL, Head, changed, packed_head, without
-from sagaz_core.storage._s3_keys import data_folder, saga_key, snapshot_key
+from sagaz_core.storage._s3_keys import SNAPSHOTS, data_folder, saga_key, snapshot_key
 from sagaz_core.storage._s3_objects import Changed, all_of
 from sagaz_core.storage._saga_index import News
 from sagaz_core.storage.base import Batch, checked_id
@@ -81,13 +81,12 @@ class S3Writing(S3Core):
             self._known.pop(head.saga_id, None)
             await self._objects.delete(claimed)
             raise
-        if head.version != before or change.objects:
+        if head.version != before or change.anew or change.objects:
             self._known.pop(head.saga_id, None)
             return True
-        events, snapshots = change.events[len(head.index.events.items) :], change.snapshots
-        snapshots = snapshots[len(head.index.snapshots.items) :]
         head.held, head.version = bytes(change.held), version
-        head.index.add(news.record, news.summary and summary_from_row(summary_row(news.summary)), events, snapshots)
+        head.index.says(news.record, news.summary and summary_from_row(summary_row(news.summary)))
+        head.add(change.events, change.snapshots)
         self._remember(head)
         return True
 
@@ -100,7 +99,9 @@ class S3Writing(S3Core):
         """
         key, saga_id = snapshot_key(entry.snapshot_id), head.saga_id
         own = data if entry.size > SMALL else None
-        large = [base.snapshot_id for base in head.index.bases(entry) if base.place == OWN]
+        columns = head.index.snapshots
+        bases = map(columns.entry, columns.bases_of_new(entry))
+        large = [base.snapshot_id for base in bases if base.place == OWN]
         body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own, large])
         known = None
         for _ in range(_TRIES):
@@ -114,7 +115,7 @@ class S3Writing(S3Core):
                 (name, other_id, other_digest, *_), known = ormsgpack.unpackb(found[0]), found[1]
                 if (name, other_id, other_digest) == (entry.snapshot_id, saga_id, entry.digest):
                     return True
-                stored = name in (await self._head(other_id)).index.by_id
+                stored = (await self._head(other_id)).index.snapshots.find(name) is not None
                 if stored and other_id == saga_id:
                     return False
                 if stored or utc_now() - known.written_at < _ABANDONED:
@@ -148,16 +149,17 @@ class S3Writing(S3Core):
         """See `SnapshotStorage.delete_snapshots`."""
         for _ in range(_TRIES):
             head = await self._head(saga_id)
-            gone, hidden, served = head.index.below(below_seq, self.clock())
+            gone, hidden, served = head.index.snapshots.below(below_seq, micros(self.clock()))
             if await self._deleted(head, gone, hidden):
                 return served
         raise self._too_many(saga_id)
 
-    async def _deleted(self, head: Head, gone: Sequence[str], hidden: Sequence[str]) -> bool:
+    async def _deleted(self, head: Head, slots: Sequence[int], hidden_slots: Sequence[int]) -> bool:
         """Delete the snapshots, or say that the head is not what it was."""
-        if not gone and not hidden:
+        if not slots and not hidden_slots:
             return True
-        head.index.drop(gone, hidden)
+        gone, hidden = (list(map(head.index.snapshots.id_of, some)) for some in (slots, hidden_slots))
+        head.index.snapshots.drop(gone, hidden)
         change = without(head)
         try:
             await self._objects.put(saga_key(head.saga_id), packed_head(head, News(), change), known=head.version)
@@ -169,15 +171,35 @@ class S3Writing(S3Core):
         return True
 
     async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`."""
-        head = await self._head(saga_id)
+        """See `SnapshotStorage.delete_saga`. For a damaged one the objects of all snapshots of the store are read."""
         self._known.pop(saga_id, None)
-        if not head.there:
-            return False
+        try:
+            head = await self._head(saga_id)
+            if not head.there:
+                return False
+            own = [snapshot_key(entry.snapshot_id) for entry in head.snapshot_entries()]
+        except CorruptDataError:
+            own = await self._own_keys(saga_id)
         await self._objects.delete([saga_key(saga_id)])
         rest = [key async for key in self._objects.keys(data_folder(saga_id))]
-        await self._objects.delete([*map(snapshot_key, head.index.by_id), *rest])
+        await self._objects.delete([*own, *rest])
         return True
+
+    async def _own_keys(self, saga_id: str) -> list[str]:
+        """Return the keys of the snapshots that say they are of this saga."""
+        keys, own = [key async for key in self._objects.keys(SNAPSHOTS)], list[str]()
+        for start in range(0, len(keys), HEADS_AT_ONCE):
+            part = keys[start : start + HEADS_AT_ONCE]
+            owners = await all_of([self._owner(key) for key in part])
+            own += (key for key, owner in zip(part, owners, strict=True) if owner == saga_id)
+        return own
+
+    async def _owner(self, key: str) -> str | None:
+        try:
+            found = await self._objects.get(key)
+        except CorruptDataError:
+            return None  # whose it is cannot be told
+        return None if found is None else str(ormsgpack.unpackb(found[0])[1])
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`. It reads the head of every saga."""
@@ -195,7 +217,7 @@ class S3Writing(S3Core):
     async def _pruned(self, saga_id: str, head: Head, now: datetime, batch: int) -> int:
         deleted = tries = 0
         while tries < _TRIES:
-            gone = head.index.prunable(now)[:batch]
+            gone = head.index.snapshots.prunable(micros(now))[:batch]
             if await self._deleted(head, gone, ()):
                 deleted += len(gone)
                 if len(gone) < batch:

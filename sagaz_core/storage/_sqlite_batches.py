@@ -6,11 +6,11 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import MAX_SEQ, another_event, another_saga, another_snapshot
 from sagaz_core.storage._rows import micros, micros_or_none, summary_sum
-from sagaz_core.storage._sqlite_rows import saga_row, snapshot_from, tags_from
+from sagaz_core.storage._sqlite_rows import saga_row, snapshot_from, summary_from, tags_from
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent, checked_id
 
 if TYPE_CHECKING:
@@ -56,6 +56,18 @@ def _set_summary(connection: sqlite3.Connection, summary: SagaSummary, saga: int
 def _delete_tags(connection: sqlite3.Connection, saga_id: str, text: str | None) -> None:
     tags = tags_from(saga_id, text or "{}")
     connection.executemany(sql.DELETE_TAG, [(key, value, saga_id) for key, value in tags.items()])
+
+
+def _delete_all_tags(connection: sqlite3.Connection, saga_id: str) -> None:
+    """Delete the saga's tags, also when it does not say any more which they are."""
+    for seq, failed_at, found_sum, *held in connection.execute(sql.GET_BYTES, (saga_id,)).fetchall():
+        try:
+            name, status, step, text = (part.decode() for part in held)  # one that is no text must not be read as one
+            tags = summary_from((saga_id, name, seq, status, step, failed_at, text, found_sum)).tags
+        except (CorruptDataError, ValueError, TypeError, AttributeError):
+            connection.execute(sql.DELETE_ALL_TAGS, (saga_id,))  # looks at the tags of all sagas
+        else:
+            connection.executemany(sql.DELETE_TAG, [(key, value, saga_id) for key, value in tags.items()])
 
 
 def _add_saga(connection: sqlite3.Connection, batch: Batch) -> int | None:
@@ -147,7 +159,7 @@ def _set_floors(connection: sqlite3.Connection, floors: str, set_floor: str, sag
 
 def delete_below(connection: sqlite3.Connection, saga_id: str, below_seq: int, now: int) -> int:
     """Delete or hide the saga's snapshots below that `seq`, and return how many were served until `now`."""
-    (gone,) = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
+    gone, _ = connection.execute(sql.COUNT_SNAPSHOTS, (saga_id, below_seq, now)).fetchone()
     (needed,) = connection.execute(sql.FIRST_NEEDED, (saga_id, below_seq, now)).fetchone()
     first = below_seq if needed is None else min(needed, below_seq)
     connection.execute(sql.DELETE_SNAPSHOTS_BELOW, (saga_id, first))
@@ -169,9 +181,8 @@ def prunable(rows: list[tuple[int, int, int | None, int | None]], now: int) -> l
 
 
 def delete_saga(connection: sqlite3.Connection, asked: tuple[str]) -> bool:
-    """Delete all of the saga but its replays, and say whether it was there."""
-    for (text,) in connection.execute(sql.GET_TAGS, asked).fetchall():
-        _delete_tags(connection, asked[0], text)
+    """Delete all of the saga but its replays, and say whether it was there. It may be damaged."""
+    _delete_all_tags(connection, asked[0])
     connection.execute(sql.DELETE_SNAPSHOTS, asked)
     connection.execute(sql.DELETE_EVENTS, asked)
     return connection.execute(sql.DELETE_SAGA, asked).rowcount > 0

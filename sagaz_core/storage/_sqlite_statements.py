@@ -244,9 +244,15 @@ LIST_STORED = f"""
     {_IN_ORDER}
 """
 COUNT_SNAPSHOTS = f"""
-    SELECT count(*) FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    SELECT count(CASE WHEN s.retention_until IS NULL OR s.retention_until >= ?3 THEN 1 END), count(*)
+    FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
     WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND p.seq < ?2
-        AND (s.retention_until IS NULL OR s.retention_until >= ?3)
+"""
+# Of those that have expired what it takes to see that they have, and were not changed so.
+EXPIRED_OF_SAGA = f"""
+    SELECT {_SNAPSHOT.replace("s.data", "substr(s.data, 1, 14)")}
+    FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot
+    WHERE p.saga = {_SAGA} AND p.step_name = x'' AND p.phase = x'' AND s.retention_until < ?2
 """
 READ_EVENTS = f"""
     SELECT id, at, kind, step, data, floor FROM saga_events
@@ -343,11 +349,14 @@ HIDE_SNAPSHOTS = f"""
 DELETE_SNAPSHOTS = f"DELETE FROM saga_snapshots WHERE saga = {_SAGA}"
 DELETE_EVENTS = f"DELETE FROM saga_events WHERE id >= {_SAGA} << 32 AND id < ({_SAGA} + 1) << 32"
 DELETE_SAGA = "DELETE FROM sagas WHERE saga_id = ?1"
-GET_TAGS = "SELECT tags FROM sagas WHERE saga_id = ? AND tags IS NOT NULL"
+_BYTES = ", ".join(f"CAST({name} AS BLOB)" for name in ("found_name", "status", "failed_step", "tags"))
+GET_BYTES = f"SELECT found_seq, failed_at, found_sum, {_BYTES} FROM sagas WHERE saga_id = ?"
+DELETE_ALL_TAGS = "DELETE FROM saga_tags WHERE saga_id = ?"
 EXPIRED = """
     SELECT retention_until, id, saga FROM saga_snapshots
     WHERE (retention_until, id) > (?2, ?3) AND retention_until < ?1 ORDER BY retention_until, id LIMIT ?4
 """
+SAGA_ID = "SELECT saga_id FROM sagas WHERE id = ?"
 ALL_OF_SAGA = """
     SELECT s.id, s.seq, s.base_seq, s.retention_until
     FROM saga_places p CROSS JOIN saga_snapshots s ON s.id = p.snapshot

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, MutableSequence, Sequence
     from datetime import datetime
 
 Item = TypeVar("Item", bound="Numbered")
@@ -85,11 +85,14 @@ class Timeline(Generic[Item]):
         return None
 
     def _add_floors(self) -> None:
-        floors, moment = self._floors, self._moment
-        for item in self.items[len(floors) :]:
-            at = moment(item)
-            lowered = len(floors)
-            while lowered and floors[lowered - 1] > at:
-                lowered -= 1
-                floors[lowered] = at
-            floors.append(at)
+        add_floors(self._floors, map(self._moment, self.items[len(self._floors) :]))
+
+
+def add_floors(floors: MutableSequence[Any], moments: Iterable[Any]) -> None:
+    """Add the floors of items with these times, which come behind all others, and lower those of the others."""
+    for at in moments:
+        lowered = len(floors)
+        while lowered and floors[lowered - 1] > at:
+            lowered -= 1
+            floors[lowered] = at
+        floors.append(at)

@@ -21,12 +21,12 @@ from sagaz_core.errors import CorruptDataError, UsageError, nearest, quoted
 from sagaz_core.storage._checks import check_find, check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
 from sagaz_core.storage._file_catalog import Facts, facts_of
 from sagaz_core.storage._file_core import FORMAT
+from sagaz_core.storage._file_reading import read_events, read_snapshots
 from sagaz_core.storage._file_segment import Segment
 from sagaz_core.storage._file_writing import FileWriting
 from sagaz_core.storage._listing import Listing
-from sagaz_core.storage._rows import SnapshotEntry, micros, saga_from_row
-from sagaz_core.storage._saga_index import expired
-from sagaz_core.storage.base import Base, Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, StoreInfo
+from sagaz_core.storage._rows import micros, micros_or_none, moment, saga_from_row
+from sagaz_core.storage.base import Page, ReplayRecord, SagaRecord, SagaSnapshot, StoredEvent, StoreInfo
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ class FileSnapshotStorage(FileWriting):
             for key in keys:
                 segment = self._segment_of(key)
                 try:
-                    there = segment.refresh()
+                    slot = segment.index.snapshots.find(snapshot_id) if segment.refresh() else None
                 except CorruptDataError as error:
                     raise CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}") from error
-                if there and snapshot_id in segment.index.by_id:
-                    entry = segment.index.by_id[snapshot_id]
-                    return None if expired(entry, self.clock()) else _snapshot(segment, entry)
+                if slot is not None:
+                    served = not segment.index.snapshots.expired(slot, micros(self.clock()))
+                    return _snapshots(segment, [slot])[0] if served else None
             return None
 
     async def latest_snapshot(
@@ -140,8 +140,9 @@ class FileSnapshotStorage(FileWriting):
             segment = self._segment(saga_id)
             if not there or not segment.refresh():
                 return None
-            entry = segment.index.latest(step, phase, until, max_seq, self.clock())
-            return None if entry is None else _snapshot(segment, entry)
+            last, now = micros_or_none(until), micros(self.clock())
+            slot = segment.index.snapshots.latest(step, phase, last, max_seq, now)
+            return None if slot is None else _snapshots(segment, [slot])[0]
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
@@ -151,15 +152,15 @@ class FileSnapshotStorage(FileWriting):
             segment = self._segment(saga_id)
             if not there or not segment.refresh():
                 return Page([])
-            entries = segment.index.page(place, limit, self.clock())
-            page = [_snapshot(segment, entry) for entry in entries[:limit]]
-            return Page(page, snapshot_cursor(page[-1]) if len(entries) > limit else None)
+            slots = segment.index.snapshots.page(place, limit, micros(self.clock()))
+            page = _snapshots(segment, slots[:limit])
+            return Page(page, snapshot_cursor(page[-1]) if len(slots) > limit else None)
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
         with self._using() as there:
             segment = self._segment(saga_id)
-            return segment.index.served(self.clock()) if there and segment.refresh() else 0
+            return segment.index.snapshots.served(micros(self.clock())) if there and segment.refresh() else 0
 
     async def read_events(
         self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
@@ -172,12 +173,10 @@ class FileSnapshotStorage(FileWriting):
                 segment = self._segment(saga_id)
                 if not there or not segment.refresh():
                     return
-                entries = segment.index.events_between(after_seq, until)
-                more = len(entries) > _EVENTS_AT_ONCE
-                events = [
-                    StoredEvent(saga_id, e.seq, e.at, e.kind, e.step, segment.event_data(e))
-                    for e in entries[:_EVENTS_AT_ONCE]
-                ]
+                slots = segment.index.events.between(after_seq, micros_or_none(until))
+                more = len(slots) > _EVENTS_AT_ONCE
+                found = read_events(segment, slots[:_EVENTS_AT_ONCE])
+                events = [StoredEvent(saga_id, e[0], moment(e[1]), e[2], e[3], data) for e, data in found]
             for event in events:
                 yield event
                 after_seq = event.seq
@@ -207,8 +206,8 @@ class FileSnapshotStorage(FileWriting):
                 with suppress(CorruptDataError):  # up to there
                     segment.refresh()
                 sagas += segment.index.record is not None
-                events += len(segment.index.events.items)
-                snapshots += len(segment.index.snapshots.items)
+                events += len(segment.index.events)
+                snapshots += len(segment.index.snapshots)
             size = _size(self.path)
             return StoreInfo(self.url, FORMAT if there else 0, sagas, events, snapshots, self._replays.count(), size)
 
@@ -230,16 +229,17 @@ class FileSnapshotStorage(FileWriting):
             self._replays.close()
 
 
-def _snapshot(segment: Segment, entry: SnapshotEntry) -> SagaSnapshot:
-    name, saga_name, step, index, seq, phase, status, created_at, retention, base_seq, *_ = entry
-    bases = tuple(Base(base.snapshot_id, segment.data(base)) for base in segment.index.bases(entry))
-    data = segment.data(entry)
-    return SagaSnapshot(
-        *(name, segment.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention, base_seq),
-        bases,
-        entry.completed_steps,
-        entry.tags,
-    )
+def _snapshots(segment: Segment, slots: Sequence[int]) -> list[SagaSnapshot]:
+    made = []
+    for entry, data, bases in read_snapshots(segment, slots):
+        name, saga_name, step, index, seq, phase, status, created_at, retention, base_seq, completed, tags, *_ = entry
+        made.append(
+            SagaSnapshot(
+                *(name, segment.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention),
+                *(base_seq, bases, completed, tags),
+            )
+        )
+    return made
 
 
 def _size(folder: str) -> int:

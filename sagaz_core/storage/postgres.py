@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 
 import asyncpg
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
-from sagaz_core.storage._checks import above_prefix, check_find, check_limit, check_prune
+from sagaz_core.storage._checks import LONG_AGO, above_prefix, check_find, check_limit, check_prune, raise_damaged
 from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._network import count, seconds, split_url, url_options
 from sagaz_core.storage._postgres_connections import Connection
@@ -27,6 +27,7 @@ from sagaz_core.storage._postgres_rows import (
     replay_row,
     saga_from,
     saga_id_of,
+    snapshot_from,
     summary_from,
     tags_json,
 )
@@ -34,6 +35,7 @@ from sagaz_core.storage._postgres_schema import SCHEMA_VERSION
 from sagaz_core.storage._postgres_snapshots import PostgresSnapshots
 from sagaz_core.storage._postgres_writing import PostgresWriting
 from sagaz_core.storage.base import Page, ReplayRecord, SagaRecord, StoreInfo
+from sagaz_core.storage.frames import check_expired
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -126,12 +128,30 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
     async def prune(self, now: datetime, *, batch: int = 500) -> int:
         """See `SnapshotStorage.prune`."""
         check_prune(now, batch)
+        damaged = await self._damaged_ends(as_time(now), batch)
+        asked = as_time(now), batch, [as_text(saga_id) for saga_id in damaged]
         deleted, part = 0, -1
         while part:
-            done = await self._read(lambda c: c.execute(self._text(sql.PRUNE), as_time(now), batch), "DELETE 0")
+            done = await self._read(lambda c: c.execute(self._text(sql.PRUNE), *asked), "DELETE 0")
             part = int(done.rpartition(" ")[2])
             deleted += part
+        raise_damaged(list(damaged.values()))
         return deleted
+
+    async def _damaged_ends(self, now: datetime, batch: int) -> dict[str, CorruptDataError]:
+        """Return the sagas in which a snapshot only looks as if it had expired, and the error of each."""
+        damaged: dict[str, CorruptDataError] = {}
+        last: tuple[datetime, str] = LONG_AGO, ""
+        while True:
+            rows = await self._rows(sql.EXPIRED, now, *last, batch)
+            for snapshot in (snapshot_from(row, bases=False) for row in rows):
+                try:
+                    check_expired(snapshot)
+                except CorruptDataError as error:
+                    damaged[snapshot.saga_id] = error
+                last = snapshot.retention_until or now, as_text(snapshot.snapshot_id)
+            if len(rows) < batch:
+                return damaged
 
     # ---- the replay log, and the whole
 

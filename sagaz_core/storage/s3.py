@@ -107,8 +107,8 @@ class S3SnapshotStorage(S3Snapshots, S3Writing):
             if isinstance(head, CorruptDataError):
                 continue
             sagas += head.index.record is not None
-            events += len(head.index.events.items)
-            snapshots += len(head.index.snapshots.items)
+            events += len(head.index.events)
+            snapshots += len(head.index.snapshots)
         async for _ in self._objects.keys("replays"):
             replays += 1
         return StoreInfo(self.url, FORMAT, sagas, events, snapshots, replays, await self._objects.size())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from sagaz_core.clock import utc_now
-from sagaz_core.errors import CodecError, DuplicateSagaError, UsageError, nearest, quoted
+from sagaz_core.errors import CodecError, CorruptDataError, DuplicateSagaError, UsageError, nearest, quoted
 from sagaz_core.storage import _sqlite_statements as sql
 from sagaz_core.storage._checks import (
     MAX_SEQ,
@@ -27,6 +27,7 @@ from sagaz_core.storage._checks import (
     check_prune,
     expired,
     misplaced,
+    raise_damaged,
     read_snapshot_cursor,
     snapshot_cursor,
     with_bases,
@@ -194,8 +195,17 @@ class SqliteSnapshotStorage:
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id, MAX_SEQ, micros(self.clock())))
-        return int(rows[0][0]) if rows else 0
+        now = micros(self.clock())
+        rows = self._connections.rows(sql.COUNT_SNAPSHOTS, (saga_id, MAX_SEQ, now))
+        served, stored = rows[0] if rows else (0, 0)
+        if served < stored:
+            self._check_expired(saga_id, now)
+        return int(served)
+
+    def _check_expired(self, saga_id: str, now: int) -> None:
+        """Raise `DamagedSnapshotError` when one of the saga's snapshots only looks as if it had expired."""
+        for row in self._connections.rows(sql.EXPIRED_OF_SAGA, (saga_id, now)):
+            check_expired(snapshot_from(row))
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
@@ -210,16 +220,23 @@ class SqliteSnapshotStorage:
         """See `SnapshotStorage.prune`."""
         check_prune(now, batch)
         gone, after = 0, (_MIN - 1, 0)
+        damaged: dict[int, CorruptDataError] = {}
         while True:
             asked = (micros(now), *after, batch)
             rows = self._connections.rows(sql.EXPIRED, asked)
-            for saga in dict.fromkeys(row[2] for row in rows):
-                gone += self._prune_saga(saga, asked[0], batch)
+            for saga in dict.fromkeys(row[2] for row in rows if row[2] not in damaged):
+                try:
+                    gone += self._prune_saga(saga, asked[0], batch)
+                except CorruptDataError as error:
+                    damaged[saga] = error
             if len(rows) < batch:
+                raise_damaged(list(damaged.values()))
                 return gone
             after = rows[-1][:2]
 
     def _prune_saga(self, saga: int, now: int, batch: int) -> int:
+        for (saga_id,) in self._connections.rows(sql.SAGA_ID, (saga,)):
+            self._check_expired(saga_id, now)
         doomed = prunable(self._connections.rows(sql.ALL_OF_SAGA, (saga,)), now)
         for start in range(0, len(doomed), batch):
             part = doomed[start : start + batch]

@@ -883,7 +883,7 @@ async def never_ends():
 )
 def test_a_timer_waits_for_a_job_as_long_really_as_it_is_away_within_grace_and_limit(monkeypatch, timer, age, wait):
     real, waits, blocker = iter([100.0]), [], threading.Event()
-    monkeypatch.setattr("sagaz_core.virtual_time.perf_seconds", lambda: next(real, 100.0 + age))
+    monkeypatch.setattr("sagaz_core._threaded_loop.perf_seconds", lambda: next(real, 100.0 + age))
 
     async def main():
         loop = virtual_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from banks import (
     AbsoluteUndo,
@@ -335,6 +336,67 @@ def test_a_machine_without_begin_says_so() -> None:
 
     with pytest.raises(NotImplementedError, match=r"Nothing needs a method begin\(self, world\)"):
         Nothing()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"locks": "bank.locks.*"}, r"Two\.locks = 'bank\.locks\.\*': write a tuple of patterns"),
+        ({"faults": ("fail", "crash")}, r"Two\.faults = \('fail', 'crash'\): write any of"),
+    ],
+    ids=["locks", "faults"],
+)
+def test_a_wrong_attribute_is_an_error(attributes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        machine(Withdraw, Withdraw, **attributes)()
+
+
+class Deposit(Withdraw):
+    saga_name = "deposit"
+
+    @action("check")
+    async def check(self, ctx: Any) -> None:
+        """Do nothing: for a fault to strike."""
+
+
+class Report(Saga[Any]):
+    saga_name = "report"
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__()
+        self.bank = bank
+
+    @action("mail")
+    async def mail(self, ctx: Any) -> None:
+        self.bank.done["report"] = self.bank.balances["joint"]
+
+
+def test_a_fault_after_what_another_did_is_not_rare() -> None:
+    found = 0
+    for seed in range(5):
+        try:
+            run_state_machine_as_test(  # type: ignore[no-untyped-call] # as Hypothesis has it
+                hypothesis.seed(seed)(machine(Deposit, Report)),
+                settings=settings(stateful_step_count=12, deadline=None, database=None, phases=[Phase.generate]),
+            )
+        except AnomalyError as error:
+            found += error.anomaly.startswith("DIRTY READ")
+    assert found >= 3
+
+
+@pytest.mark.parametrize("waits", [asyncio.Event().wait, lambda: asyncio.sleep(0)], ids=["waits", "polls"])
+def test_a_step_that_never_ends_is_named_and_soon(waits: Callable[[], Any]) -> None:
+    class Endless(Withdraw):
+        @action("wait")
+        async def wait(self, ctx: Any) -> None:
+            while True:
+                await waits()
+
+    both = interleaving(Endless, Withdraw)
+    with pytest.raises(AnomalyError, match="NO END") as raised:
+        both.finish()
+    assert "ended: ann waits for ever" in str(raised.value)
+    both.close()
 
 
 def test_the_network_is_out_of_reach() -> None:

@@ -134,6 +134,17 @@ class Twice(Sound):
         return {"receipt": (1, ctx["reservation"])}
 
 
+class Tells(Sound):
+    """Tells outside, which nothing takes back."""
+
+    saga_name = "tells"
+
+    @action("tell")
+    async def tell(self, ctx: Any) -> dict[str, Any]:
+        table().do("told")
+        return {"told": True}
+
+
 class Forgetful(Sound):
     """Keeps in memory what a later step needs."""
 

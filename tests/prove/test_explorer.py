@@ -14,7 +14,7 @@ from reference_sagas import CORRECT, chains, dag, linear
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, action, compensate, explore
 from sagaz_core.engine.run import Served
-from sagaz_core.errors import RunningLoopError, UsageError
+from sagaz_core.errors import DefinitionError, RunningLoopError, UsageError
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.model import SagaModel, StepModel
@@ -911,3 +911,9 @@ def test_inside_a_running_loop_it_says_what_to_await() -> None:
             explore(Saga("nothing"))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("context", [["a"], "text", 5], ids=str)
+def test_a_context_that_is_no_mapping_is_an_error_of_one_line(context: Any) -> None:
+    with pytest.raises(DefinitionError, match="give a mapping or a pydantic model"):
+        explore(Saga("shop").add_step("pay", print), context)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import mortals
 import pytest
+import servers
 
 from sagaz_core import FaultPlan, UnsoundError, World
 from sagaz_core.errors import NetworkBlockedError, RunningLoopError, UnknownSagaError, UsageError
@@ -132,6 +133,18 @@ def test_a_world_of_fakes_that_reach_the_outside_is_put_back(tmp_path: Path, mon
     assert table.rows() == {"before": 1}
 
 
+def test_what_is_left_without_the_kill_too_is_not_put_down_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killer: Killer
+) -> None:
+    monkeypatch.setenv("OUTSIDE", str(tmp_path))
+    world = World()
+    world.fake(mortals.Table(tmp_path))
+    boundary = Boundary("undo-effect", "charge", plan=FaultPlan.parse("end@before"))
+    (finding,) = killer.kill(mortal(mortals.Tells), boundary, world=world).findings
+    assert (finding.verdict.value, finding.step) == ("ORPHAN", "tell")
+    assert "these steps have no compensation: tell" in finding.sentence
+
+
 def test_what_is_kept_in_memory_is_gone(killer: Killer) -> None:
     outcome = killer.kill(mortal(mortals.Forgetful), Boundary("record", "reserve"))
     assert outcome.verdict.value == "NOT_IDEMPOTENT"
@@ -232,6 +245,27 @@ def test_inside_a_running_loop_it_is_refused() -> None:
 def test_a_store_in_memory_is_refused() -> None:
     with pytest.raises(UsageError, match="dies with its process"):
         kill_everywhere(mortals.Sound, ORDER, store="memory://")
+
+
+@pytest.mark.parametrize("store", ["postgresql://app:hunter2@db/sagas", "redis://cache", "S3://bucket/sagas"])
+def test_a_store_on_the_network_needs_the_network(store: str) -> None:
+    with pytest.raises(UsageError, match="add that") as refused:
+        kill_everywhere(mortals.Sound, ORDER, store=store)
+    assert "live=True" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_store_of_files_loses_nothing() -> None:
+    killed = kill_everywhere(mortals.Sound, ORDER, world=mortals.table_world, store="file://{folder}/sagas")
+    assert verdicts(killed) == {}
+    assert killed.outcomes
+
+
+def test_postgres_loses_nothing() -> None:
+    with servers.postgres_database() as url:
+        killed = kill_everywhere(mortals.Sound, ORDER, world=mortals.table_world, store=url, live=True)
+    assert verdicts(killed) == {}
+    assert killed.outcomes
 
 
 def test_a_crash_in_the_plan_is_refused() -> None:

@@ -129,3 +129,15 @@ def test_a_fake_that_changes_and_shows_nothing_is_named(mode: str) -> None:
 def test_a_fake_that_shows_what_it_does_may_count_its_calls(mode: str) -> None:
     saga, world = saga_of(Fake())
     assert explore(saga, world=world, mode=mode, kinds="before").notes == ()
+
+
+@pytest.mark.parametrize("mode", ["merged", "packed"])
+def test_what_changes_only_once_because_nothing_puts_it_back_is_named_too(mode: str) -> None:
+    fake, world = ShowsNothing(), World()
+    world.fake(fake, "desk")
+
+    async def act(ctx: Any) -> None:
+        fake.held = 1
+
+    exploration = explore(Saga[Any]("held").add_step("a", act, print, in_doubt="compensate"), world=world, mode=mode)
+    assert exploration.notes == (HIDES.replace("calls, held", "held"),)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from sagaz_core import Saga
+from sagaz_core import Saga, World
 from sagaz_core.faults.plan import FaultPlan
-from sagaz_core.prove.trace import Normaliser
+from sagaz_core.prove.normalise import Normaliser
 from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.virtual_time import run
 
@@ -119,3 +123,77 @@ def test_secrets_are_never_written() -> None:
     names = Normaliser()
     shown = names.value({"card_number": "4111111111111111", "user": {"password": "hunter2"}, "api_key": "k"})
     assert shown == "{'card_number': ***, 'user': {'password': ***}, 'api_key': ***}"
+    assert names.value({"cvc": 123, "db_pwd": "x", "card_no": 4111, "card": 1}) == (
+        "{'cvc': ***, 'db_pwd': ***, 'card_no': ***, 'card': 1}"
+    )
+
+
+@dataclass
+class Card:
+    cvv: str
+    owner: dict[str, str]
+    scans: set[str]
+    seen: datetime
+    noise: float = field(default=0.0, repr=False)
+
+
+class Line(NamedTuple):
+    sku: str
+    picked: datetime
+
+
+class Basket(BaseModel):
+    api_key: str
+    line: Line
+
+
+def test_objects_are_written_field_by_field_as_everything_else_is() -> None:
+    now = datetime.now(UTC)
+    card = Card("123", {"password": "hunter2"}, {"c", "a", "b"}, now, time.perf_counter())
+    shown = Normaliser().value({"card": card, "basket": Basket(api_key="k", line=Line("W1", now)), "tags": set()})
+    assert shown == (
+        "{'card': Card(cvv=***, owner={'password': ***}, scans={'a', 'b', 'c'}, seen=<time>), "
+        "'basket': Basket(api_key=***, line=Line(sku='W1', picked=<time>)), 'tags': set()}"
+    )
+
+
+def test_an_object_that_writes_itself_is_asked() -> None:
+    @dataclass(repr=False)
+    class Money:
+        cents: int
+
+        def __repr__(self) -> str:
+            return f"EUR {self.cents / 100:.2f}"
+
+    assert Normaliser().value([Money(1250)]) == "[EUR 12.50]"
+
+
+def test_ids_are_found_in_every_form_that_they_are_written_in() -> None:
+    one = uuid4()
+    names = Normaliser()
+    assert names.value(f"ch_{one}") == "'ch_<id 1>'"
+    assert names.value([one.hex, f"re_{one.hex}", one.hex.upper()]) == "['<id 1>', 're_<id 1>', '<id 1>']"
+    assert names.value({str(one): 1, one: 2}) == "{'<id 1>': 1, <id 1>: 2}"
+    assert Normaliser({str(one): "<saga>"}).value([one, one.hex, uuid4()]) == "[<saga>, '<saga>', <id 1>]"
+    digest = hashlib.sha256(b"").hexdigest()
+    assert names.value(digest) == repr(digest)
+
+
+def test_ids_in_the_world_are_named_whatever_they_are() -> None:
+    charges: dict[str, str] = {}
+
+    async def charge(ctx: Any) -> None:
+        charges[uuid4().hex] = "first"
+        charges[uuid4().hex] = "second"
+        charges[uuid4().hex] = f"see {uuid4()}"
+
+    world = World()
+    world.fake(charges, "charges")
+    saga = Saga("pay").add_step("charge", charge)
+    text = run(run_trial(Subject(lambda: saga, world=world), FaultPlan())).golden_text()
+    assert text.endswith(
+        "world:\n"
+        "  charges.<id 1>: (nothing) -> 'first'\n"
+        "  charges.<id 2>: (nothing) -> 'second'\n"
+        "  charges.<id 3>: (nothing) -> 'see <id 4>'\n"
+    )

@@ -16,12 +16,14 @@ import pytest
 import redis
 
 from sagaz_core import ReplayConfig, Saga
+from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_events
 from sagaz_core.engine.run import RunOptions, run_saga
 from sagaz_core.errors import CodecError, DamagedSnapshotError, StorageError
-from sagaz_core.storage import open_storage
-from sagaz_core.storage.contract import T0, a_replay
+from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage.contract import T0, a_replay, a_snapshot
 from sagaz_core.storage.frames import state_bytes
+from sagaz_core.storage.together import AnswersTogether
 
 FLIPS = 400
 SAGA, REPLAY = "ORDER-1", "replay-1"
@@ -193,21 +195,28 @@ def test_changes_in_redis_are_found_out(redis_url):
 EARLIER = timedelta(days=20_000)
 
 
-async def is_no_longer_hidden(storage, snapshot):
-    """Each way to ask for the snapshot raises an error that names it."""
-    asks = (
+async def is_no_longer_hidden(storage, snapshot, number):
+    """Each way to ask for the snapshot raises an error that names it, and it is not pruned."""
+    other = a_snapshot("other", snapshot.seq, snapshot_id=f"{snapshot.seq}", retention_until=T0)
+    await storage.write(Batch("other", snapshots=[other]))
+    asks = [
         storage.get_snapshot(snapshot.snapshot_id),
         storage.latest_snapshot(SAGA, step=snapshot.step_name, phase=snapshot.phase),
         storage.latest_snapshot(SAGA, max_seq=snapshot.seq),
         storage.latest_snapshot(SAGA, until=snapshot.created_at),
         storage.list_snapshots(SAGA),
         storage.list_snapshots(SAGA, limit=1, cursor=f"{snapshot.seq}:"),
-    )
+        storage.count_snapshots(SAGA),
+        storage.prune(utc_now(), batch=1),
+    ]
+    if isinstance(storage, AnswersTogether) and (snapshot.phase == "before" or snapshot.status == "failed"):
+        asks.append(storage.read_checkpoints([(SAGA, snapshot.step_name)]))
     for ask in asks:
         with pytest.raises(
             DamagedSnapshotError, match=f"snapshot '{snapshot.snapshot_id}' of saga '{SAGA}' is damaged"
         ):
             await ask
+    assert (await storage.info()).snapshots == number
 
 
 async def what_has_expired_is_left_out(storage):
@@ -216,8 +225,15 @@ async def what_has_expired_is_left_out(storage):
     assert await storage.get_snapshot(last.snapshot_id) is None
     assert await storage.latest_snapshot(SAGA) is None
     assert not (await storage.list_snapshots(SAGA, limit=2)).items
+    assert await storage.count_snapshots(SAGA) == 0
+    if isinstance(storage, AnswersTogether):
+        (checkpoint,) = await storage.read_checkpoints([(SAGA, last.step_name)])
+        assert (checkpoint.before, checkpoint.last_seq) == (None, None)
+        assert len(checkpoint.events) == len(await load_events(storage, SAGA))
     await storage.delete_snapshots(SAGA, below_seq=last.seq)
     assert not (await storage.list_snapshots(SAGA)).items
+    await storage.prune(storage.clock())
+    assert (await storage.info()).snapshots == 0
 
 
 def test_a_changed_end_does_not_hide_a_snapshot_of_sqlite(tmp_path):
@@ -225,11 +241,12 @@ def test_a_changed_end_does_not_hide_a_snapshot_of_sqlite(tmp_path):
         storage = open_storage(f"sqlite:///{tmp_path}/sagaz.db")
         await fill(storage)
         connection = sqlite3.connect(tmp_path / "sagaz.db", isolation_level=None)
-        for snapshot in (await storage.list_snapshots(SAGA)).items:
+        found = (await storage.list_snapshots(SAGA)).items
+        for snapshot in found:
             name = snapshot.snapshot_id
             change = "UPDATE saga_snapshots SET retention_until = retention_until + ? WHERE snapshot_id = ?"
             connection.execute(change, (-(EARLIER // timedelta(microseconds=1)), name))
-            await is_no_longer_hidden(storage, snapshot)
+            await is_no_longer_hidden(storage, snapshot, len(found))
             connection.execute(change, (EARLIER // timedelta(microseconds=1), name))
         connection.close()
         await what_has_expired_is_left_out(storage)
@@ -245,10 +262,11 @@ def test_a_changed_end_does_not_hide_a_snapshot_of_postgresql(postgres_url, post
         storage = open_storage(postgres_url)
         await fill(storage)
         connection = await asyncpg.connect(postgres_database)
-        for snapshot in (await storage.list_snapshots(SAGA)).items:
+        found = (await storage.list_snapshots(SAGA)).items
+        for snapshot in found:
             change = f"UPDATE {schema}.saga_snapshots SET retention_until = retention_until + $1 WHERE snapshot_id = $2"
             await connection.execute(change, -EARLIER, snapshot.snapshot_id)
-            await is_no_longer_hidden(storage, snapshot)
+            await is_no_longer_hidden(storage, snapshot, len(found))
             await connection.execute(change, EARLIER, snapshot.snapshot_id)
         await connection.close()
         await what_has_expired_is_left_out(storage)

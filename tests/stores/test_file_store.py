@@ -187,6 +187,29 @@ def test_nothing_is_written_behind_damage(folder, storage):
     drive.now(other.close())
 
 
+def test_damage_while_a_store_is_open_is_an_error_too(folder, storage):
+    """What it knows of the file it read before: each of the file's bytes is looked at again by who asks for them."""
+    write(storage, seqs=range(3), data=b"0123456789" * 10)
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    found = []
+    for at in range(len(whole)):
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([whole[at] ^ 4]))
+            file.flush()
+            for seq in range(3):
+                try:
+                    assert drive.now(storage.get_snapshot(f"s/{seq}")).data == b"0123456789" * 10
+                    assert drive.now(storage.latest_snapshot("s", max_seq=seq)).snapshot_id == f"s/{seq}"
+                except CorruptDataError as error:
+                    found.append((f"snapshot 's/{seq}'", str(error)))
+            file.seek(at)
+            file.write(whole[at : at + 1])
+    assert len(found) > 450
+    assert all(name in message for name, message in found)
+
+
 # ---- the index
 
 

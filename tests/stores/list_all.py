@@ -1,0 +1,22 @@
+"""A process that opens a store, lists all snapshots of saga "s" page by page, and prints how many and what it held."""
+
+import asyncio
+import sys
+import tracemalloc
+
+from sagaz_core.storage import open_storage
+
+
+async def main(url):
+    storage = open_storage(url)
+    await storage.list_snapshots("another")  # what is loaded and connected once is not what is measured
+    tracemalloc.start()
+    listed, cursor = 0, None
+    while not listed or cursor is not None:
+        page = await storage.list_snapshots("s", cursor=cursor)
+        listed, cursor = listed + len(page.items), page.cursor
+    print(listed, tracemalloc.get_traced_memory()[1])
+    await storage.close()
+
+
+asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""What it takes in memory to list a long saga, in a new process: bytes that Python allocated, a count and no time."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
+
+FEW, MANY = 2000, 8000
+PART = 100
+WORDS = {"file": 150, "s3": 400}
+"""How many bytes a snapshot and its event may take where a saga's index is in memory; elsewhere none."""
+
+
+async def fill(url, count):
+    storage = open_storage(url)
+    await storage.write(Batch("s", a_saga("s")))
+    for start in range(0, count, PART):
+        batches = [
+            Batch(
+                *("s", None, [an_event("s", seq)]),
+                [a_snapshot("s", seq, step_name=f"step_{seq % 10}", data=b"%200d" % seq, base_seq=seq // 16 * 16)],
+            )
+            for seq in range(start, start + PART)
+        ]
+        if url.startswith("s3"):  # whose every write is of the whole index
+            batches = [Batch("s", None, *([one for b in batches for one in b[field]] for field in (2, 3)))]
+        assert not any(await storage.write_many(batches))
+    await storage.close()
+
+
+def peak(url, count):
+    """Return how many bytes listing that many snapshots takes at most."""
+    asyncio.run(fill(url, count))
+    command = [sys.executable, str(Path(__file__).parent / "list_all.py"), url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    listed, found = map(int, done.stdout.split())
+    assert listed == count
+    return found
+
+
+@pytest.fixture
+def two_stores(request, tmp_path):
+    """The URLs of two empty stores of one kind."""
+
+    def made(kind):
+        if kind == "s3":
+            s3 = request.getfixturevalue("s3")
+            return [s3.url(s3.bucket()) for _ in range(2)]
+        if kind in ("file", "sqlite"):
+            return [f"{kind}:///{tmp_path}/{number}{'?fsync=never' * (kind == 'file')}" for number in range(2)]
+        url = request.getfixturevalue(f"{kind}_url")
+        return [url, f"{url}_2"]
+
+    return made
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "postgres"])
+def test_listing_a_long_saga_takes_no_more_memory_than_a_short_one(two_stores, kind):
+    few, many = two_stores(kind)
+    assert peak(many, MANY) < 1.1 * peak(few, FEW) + 32_768
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_snapshot_of_a_long_saga_takes_a_few_machine_words(two_stores, kind):
+    few, many = two_stores(kind)
+    assert peak(many, MANY) - peak(few, FEW) < WORDS[kind] * (MANY - FEW)
