@@ -317,6 +317,9 @@ def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
         for key in after:
             if key not in before:
                 _compare(f"{where}.{key}", MISSING, after[key], found)
+    elif type(before) in ATOMS or type(after) in ATOMS or before is MISSING or after is MISSING:
+        if not equal(before, after):
+            found.append(Change(where, before, after))
     elif not alike(before, after):
         one, other = parts_of(before), parts_of(after)
         if type(before) is type(after) and one and other and where.count(".") < _DEEPEST:
