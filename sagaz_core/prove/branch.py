@@ -102,7 +102,8 @@ class Branch(Execution):
     exception: BaseException | None = None
     abort: Exception | None = None
     cancelled: asyncio.CancelledError | None = None
-    dead = _siblings_stopped = False
+    dead = False
+    _side_by_side = None
     served: tuple[str, ...] = ()
     undone: tuple[tuple[str, int], ...] = ()
     late: tuple[Late, ...] = ()
