@@ -27,6 +27,7 @@ from sagaz_core.storage._checks import (
     check_prune,
     expired,
     misplaced,
+    misplaced_snapshot,
     raise_damaged,
     read_snapshot_cursor,
     snapshot_cursor,
@@ -137,6 +138,8 @@ class SqliteSnapshotStorage:
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
         found = _last(self._connections.rows(sql.GET_SNAPSHOT, (snapshot_id,)))
+        if found is not None and found.snapshot_id != snapshot_id:
+            raise misplaced_snapshot(found)
         return None if found is None or self._expired(found) else found
 
     def _expired(self, snapshot: SagaSnapshot) -> bool:
@@ -164,6 +167,13 @@ class SqliteSnapshotStorage:
             found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, asked))
         else:
             found = _last(self._connections.rows(sql.LATEST_SNAPSHOT, _where(saga_id, step, phase, max_seq)))
+        if found is not None and not (
+            step in (None, found.step_name)
+            and phase in (None, found.phase)
+            and (until is None or found.created_at <= until)
+            and (max_seq is None or found.seq <= max_seq)
+        ):
+            raise misplaced_snapshot(found)
         if found is None or found.retention_until is None or not self._expired(found):
             return found
         asked = (*_where(saga_id, step, phase, max_seq), _MAX if last is None else last)
@@ -322,6 +332,8 @@ def _listed(
         rows = connection.execute(sql.LIST_SNAPSHOTS, (saga_id, seq, last, limit + 1)).fetchall()
         more = len(rows) > limit
         for snapshot in map(snapshot_from, rows):
+            if (snapshot.seq, snapshot.snapshot_id) <= (seq, last):
+                raise misplaced_snapshot(snapshot)
             seq, last = snapshot.seq, snapshot.snapshot_id
             if expired(snapshot, now):
                 check_expired(snapshot)
