@@ -38,6 +38,7 @@ from sagaz_core.storage._rows import micros
 from sagaz_core.storage._sqlite_batches import MAX_EVENT_SEQ, delete_below, delete_saga, prunable, write_batch
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage._sqlite_rows import (
+    check_event,
     moment,
     replay_from,
     replay_row,
@@ -308,6 +309,7 @@ def _some_events(
     rows = connection.execute(sql.READ_EVENTS, asked)
     try:
         for row in rows:
+            check_event(asked[0], row)
             if row[5] > last:
                 if row[1] <= last:
                     raise misplaced(asked[0], row[0] & MAX_EVENT_SEQ)
