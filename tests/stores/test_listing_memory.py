@@ -10,9 +10,10 @@ import pytest
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
 
-FEW, MANY = 2000, 8000
+FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
+FEW_ON_S3, MANY_ON_S3 = 1000, 3000  # where each one is a request, and the server a slow one
 PART = 100
-MOST = {"file": 150, "s3": 400, "sqlite": 40, "redis": 40, "postgres": 40}
+MOST = {"file": 150, "s3": 500, "sqlite": 40, "redis": 40, "postgres": 40}
 """How many bytes a snapshot and its event may take, where the saga's index is in memory a few machine words each;
 elsewhere none, but for what drivers keep or not."""
 
@@ -62,5 +63,6 @@ def two_stores(request, tmp_path):
 
 @pytest.mark.parametrize("kind", MOST)
 def test_a_snapshot_of_a_long_saga_takes_a_few_machine_words_or_nothing(two_stores, kind):
-    few, many = two_stores(kind)
-    assert peak(many, MANY) - peak(few, FEW) < MOST[kind] * (MANY - FEW)
+    few, many = (FEW_ON_S3, MANY_ON_S3) if kind == "s3" else (FEW, MANY)
+    one, other = two_stores(kind)
+    assert peak(other, many) - peak(one, few) < MOST[kind] * (many - few)
