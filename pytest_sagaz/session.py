@@ -16,6 +16,7 @@ from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import FaultPlan, as_plan
 from sagaz_core.prove.exploration import Exploration
 from sagaz_core.prove.explorer import DEFAULT_DEPTH, aexplore
+from sagaz_core.prove.world import as_world
 from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_override
 
@@ -220,8 +221,7 @@ class Sagaz:
         return forced_plan(self._item) if plan is None else as_plan(plan)
 
     def _world(self, world: World | None) -> World:
-        given: World = self._request.getfixturevalue("saga_world") if world is None else world
-        return given
+        return as_world(self._request.getfixturevalue("saga_world") if world is None else world)
 
     def _outside_a_loop(self, instead: str) -> None:
         self._runner.outside_a_loop(f"sagaz.{instead}")
