@@ -212,6 +212,16 @@ class World:
         return change.before is MISSING or alike(change.before, _only_what_was(change.before, change.after))
 
 
+def as_world(given: Any) -> World:
+    """Return what was given as a world. Raises `UsageError` if it is none."""
+    if isinstance(given, World):
+        return given
+    raise UsageError(
+        f"what was given as the world is of type {type(given).__name__!r}: give a World, and register fakes in it by "
+        f"world.fake(…)"
+    )
+
+
 def _state_of(name: str, fake: Any) -> Any:
     try:
         return _copied(_state_now(fake))
