@@ -8,19 +8,16 @@ they can see (`effects`), and nothing waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.attempts import Attempts
-from sagaz_core.engine.execution import Execution
 from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.rollback import Rollback, Undoing, steps_to_undo
-from sagaz_core.errors import StepTimeoutError
 from sagaz_core.events import (
     EVENT_SIZES,
     NO_DELTA,
-    Delta,
     Event,
     SagaCompleted,
     SagaFailed,
@@ -33,17 +30,13 @@ from sagaz_core.events import (
     StepSucceeded,
     describe_error,
 )
-from sagaz_core.faults.inject import PERSISTENT, SimulatedCrash, exception_of
-from sagaz_core.faults.kinds import KINDS
+from sagaz_core.faults.inject import SimulatedCrash, exception_of
 from sagaz_core.faults.plan import Fault
-from sagaz_core.interceptor import put_back
 from sagaz_core.model import END
-from sagaz_core.prove.effects import Effect, Effects, Sight, Stopped
-from sagaz_core.prove.keys import unread, visible
-from sagaz_core.prove.ledger import Entry
+from sagaz_core.prove.effects import Effect, Effects
+from sagaz_core.prove.scripted import Scripted
 from sagaz_core.prove.stacks import EMPTY
 from sagaz_core.prove.transitions import Before, Transition, repeat, transition, transition_key
-from sagaz_core.prove.watch import MOST_ATTEMPTS, tried_too_often
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import FOLD, SagaState, SagaStatus
 
@@ -52,17 +45,11 @@ if TYPE_CHECKING:
 
     from sagaz_core.clock import Clock
     from sagaz_core.engine.run import Served
-    from sagaz_core.interceptor import CallKind
     from sagaz_core.saga.definition import Definition
-    from sagaz_core.saga.step import Operation
 
-
-Late = tuple[Sight, Mapping[str, Any]]
-"""What the action of a step sees, and its context, whose effect comes later."""
 
 _new: Any = tuple.__new__  # as in the journal
 _CANCELLED = describe_error(asyncio.CancelledError())
-_HOW = {kind: kind.removeprefix("undo-") for kind in ("", *KINDS)}
 
 
 class _Quick(Journal):
@@ -88,54 +75,33 @@ class _Quick(Journal):
             FOLD[kind](state, event)
 
 
-class Branch(Execution):
+class Branch(Scripted):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
-    `alive` are the steps whose effect is there, as the calls themselves show; `late` the effects still under way;
-    `spoilt` the steps whose action came late, changed the world and failed; `struck` the kinds that keep striking a
-    compensation; `fatal` the fatal faults that struck an action. `begun` takes, where it is wanted, what a script has
-    come to when all of it has struck and there is another attempt.
+    `spoilt` are the steps whose action came late, changed the world and failed; `fatal` the fatal faults that struck an
+    action. `begun` takes, where it is wanted, what a script has come to when all of it has struck and there is another
+    attempt.
     """
 
     # What most branches never change is of the class: branches are made by the thousand.
-    interceptors = ()  # not None: every call comes to `call`
     exception: BaseException | None = None
     abort: Exception | None = None
     cancelled: asyncio.CancelledError | None = None
     dead = False
     _side_by_side = None
     served: tuple[str, ...] = ()
-    undone: tuple[tuple[str, int], ...] = ()
-    late: tuple[Late, ...] = ()
     fatal: tuple[Fault, ...] = ()
     spoilt: frozenset[str] = frozenset()
-    undoing: Undoing | None = None
     live = True
-    void = False
-    entries: list[Entry] | None = None
     begun: dict[Sequence[Fault], Transition] | None = None
-    _script: Sequence[Fault] = ()
-    _place = hits = 0
-    _cancelled_here = _in_place = False
     _prefix: Transition | None = None
     _under_way: tuple[str, Before] | None = None
-    last: Effect | None = None
-
-    def __init__(self, definition: Definition, state: SagaState, effects: Effects, journal: Journal) -> None:
-        # Not through `Execution.__init__`: a branch runs no steps side by side.
-        self.definition = definition
-        self.model = definition.model
-        self.journal = journal
-        self.state = state
-        self.effects = effects
-        self.failed = {}
-        self._raised: list[BaseException] = []
 
     def _start(self) -> None:
         self.world = self.effects.worlds.current
-        self.alive: frozenset[str] = frozenset()
+        self.alive = frozenset()
         self.results = self.layers = EMPTY
-        self.struck: dict[str, str] = {}
+        self.struck = {}
 
     @classmethod
     def first(cls, definition: Definition, effects: Effects, at: datetime, started: SagaStarted) -> Branch:
@@ -187,7 +153,7 @@ class Branch(Execution):
 
     # ---- operations, each of which changes this branch
 
-    def serve(self, step: Served) -> None:
+    async def serve(self, step: Served) -> None:
         """Take a step's result from a record."""
         self.journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
         self._keep_number(step.step, self.effects.number_of(step.result, step.delta))
@@ -199,6 +165,7 @@ class Branch(Execution):
 
         Of the faults so many have struck `already`: that was `begun` before.
         """
+        self._prefix = None
         self._take(script, already)
         if script:
             self.live = True  # what was recorded is no more what happens
@@ -227,6 +194,7 @@ class Branch(Execution):
     async def undo(self, name: str, script: Sequence[Fault] = (), already: int = 0) -> None:
         """Run a step's compensation, with all its attempts, under the faults, as `act` does."""
         assert self.undoing is not None
+        self._prefix = None
         self._take(script, already)
         made = await self._transition(name, Rollback(self).undo, undo=True)
         if made.died:
@@ -302,60 +270,12 @@ class Branch(Execution):
 
     # ---- what the engine calls
 
-    async def call(
-        self,
-        operation: Operation,
-        arguments: tuple[Any, ...],
-        kind: CallKind,
-        step: str,
-        attempt: int,
-        result: Any = None,
-    ) -> Any:
-        """Make the call as the script has it."""
-        if attempt > MOST_ATTEMPTS:
-            raise Stopped(tried_too_often(kind, step))
-        fault = self._next_fault(kind, step)
-        if fault is None:
-            return await self._effect(operation, arguments, kind, step, attempt)
-        how = _HOW[fault.kind]
-        if how == "late":
-            # What the world will be then is not known yet.
-            self.late += ((self.sight(kind, step, len(arguments) > 1)._replace(world=-1), self.state.context),)
-        if how == "hang" or how == "late":
-            raise self._noted(StepTimeoutError(f"not done within {operation.timeout:g} s"))
-        if how not in ("before", "flaky", "fail"):
-            deliver_again = put_back(arguments[0]) if how == "repeat" else None
-            try:
-                await self._effect(operation, arguments, kind, step, attempt)
-            except Exception:
-                self.void = True
-                raise
-            if how == "crash":
-                raise SimulatedCrash(str(fault))
-            if deliver_again is not None:
-                deliver_again()
-                return await self._effect(operation, arguments, kind, step, attempt)
-            if how == "cancel":
-                self._cancelled_here = True
-                raise asyncio.CancelledError
-        raise self._noted(self.effects.exception_of(fault))
-
     async def sleep(self, delay: float) -> None:
         """Wait no longer."""
         if self._under_way is not None and self._place == len(self._script) and not self._in_place:
             self._prefix = transition(self, *self._under_way)
 
-    def being_cancelled(self) -> bool:
-        """Whether the script has cancelled the saga's task."""
-        return self._cancelled_here
-
     # ---- a transition is worked out once for all that it depends on
-
-    def _take(self, script: Sequence[Fault], already: int) -> None:
-        self._script = script
-        self._prefix = None
-        self._place = self.hits = already
-        self._cancelled_here = self._in_place = False
 
     async def _transition(self, name: str, run: Callable[[str, int], Awaitable[Any]], *, undo: bool) -> Transition:
         """Let the engine run an operation, or do again what that came to."""
@@ -387,113 +307,6 @@ class Branch(Execution):
             effects.transitions[key] = made
         return made
 
-    # ---- the parts
-
-    def _next_fault(self, kind: CallKind, step: str) -> Fault | None:
-        undo = kind == "compensation"
-        if self._place < len(self._script):
-            fault = self._script[self._place]
-            how = _HOW[fault.kind]
-            if how != "crash-recorded":
-                self.hits = self._place + 1
-                if how not in PERSISTENT:
-                    self._place += 1
-                elif undo and step not in self.struck:
-                    self.struck = {**self.struck, step: fault.kind}
-                return fault
-        if undo and self.struck and _HOW[kept := self.struck.get(step, "")] in PERSISTENT:
-            return Fault(step, kept)
-        return None
-
-    def _dies_when_recorded(self, kind: str, recorded: bool) -> bool:
-        """Say whether the process dies now, and note a script of which not all has happened."""
-        dies = recorded and self.hits == len(self._script) - 1 and self._script[-1].kind == kind
-        self.void = self.void or (self.hits < len(self._script) and not dies)
-        return dies
-
-    def sight(self, kind: CallKind, step: str, takes_second: bool) -> Sight:
-        """Return what an operation would see now."""
-        undo = kind != "action"
-        effects, context = self.effects, self.layers
-        second = effects.stacks.number(self.results, step) if undo and takes_second else 0
-        undone = self.undone if undo and effects.undone_read else ()
-        if kind == "compensation" and self.undoing is not None and self.undoing.failed:
-            context = visible(self, (step,))
-        if not self.model.linear:
-            context = effects.stacks.unordered(context)
-        return Sight(step, kind, context, second, undone, self.world)
-
-    async def _effect(
-        self, operation: Operation, arguments: tuple[Any, ...], kind: CallKind, step: str, attempt: int
-    ) -> Any:
-        sight, state, effects = self.sight(kind, step, len(arguments) > 1), self.state, self.effects
-        known_as = sight
-        if kind == "compensation" and not self.late:
-            # No action runs any more: what only grows is read by nobody whose effect is judged.
-            known_as = sight._replace(world=-1 - effects.worlds.key(self.world))
-        found = effects.known(known_as)
-        if found is None:
-            undone = state.undone if kind != "action" else {}
-            found = await effects.call(sight, operation, state.context, arguments[1:], undone)
-            if kind == "compensation":
-                await self._check_unread(sight, operation, arguments[1:], found)
-                # It may look at more now.
-                known_as = self.sight(kind, step, len(arguments) > 1)._replace(world=known_as.world)
-            effects.keep(known_as, found)
-        effect, self.world = found
-        self.last = effect
-        if effect.mutated:
-            self._in_place = True
-            self._change_in_place(effect)
-        happened = effect.error is None
-        undo = kind == "compensation"
-        if self.entries is not None and (undo or kind == "action"):
-            self._enter(step, undo, attempt, happened)
-        if effect.error is not None:
-            raise self._noted(effect.error)
-        if undo:
-            self.alive -= {step}
-        elif kind == "action" and step not in self.alive:
-            self.alive |= {step}
-        view = arguments[0]
-        if effect.set or effect.deleted:
-            typed = self.definition.typed
-            if typed is None:
-                view.update(effect.set)
-                for key in effect.deleted:
-                    view.pop(key, None)
-            else:
-                typed.put(view, effect.set)
-        return effect.result
-
-    async def _check_unread(
-        self, sight: Sight, operation: Operation, second: tuple[Any, ...], found: tuple[Effect, int]
-    ) -> None:
-        state, effects = self.state, self.effects
-        hidden = frozenset(unread(self, effects.read_by((sight.step,))))
-        if hidden and effects.may_read_more(sight.step, hidden):
-            left_out = {key for step in hidden for key in state.layers[step].set}
-            context = {key: value for key, value in state.context.items() if key not in left_out}
-            await effects.check_unread(sight, operation, context, second, state.undone, found, hidden)
-
-    def _enter(self, step: str, undo: bool, attempt: int, happened: bool) -> None:
-        if self.entries is not None:
-            moment = 2 * len(self.entries) + 1
-            self.entries.append(Entry(step, undo, attempt, moment, moment + 1, happened))
-
-    def _change_in_place(self, effect: Effect) -> None:
-        # As in a run: the value that was changed is the one that the context, its layer or its beginning holds.
-        state = self.state
-        for key, value in effect.mutated.items():
-            state.context = {**state.context, key: value}
-            for name, layer in reversed(state.layers.items()):
-                if key in layer.set:
-                    state.layers[name] = Delta({**layer.set, key: value}, layer.deleted)
-                    break
-            else:
-                state.initial = {**state.initial, key: value}
-            self.layers = self.effects.stacks.push(self.layers, f"={key}", effect.number)
-
     def _keep_number(self, step: str, number: int) -> None:
         stacks = self.effects.stacks
         self.results = stacks.push(stacks.without(self.results, step), step, number)
@@ -508,16 +321,6 @@ class Branch(Execution):
         layer = f"undo:{step}"
         if layer in self.state.layers:
             self.layers = stacks.push(stacks.without(self.layers, layer), layer, effect.number)
-
-    def _noted(self, error: BaseException) -> BaseException:
-        self._raised.append(error)
-        return error
-
-    def _let_go(self) -> None:
-        # A traceback holds the frames that hold the error: circles, of which there would be thousands.
-        for error in self._raised:
-            error.__traceback__ = None
-        self._raised.clear()
 
     def _resume(self) -> None:
         # Another process takes over, and nothing is left of this one.

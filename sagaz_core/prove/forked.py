@@ -195,11 +195,13 @@ class Forked:
     def _context(self, definition: Definition) -> dict[str, Any]:
         try:
             given = decode(encode(mapping_or_empty(dict(self.runs.subject.context))), resolve=importing_class)
+            if definition.typed is None:
+                return dict(given)
+            initial = definition.typed.initial(self.model.name, given)
+            encode(initial, "context")
         except CannotStoreError as error:
             raise NotForkableError(f"the context cannot be copied: {error}") from error
-        if definition.typed is not None:
-            return definition.typed.initial(self.model.name, given)
-        return dict(given)
+        return initial
 
     def _now(self) -> datetime:
         return (self.runs.subject.clock or clock_of_loop())()

@@ -8,6 +8,7 @@ from sagaz_core.prove.stacks import EMPTY
 
 if TYPE_CHECKING:
     from sagaz_core.prove.branch import Branch
+    from sagaz_core.prove.scripted import Scripted
 
 NEVER_CALLED = frozenset({"undo-fail", "undo-hang"})
 """The kinds under which a compensation is not even called."""
@@ -77,7 +78,7 @@ def _takes_result(at: Branch, step: str) -> bool:
     return undo is not None and undo.takes_second
 
 
-def visible(at: Branch, steps: tuple[str, ...], more: tuple[str, ...] = ()) -> int:
+def visible(at: Scripted, steps: tuple[str, ...], more: tuple[str, ...] = ()) -> int:
     """Return the context's layers without those of failed steps that no compensation of these steps reads."""
     stack, effects = at.layers, at.effects
     reads = effects.read_by(steps)
@@ -90,7 +91,7 @@ def visible(at: Branch, steps: tuple[str, ...], more: tuple[str, ...] = ()) -> i
     return stack
 
 
-def unread(at: Branch, reads: frozenset[str] | None) -> list[str]:
+def unread(at: Scripted, reads: frozenset[str] | None) -> list[str]:
     """Return the failed steps which left nothing in the context that is read."""
     if reads is None or at.undoing is None:
         return []

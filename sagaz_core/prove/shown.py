@@ -113,7 +113,7 @@ class Shown:
 
     async def _walked(self, path: Path) -> Outcome:
         """Return the outcome of a branch: of an order of steps that the engine does not take by itself."""
-        end = await self.tree.walk(self.root, path)
+        end = await self.tree.moves.walked(self.root, path)
         plan = FaultPlan(path.faults)
         evidence = replace(self.tree.ends.evidence(end, plan), fights=self.runs.subject.fights)
         if torn(evidence.events, evidence.fights):

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from sagaz_core.events import Event
     from sagaz_core.faults.plan import Fault
-    from sagaz_core.prove.branch import Branch, Late
+    from sagaz_core.prove.branch import Branch
     from sagaz_core.prove.effects import Effect
+    from sagaz_core.prove.scripted import Late
 
 
 class Before(NamedTuple):

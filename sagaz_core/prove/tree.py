@@ -20,6 +20,7 @@ from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.effects import Effects, Stopped
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.keys import backward_key, forward_key
+from sagaz_core.prove.moves import NO_FAULT, Moves
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.summary import TURNED_BACK, Found, Move, Path, Summary, Total, blamed
 from sagaz_core.prove.transitions import Transition, repeat
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Begun = dict[Sequence[Fault], Transition]
 """What each script came to that scripts after it begin with."""
 
-_STRAIGHT = Move(0, ())
 MAX_SIBLINGS = 4
 SAMPLE = 100
 
@@ -62,9 +62,8 @@ class Tree:
         self.unsound: set[tuple[str, str]] = set()
         self.samples: list[tuple[tuple[Fault, ...], frozenset[Found]]] = []
         self.ends = ends
-        self._orders = orders
+        self.moves = Moves(self.model, recorded or {}, orders=orders)
         self._merge = merge
-        self._recorded = recorded or {}
         self._over = over
         self._on_progress = on_progress
         self._memo: dict[tuple[Any, ...], Summary] = {}
@@ -105,7 +104,7 @@ class Tree:
             ready = at.ready()
             if not ready:
                 self.ends.completed.setdefault(self.effects.worlds.key(at.world), at.world)
-            for step in reversed(self._forward_choices(ready) if ready else ()):  # the first one is taken first
+            for step in reversed(self.moves.forward(ready) if ready else ()):  # the first one is taken first
                 branch = at.fork()
                 if await self._run(branch, step, (), undo=False) and not branch.turning_back:
                     todo.append(branch)
@@ -121,18 +120,13 @@ class Tree:
         if known is not None:
             return known
         total = Total(self._depth, self.places)
-        for place, step in enumerate(self._forward_choices(ready)):
+        for place, step in enumerate(self.moves.forward(ready)):
             if place:
                 total.count = False
             await self._act(at, step, left, place, total, spine and not place)
             if left and len(ready) > 1 and at.definition.on_sibling_failure == "cancel":
                 await self._act_beside(at, step, [name for name in ready if name != step], left, place, total)
         return self._kept(key, total)
-
-    def _forward_choices(self, ready: list[str]) -> Sequence[str]:
-        if self._orders:
-            return ready
-        return ready[:1] if len(ready) == 1 or self.model.linear else (ready[0], ready[-1])
 
     async def _act(self, at: Branch, step: str, left: int, place: int, total: Total, spine: bool) -> None:
         if (without := await self._acted(at, step, (), left, spine)) is not None:
@@ -217,12 +211,7 @@ class Tree:
             self.spent = True
             return False
         try:
-            if undo:
-                await branch.undo(step, script, already)
-            elif not script and not branch.live and step in self._recorded:
-                branch.serve(self._recorded[step])
-            else:
-                await branch.act(step, script, already)
+            await self.moves.made(branch, step, script, already, undo=undo)
         except Stopped as stopped:
             self._stop(stopped)
             return False
@@ -263,7 +252,7 @@ class Tree:
         if known is not None:
             return known
         total = Total(self._depth, self.places)
-        for place, step in enumerate(self._back_choices(todo, at.late)):
+        for place, step in enumerate(self.moves.back(todo, at.late)):
             if place:
                 total.count = False
             if (without := await self._undone(at, step, (), left)) is not None:
@@ -300,18 +289,9 @@ class Tree:
                 return Summary(self._zero, {})
         for key in reversed(passed):
             if below.found:
-                below = below._replace(found={what: path.after(_STRAIGHT) for what, path in below.found.items()})
+                below = below._replace(found={what: path.after(NO_FAULT) for what, path in below.found.items()})
             self._keep(key, below)
         return below
-
-    def _back_choices(self, todo: tuple[str, ...], late: Sequence[Any]) -> Sequence[str]:
-        if self.model.linear or len(todo) == 1 or late:
-            return todo[:1]  # what is late comes after its own compensation, which is the first: one order shows it
-        below, left = self.model.descendants, set(todo)
-        enabled = [step for step in todo if not below[step] & left]
-        if self._orders:
-            return enabled
-        return enabled[:1] if len(enabled) == 1 else (enabled[0], enabled[-1])
 
     async def _undone(
         self, at: Branch, step: str, script: Sequence[Fault], left: int, begun: Begun | None = None
@@ -328,48 +308,6 @@ class Tree:
             self._stop(stopped)
             return Summary(self._zero, {})
         return Summary(self._one, dict.fromkeys(found, Path(())))
-
-    # ---- one path again, with all that happens on it
-
-    async def walk(self, root: Branch, path: Path) -> Branch:
-        """Go the path, whatever is left of the budget, and return its end, with its events and the ledger's entries."""
-        spent, over, limit = self.spent, self._over, self.effects.limit
-        self.spent, self._over, self.effects.limit = False, lambda: False, None
-        try:
-            return await self._walked(root, path)
-        finally:
-            self.spent, self._over, self.effects.limit = spent, over, limit
-
-    async def _walked(self, root: Branch, path: Path) -> Branch:
-        at, moves = root.fork(), path.moves
-        at.entries = []
-        at.journal.events = root.journal.events.copy()
-        while moves is not None:
-            move, moves = moves
-            at = await self._moved(at.fork(), move)
-        while at.undoing is not None and at.undoing.todo:  # a path may end where the saga turns back
-            at = await self._moved(at.fork(), _STRAIGHT)
-        if not at.state.status.ended:
-            await at.end()
-        return at
-
-    async def _moved(self, at: Branch, move: Move) -> Branch:
-        if at.undoing is not None:
-            await self._run(at, self._back_choices(at.undoing.todo, at.late)[move.place], move.script, undo=True)
-            return at
-        ready = at.ready()
-        if ready:
-            await self._interrupt(at, move.interrupted)
-            await self._run(at, self._forward_choices(ready)[move.place], move.script, undo=False)
-            if not at.turning_back or (at.past_pivot and await at.recover()):
-                return at
-        elif move.script:
-            at.fail_end(move.script[0])
-        if at.turning_back and not at.past_pivot:
-            at.begin_undoing()
-        else:
-            await at.end()
-        return at
 
     # ---- bookkeeping
 

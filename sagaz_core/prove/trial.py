@@ -134,8 +134,7 @@ class Trial:
     def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
         if not self.began and self.stored:
-            # What the saga began with: for a typed one that is more than it was given.
-            self.began = encode(self.state.initial, "context")
+            self._note_beginning()
         closely = self._closely
         if closely is not None and (call.kind, call.step) not in closely and not self.injector.due:
             self.leftovers.enter(call)
@@ -155,6 +154,13 @@ class Trial:
             return self.ledger.intercept(call, partial(self.leftovers.watch, call, proceed))
         self.leftovers.enter(call)
         return self.ledger.intercept(call, proceed)
+
+    def _note_beginning(self) -> None:
+        """Keep what the saga began with: for a typed one more than it was given, and maybe what none stores."""
+        try:
+            self.began = encode(self.state.initial, "context")
+        except CannotStoreError:
+            self.stored = False
 
     def _looked_at_closely(self) -> frozenset[tuple[str, str]] | None:
         """Return the calls, by kind and step, for which there is more to do than to write them down; `None`: all."""

@@ -96,7 +96,8 @@ class TypedContext:
     def initial(self, saga: str, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the whole initial context, checked. Raises `UsageError`."""
         try:
-            return self.data(self.view(data, _NO_RESULTS))
+            given = self.data(self.view(data, _NO_RESULTS))
+            return self.data(self.view(given, _NO_RESULTS))  # as each step sees it: a default is not checked at first
         except ValueError as error:
             raise UsageError(
                 f"the context of saga {saga!r} does not fit {self.model.__name__}: {first_line(error)}"

@@ -325,3 +325,29 @@ def test_steps_that_are_ordered_may_write_one_key() -> None:
         .add_step("b", lambda ctx: {"k": 2, "x": 3}, depends_on=["x", "y"])
     )
     assert run(saga.run()).context == {"k": 2, "x": 3, "y": 1}
+
+
+class Priced(BaseModel):
+    """A default that the model would take for another value, if it was given."""
+
+    total: float = 0
+    tags: tuple[str, ...] = Field(default_factory=list)  # type: ignore[arg-type]
+
+
+def test_a_default_is_from_the_beginning_what_each_step_sees() -> None:
+    seen: list[Any] = []
+    saga = Saga[Priced]("priced")
+    saga.add_step("look", lambda ctx: seen.append((type(ctx.total), ctx.tags)), lambda ctx: None, in_doubt="compensate")
+    saga.add_step("fails", lambda ctx: 1 / 0)
+    result = run(saga.run({}))
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert (seen, dict(result.context)) == ([(float, ())], {"total": 0.0, "tags": ()})
+    assert type(result.context["total"]) is float
+
+
+def test_a_default_that_the_model_does_not_take_is_one_line() -> None:
+    class Wrong(BaseModel):
+        total: int = "none"  # type: ignore[assignment]
+
+    with pytest.raises(UsageError, match=r"^the context of saga 'wrong' does not fit Wrong: total: "):
+        run(Saga[Wrong]("wrong").add_step("a", lambda ctx: None).run({}))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import BaseModel
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
 from sagaz_core import FaultPlan, Saga, StepRejected, World, explore
@@ -252,6 +253,29 @@ def test_a_context_that_cannot_be_stored_is_named_and_what_can_be_tried_is(mode:
         assert exploration.reason.startswith("the context cannot be copied: context['odd']: a value of type ")
     assert "c@before" in {str(outcome.plan) for outcome in exploration.failures}
     assert exploration.not_run["a@crash"].startswith("state['initial']['odd']: a value of type ")
+
+
+@MODES
+def test_a_typed_context_whose_model_makes_what_cannot_be_stored_is_named_too(mode: str) -> None:
+    class Line(BaseModel):  # in no module
+        sku: str
+
+    class Order(BaseModel):
+        lines: list[Line] = []
+
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+    saga: Saga[Order] = Saga[Order]("typed")
+    saga.add_step("a", lambda ctx: desk.update(a=1), lambda ctx: None, in_doubt="compensate")
+    exploration = explore(saga, {"lines": [{"sku": "W1"}]}, world=world, mode=mode, kinds="before,crash")
+    assert exploration.mode == "packed"
+    if mode == "auto":
+        assert exploration.reason.startswith(
+            "the context cannot be copied: context['lines'][0]: a value of the pydantic "
+        )
+    assert shown(exploration) == [("end@before", "LIE", None)]
+    assert exploration.not_run["a@crash"].startswith("state['initial']['lines'][0]: a value of the pydantic ")
 
 
 class OneMore:

@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import BaseModel
 
 from sagaz_core import FaultPlan, Saga, SagaConfig, StepRejected, World, explore
 from sagaz_core.prove.trial import Subject, reference_reading, run_trial
@@ -174,3 +175,15 @@ def test_a_plan_that_cannot_be_run_leaves_nothing_for_the_next_one() -> None:
     assert "odd@crash-recorded" in exploration.not_run
     assert exploration.failures == ()
     assert desk["held"] == {}
+
+
+@MODES
+def test_a_default_of_a_typed_context_that_is_of_another_type_is_no_leak(mode: str) -> None:
+    class Order(BaseModel):
+        total: float = 0
+
+    saga: Saga[Order] = Saga[Order]("order")
+    saga.add_step("price", lambda ctx: {"total": 5}, lambda ctx: None, in_doubt="compensate")
+    world = World()
+    world.fake({}, "desk")
+    assert explore(saga, world=world, mode=mode).failures == ()

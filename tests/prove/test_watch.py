@@ -15,7 +15,7 @@ import pytest
 
 from sagaz_core import Outcome, Saga, World, explore
 from sagaz_core.errors import UsageError
-from sagaz_core.prove import branch, explorer, patience, watch
+from sagaz_core.prove import explorer, patience, scripted, watch
 from sagaz_core.prove.budget import deadline, seconds_of
 from sagaz_core.prove.effects import Stopped
 from sagaz_core.prove.endless import NeverEndsError, NeverYieldsError
@@ -206,7 +206,7 @@ def ending(last: Any, undo: Any = nothing, **options: Any) -> tuple[Saga[Any], W
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "MOST_TURNS", 1_000)
     monkeypatch.setattr(watch, "MOST_ATTEMPTS", 50)
-    monkeypatch.setattr(branch, "MOST_ATTEMPTS", 50)
+    monkeypatch.setattr(scripted, "MOST_ATTEMPTS", 50)
 
 
 @pytest.mark.parametrize("mode", ["auto", "packed"])
