@@ -14,6 +14,7 @@ from pytest_sagaz.sagas import takes_a_parameter
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import UsageError, quoted
 from sagaz_core.prove.trial import NotRunnableError
+from sagaz_core.prove.world import as_world
 
 if TYPE_CHECKING:
     from pytest_sagaz.collection import KillItem
@@ -48,7 +49,7 @@ def kill(request: pytest.FixtureRequest, saga_factory: Any, saga_world: World) -
     outcome = _killer(item.config).kill(
         mortal,
         item.boundary,
-        world=saga_world,
+        world=as_world(saga_world),
         reproduce=reproduce_kill(target, item.boundary, settings),
     )
     item.user_properties.append(("sagaz_verdict", outcome.verdict.value))

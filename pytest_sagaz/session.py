@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,16 @@ from pytest_sagaz.runner import runner_of
 from pytest_sagaz.sagas import class_of, maker
 from pytest_sagaz.settings import SagazWarning, settings_of
 from sagaz_core.errors import UsageError
+from sagaz_core.faults.kinds import parse_kinds
 from sagaz_core.faults.plan import FaultPlan, as_plan
 from sagaz_core.prove.exploration import Exploration
-from sagaz_core.prove.explorer import aexplore
-from sagaz_core.prove.search import DEFAULT_DEPTH
+from sagaz_core.prove.explorer import explore_subject
+from sagaz_core.prove.search import DEFAULT_DEPTH, Search
+from sagaz_core.prove.trial import Subject
+from sagaz_core.prove.world import as_world
 from sagaz_core.recording.base import Recording
 from sagaz_core.replay.start import check_override
+from sagaz_core.saga.definition import mapping_or_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -155,10 +160,11 @@ class Sagaz:
         max_executions: int | None,
         mode: str,
     ) -> Callable[[], Coroutine[Any, Any, Exploration]]:
+        again = f"pytest {shlex.quote(self._item.nodeid)}"
         seen = self._runner.world = self._world(world)
-        return lambda: aexplore(
-            saga, context, kinds=kinds, depth=depth, world=seen, max_executions=max_executions, mode=mode
-        )
+        subject = Subject(maker(None, "", saga), mapping_or_empty(context), world=seen, reproduce=again)
+        search = Search(parse_kinds(kinds), depth, mode, max_executions, again=again)
+        return lambda: explore_subject(subject, search)
 
     def _case(
         self,
@@ -221,8 +227,7 @@ class Sagaz:
         return forced_plan(self._item) if plan is None else as_plan(plan)
 
     def _world(self, world: World | None) -> World:
-        given: World = self._request.getfixturevalue("saga_world") if world is None else world
-        return given
+        return as_world(self._request.getfixturevalue("saga_world") if world is None else world)
 
     def _outside_a_loop(self, instead: str) -> None:
         self._runner.outside_a_loop(f"sagaz.{instead}")

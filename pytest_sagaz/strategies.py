@@ -45,8 +45,10 @@ def contexts(model: type[BaseModel], **fields: Strategy) -> st.SearchStrategy[di
     """Return contexts that the model accepts: mappings from its fields to values of their types, within their limits.
 
     `fields` gives a strategy for a field by its name, for types that Hypothesis does not know. Numbers are finite.
-    Raises `UsageError` for a field that the model does not have.
+    Raises `UsageError` for what is no model, and for a field that it does not have.
     """
+    if not isinstance(model, type) or not hasattr(model, "model_fields"):
+        raise UsageError(f"contexts({model!r:.60}): give a pydantic model, the class")
     for name in fields:
         if name not in model.model_fields:
             raise UsageError(f"{model.__name__} has no field {name!r}{nearest(name, model.model_fields)}")
@@ -188,7 +190,7 @@ def plans(saga: Any, kinds: str | Iterable[str] = "all", *, max_faults: int = 1)
     then run. Faults of compensations alone imply the end of the saga (or its first pivot), which is not counted. They
     are in the order in which they strike. A failing plan shrinks to the fewest faults, simplest kinds, earliest steps.
     """
-    if max_faults < 1:
+    if not isinstance(max_faults, int) or max_faults < 1:
         raise UsageError(f"max_faults={max_faults!r}: a plan has at least 1 fault")
     model = saga if isinstance(saga, SagaModel) else _model_of(saga)
     legal = LegalPlans(model, parse_kinds(kinds))

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
-from contextvars import copy_context
 from functools import partial
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import getweakrefcount
 
 from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.calls import call_operation, within
-from sagaz_core.engine.eager import BeginTask, begin_task, create_task
-from sagaz_core.engine.rest import Rest
+from sagaz_core.engine.eager import begin_task
 from sagaz_core.engine.rollback import Rollback
+from sagaz_core.engine.side_by_side import SideBySide
 from sagaz_core.errors import ContextConflictError, DefinitionError
 from sagaz_core.events import (
     Delta,
@@ -76,13 +72,9 @@ class Execution:
         self.dead = False
         self.task: asyncio.Task[Any] | None = None
         self._cancelling = 0
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # of each step that runs beside others
-        self._ended: dict[str, None] = {}
-        self._deaths: list[BaseException] = []
-        self._waiter: asyncio.Future[None] | None = None
         self._sleep = sleep
         self._alone = True  # no other step runs, or begins before this one has ended
-        self._siblings_stopped = False
+        self._side_by_side: SideBySide | None = None
         self.another_follows = False
         """Whether, should the step that is running end without having waited, another one starts right behind it."""
 
@@ -116,7 +108,7 @@ class Execution:
             if self.abort is not None:
                 raise self.abort
         finally:
-            self.task = None
+            self.task = self._side_by_side = None
             del self._attempts
 
     async def resume(self) -> None:
@@ -213,14 +205,16 @@ class Execution:
 
     async def _forward(self) -> bool:
         waits, ready = self._frontier()
-        dependents, tasks = self.model.dependents, self._tasks
+        dependents, beside = self.model.dependents, self._side_by_side
         finished: Iterable[str]
-        while ready or tasks:
-            self._alone = not tasks and len(ready) == 1
+        while ready or beside:
+            self._alone = not beside and len(ready) == 1
             if not self._alone:
+                if beside is None:
+                    beside = self._side_by_side = SideBySide(self, self._attempts.run)
                 if ready:
-                    self._begin(ready, begin_task)
-                finished = await self._next_ended()
+                    beside.begin(ready, begin_task)
+                finished = await beside.next_ended()
             else:
                 finished = ready
                 await self._attempts.run(ready[0])
@@ -231,7 +225,7 @@ class Execution:
                         waits[dependent] -= 1
                         if not waits[dependent]:
                             ready.append(dependent)
-            elif not tasks:
+            elif not beside:
                 if not await self._recover():
                     return False
                 waits, ready = self._frontier()
@@ -246,102 +240,6 @@ class Execution:
             for dependent in self.model.dependents[name]:
                 waits[dependent] -= 1
         return waits, [name for name in self.model.order if not waits[name] and name not in done]
-
-    def _begin(self, names: list[str], begin: BeginTask = create_task) -> None:
-        """Begin steps that can start together, in their turn unless `begin` is another way."""
-        for name in names:
-            self._tasks.pop(name, None)  # another task's until now
-        task = begin(self._beside_each_other(names), names[0])
-        for name in names:
-            self._tasks.setdefault(name, task)  # an eager task may have begun others by now
-        if task.done():
-            self._note_over(names, task)
-        else:
-            task.add_done_callback(partial(self._note_over, names))
-
-    async def _beside_each_other(self, names: list[str]) -> None:
-        """Run the steps one after the other in this task while none of them waits.
-
-        When one does, those after it get a task each. As then, none sees the context variables that another one sets,
-        and none is cancelled with the task of another: where someone still holds the task after a step, it is its last.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        held = _holds_on(task)
-        for place, name in enumerate(names, 1):
-            task.set_name(name)
-            run, context = self._attempts.run(name), copy_context()
-            self.another_follows = place < len(names)
-            try:
-                rest = Rest(run, context.run(run.send, None), context)
-            except StopIteration:
-                self._note_ended(name)
-                if not task.cancelling() and _holds_on(task) == held:
-                    continue
-                if place < len(names):
-                    self.another_follows = False
-                    self._begin(names[place:])
-                return
-            self.another_follows = False
-            for other in names[place:]:
-                self._begin([other])
-            await rest
-            return
-
-    def _note_over(self, names: list[str], task: asyncio.Task[None]) -> None:
-        """Take in that the task of these steps is over, and with it what of them is still its own."""
-        if not task.cancelled() and (death := task.exception()) is not None:
-            self._deaths.append(death)
-        for name in names:
-            if self._tasks.get(name) is task and name not in self._ended:
-                self._note_ended(name)
-
-    def _note_ended(self, name: str) -> None:
-        self._ended[name] = None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _next_ended(self) -> Iterable[str]:
-        """Wait until a step has ended, and return those that have."""
-        if self.turning_back:
-            self._stop_siblings()
-        if not self._ended:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError as error:
-                if self.dead:
-                    raise
-                self.note_cancelled(error)
-                return []
-            finally:
-                self._waiter = None
-        if self._deaths:
-            death = self._deaths[0]
-            await self._die()
-            raise death
-        ended, self._ended = self._ended, {}
-        for name in ended:
-            del self._tasks[name]
-        return ended
-
-    def _stop_siblings(self) -> None:
-        if self._siblings_stopped:
-            return  # told once: a step that cleans up is not told again and again
-        if self.definition.on_sibling_failure == "cancel" or self.cancelled is not None or self.abort is not None:
-            self._siblings_stopped = True
-            for task in dict.fromkeys(self._tasks.values()):
-                task.cancel()
-
-    async def _die(self) -> None:
-        # What is not an Exception (a simulated crash) ends the process: nothing more happens, nothing is recorded.
-        self.dead = True
-        tasks = dict.fromkeys(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        while left := [task for task in tasks if not task.done()]:
-            with suppress(asyncio.CancelledError):  # of a saga that is dead already
-                await asyncio.wait(left)
 
     async def _end(self, interceptors: Sequence[Interceptor]) -> bool:
         call = StepCall(self.state.saga_id, END, "end", 1, self.state.context, None, self.cancel)
@@ -411,7 +309,8 @@ class Execution:
                     return False
                 if name not in self.failed:
                     break
-        self._siblings_stopped = False
+        if self._side_by_side is not None:
+            self._side_by_side.stopped = False
         return not self.turning_back
 
     async def _recover_once(self, name: str, retry: int) -> bool:
@@ -448,11 +347,6 @@ class Execution:
             self.note_cancelled(error)
             return False
         return True
-
-
-def _holds_on(task: asyncio.Task[Any]) -> int:
-    """Return how many hold the task, strongly or weakly: one more than before, and someone could cancel it later."""
-    return getrefcount(task) + getweakrefcount(task)
 
 
 async def _nothing() -> None:

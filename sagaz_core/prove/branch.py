@@ -87,7 +87,8 @@ class Branch(Scripted):
     exception: BaseException | None = None
     abort: Exception | None = None
     cancelled: asyncio.CancelledError | None = None
-    dead = _siblings_stopped = False
+    dead = False
+    _side_by_side = None
     served: tuple[str, ...] = ()
     fatal: tuple[Fault, ...] = ()
     spoilt: frozenset[str] = frozenset()

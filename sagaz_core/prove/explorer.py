@@ -25,6 +25,7 @@ from sagaz_core.prove.recorded import not_as_recorded
 from sagaz_core.prove.search import DEFAULT_DEPTH, Search
 from sagaz_core.prove.trial import Subject
 from sagaz_core.prove.watch import Calls
+from sagaz_core.prove.world import as_world
 from sagaz_core.prove.worlds import LyingFakeError, NotForkableError
 from sagaz_core.saga.definition import mapping_or_empty
 
@@ -73,7 +74,7 @@ async def aexplore(
     mode: str = "auto",
 ) -> Exploration:
     """Do what `explore` does, inside a running loop."""
-    subject = Subject(_maker(saga), mapping_or_empty(context), world=world)
+    subject = Subject(_maker(saga), mapping_or_empty(context), world=None if world is None else as_world(world))
     search = Search(parse_kinds(kinds), depth, mode, max_executions)
     return await explore_subject(subject, search)
 
@@ -93,8 +94,9 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
 
 
 async def _explored(subject: Subject, search: Search) -> Exploration:
-    if search.depth < 0:
-        raise UsageError(f"depth={search.depth}: give a number of faults from 0")
+    for name, number in (("depth", search.depth), ("max_executions", search.max_executions or 0)):
+        if not isinstance(number, int) or number < 0:
+            raise UsageError(f"{name}={number!r}: give a whole number from 0")
     if search.mode != "auto" and search.mode not in MODES:
         raise UsageError(f"mode={search.mode!r}: write auto, merged, tree or packed")
     made = subject.make()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.events import Event, StepSucceeded
 from sagaz_core.prove.typed_reads import NOTES, is_model, watched
-from sagaz_core.prove.unordered import fights, noticed
+from sagaz_core.prove.unordered import fights, said_of
 from sagaz_core.saga.context import SagaContext
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Fights:
     def __init__(self) -> None:
         self.reads: dict[str, set[str]] = {}
         self.writes: dict[str, set[str]] = {}
-        self.noticed: dict[Any, Finding] = {}
+        self.pairs: Mapping[Fight, list[str]] = {}
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call, and note what its action reads."""
@@ -55,11 +55,8 @@ class Fights:
         for event in events:
             if isinstance(event, StepSucceeded):
                 self.writes.setdefault(event.step, set()).update(event.delta.set, event.delta.deleted)
-        return tuple(noticed(self, model).values())
-
-    def pairs(self, model: SagaModel) -> tuple[Fight, ...]:
-        """Return the steps that fight: once `findings` was asked."""
-        return tuple(fights(self, model))
+        self.pairs = fights(self, model)
+        return tuple(said_of(self.pairs, model).values())
 
 
 class _Noting(SagaContext):

@@ -29,7 +29,7 @@ from sagaz_core.prove.boundaries import Boundary, check_plan, default_plans
 from sagaz_core.prove.explain import table
 from sagaz_core.prove.kill_outcome import Diary, KilledOutcome
 from sagaz_core.prove.trial import NotRunnableError
-from sagaz_core.prove.world import World
+from sagaz_core.prove.world import World, as_world
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.storage.codec import encode
 from sagaz_core.storage.url import safe_url
@@ -239,6 +239,8 @@ def kill_everywhere(
         raise UsageError(f"store={store!r}: what is in memory dies with its process; give a store that outlives it")
     if not live and store.partition(":")[0].lower() in _ON_THE_NETWORK:
         raise UsageError(f"store={safe_url(store)!r} is on the network, where only live=True reaches: add that")
+    if world is not None and not callable(world):
+        as_world(world)
     spec = spec_of(saga)
     mortal = Mortal(spec, model_of(spec), mapping_or_empty(context), store, live, limit=limit)
     chosen = default_plans(mortal.model) if plans is None else tuple(map(as_plan, plans))

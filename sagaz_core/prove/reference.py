@@ -31,7 +31,6 @@ class Reference:
 
     def __init__(self, subject: Subject, model: SagaModel, run: Run) -> None:
         self._subject = subject
-        self._model = model
         self._linear = model.linear
         self._run = run
 
@@ -46,7 +45,7 @@ class Reference:
         first = known
         if not self._linear:
             first, events = await self._left(world, before, run.ledger.entries)
-            fights = run.pairs(self._model)
+            fights = run.pairs()
             if came_first(events, fights) != came_first(run.events, fights):
                 world.restore(after)
                 return ()

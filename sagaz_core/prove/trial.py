@@ -195,6 +195,7 @@ class Trial:
         self.leftovers.leave()
         if self.endless is None:
             await self._deliver_late()
+        fought = () if self.fights is None else self.fights.findings(self.events, model)
         changes = reference_changes = after = None
         if world and before is not None:
             after = await world.read()
@@ -204,7 +205,7 @@ class Trial:
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
                     reference_changes = await again.changes(before, reference, after, self)
-        noticed = (*await self.leftovers.findings(), *self._fights(model), *not_kept(self.events))
+        noticed = (*await self.leftovers.findings(), *fought, *not_kept(self.events))
         evidence = Evidence(
             model=model,
             plan=plan,
@@ -224,7 +225,7 @@ class Trial:
             endless=self.endless,
             touched=self.touches,
             noticed=noticed,
-            fights=self.pairs(model),
+            fights=self.pairs(),
             spoilt=self._spoilt(),
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
@@ -242,12 +243,9 @@ class Trial:
                 self.stored = True
             raise
 
-    def _fights(self, model: SagaModel) -> tuple[Finding, ...]:
-        return () if self.fights is None else self.fights.findings(self.events, model)
-
-    def pairs(self, model: SagaModel) -> frozenset[Fight]:
+    def pairs(self) -> frozenset[Fight]:
         """Return the steps that fight over a key, as far as is known now."""
-        return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs(model))
+        return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs)
 
     def _spoilt(self) -> frozenset[str]:
         late = {fault.step for fault in self.injector.fired if fault.kind == "late"}

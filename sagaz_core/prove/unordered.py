@@ -76,11 +76,15 @@ def _says(one: Fight, other: Fight, model: SagaModel) -> bool:
     )
 
 
-def noticed(effects: Effects | Fights, model: SagaModel) -> dict[Found, Finding]:
+def noticed(effects: Effects, model: SagaModel) -> dict[Found, Finding]:
     """Return what was seen of steps that nothing orders: one reads what the other writes."""
-    found: dict[Found, Finding] = dict(effects.noticed)
+    return {**effects.noticed, **said_of(fights(effects, model), model)}
+
+
+def said_of(pairs: Mapping[Fight, list[str]], model: SagaModel) -> dict[Found, Finding]:
+    """Return what there is to say of steps that fight."""
+    found: dict[Found, Finding] = {}
     written: dict[str, dict[str, str]] = {}
-    pairs = fights(effects, model)
     for (reader, writer), keys in pairs.items():
         if not any(_says(other, (reader, writer), model) for other in pairs):
             written.setdefault(reader, {})[writer] = keys[0]
@@ -147,6 +151,6 @@ def _side_by_side(model: SagaModel, one: str, other: str | None) -> bool:
 
 def _unordered(reader: str, keys: Iterable[str], writers: Mapping[str, set[str]], model: SagaModel) -> bool:
     """Whether any of the keys is written by a step that nothing orders with the reader."""
-    before = model.ancestors[reader]
     others = set[str]().union(*[writers[key] for key in keys if key in writers])
-    return any(other != reader and other not in before and reader not in model.ancestors[other] for other in others)
+    others.discard(reader)
+    return bool(others - model.ancestors[reader] - model.descendants[reader])

@@ -212,6 +212,16 @@ class World:
         return change.before is MISSING or alike(change.before, _only_what_was(change.before, change.after))
 
 
+def as_world(given: Any) -> World:
+    """Return what was given as a world. Raises `UsageError` if it is none."""
+    if isinstance(given, World):
+        return given
+    raise UsageError(
+        f"what was given as the world is of type {type(given).__name__!r}: give a World, and register fakes in it by "
+        f"world.fake(…)"
+    )
+
+
 def _state_of(name: str, fake: Any) -> Any:
     try:
         return _copied(_state_now(fake))
@@ -317,6 +327,9 @@ def _compare(where: str, before: Any, after: Any, found: list[Change]) -> None:
         for key in after:
             if key not in before:
                 _compare(f"{where}.{key}", MISSING, after[key], found)
+    elif type(before) in ATOMS or type(after) in ATOMS or before is MISSING or after is MISSING:
+        if not equal(before, after):
+            found.append(Change(where, before, after))
     elif not alike(before, after):
         one, other = parts_of(before), parts_of(after)
         if type(before) is type(after) and one and other and where.count(".") < _DEEPEST:

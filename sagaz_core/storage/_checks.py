@@ -205,6 +205,14 @@ def misplaced(saga_id: str, seq: int) -> CorruptDataError:
     return CorruptDataError(f"event {seq} of saga {saga_id!r} is damaged: its place among the times is wrong")
 
 
+def misplaced_snapshot(snapshot: SagaSnapshot) -> CorruptDataError:
+    """Return the error for a snapshot that an index of the store has where it does not belong."""
+    return CorruptDataError(
+        f"snapshot {snapshot.snapshot_id!r} of saga {snapshot.saga_id!r} is damaged, or its place among the others: "
+        f"it is not the one that was asked for"
+    )
+
+
 def another_saga(record: SagaRecord) -> DuplicateSagaError:
     """Return the error for a saga record whose id is taken."""
     return DuplicateSagaError(

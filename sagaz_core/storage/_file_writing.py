@@ -140,6 +140,7 @@ class FileWriting(FileCore):
                 return self._deleted(segment, saga_id)
             finally:
                 unlock(segment.fd)
+                segment.close()  # while it is open the disk keeps what was deleted
 
     def _deleted(self, segment: Segment, saga_id: str) -> bool:
         with suppress(CorruptDataError):

@@ -12,6 +12,10 @@ from sagaz_core.storage._rows import check_sum, micros, micros_or_none, replay_s
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OF_A_SNAPSHOT = (str, str, str, str, int, int, str, str, int, bytes)
+_INT_OR_NONE = (int, type(None))
+_OF_AN_EVENT = ((int, int, str, str, bytes, int), (int, int, str, type(None), bytes, int))
+_UNFIT = "a column has a value of another type"  # a bit of a row's head makes a number of a text
 _new = tuple.__new__  # a third of the time of calling the class, which has to look at defaults
 
 
@@ -27,6 +31,12 @@ def _moment_or_none(found: int | None, of: str) -> datetime | None:
     return None if found is None else moment(found, of)
 
 
+def check_event(saga_id: str, row: tuple[Any, ...]) -> None:
+    """Raise `CorruptDataError` when a value of the event's row is of a type that none is stored as."""
+    if tuple(map(type, row)) not in _OF_AN_EVENT:
+        raise CorruptDataError(f"an event of saga {saga_id!r} is damaged: {_UNFIT}")
+
+
 def saga_row(record: SagaRecord) -> tuple[Any, ...]:
     return (
         *(record.saga_id, record.saga_name, record.version, record.fingerprint, model_to_json(record)),
@@ -37,6 +47,8 @@ def saga_row(record: SagaRecord) -> tuple[Any, ...]:
 
 def saga_from(row: tuple[Any, ...]) -> SagaRecord:
     saga_id, name, version, fingerprint, model, started_at, source, adapter, plan, record_sum = row
+    if type(model) is not str:
+        raise CorruptDataError(f"the record of saga {saga_id!r} is damaged: {_UNFIT}")
     model = model_from_json(saga_id, model)
     record = SagaRecord(saga_id, name, version, fingerprint, model, moment(started_at, saga_id), source, adapter, plan)
     check_sum(record_sum, saga_sum(record), f"the record of saga {saga_id!r}")
@@ -45,6 +57,8 @@ def saga_from(row: tuple[Any, ...]) -> SagaRecord:
 
 def snapshot_from(row: tuple[Any, ...]) -> SagaSnapshot:
     name, saga_id, saga_name, step, index, seq, phase, status, at, data, until, base_seq, steps, tags = row
+    if tuple(map(type, row[:10])) != _OF_A_SNAPSHOT or type(base_seq) not in _INT_OR_NONE:
+        raise CorruptDataError(f"snapshot {name!r} of saga {saga_id!r} is damaged: {_UNFIT}")
     until = None if until is None else moment(until, name)
     steps = tuple(_plain(row, 12)) if steps else ()
     tags = tuple(_plain(row, 13).items()) if tags else ()
@@ -57,7 +71,7 @@ def _plain(row: tuple[Any, ...], column: int) -> Any:
         found = json.loads(row[column])
         if not isinstance(found, list if column == 12 else dict):
             raise ValueError("of another kind")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         what = "completed steps" if column == 12 else "tags"
         raise CorruptDataError(f"the {what} of snapshot {row[0]!r} are damaged: {error}") from error
     return found
@@ -73,8 +87,8 @@ def summary_from(row: tuple[Any, ...]) -> SagaSummary:
 
 def tags_from(saga_id: str, text: str) -> dict[str, str]:
     try:
-        tags: dict[str, str] = json.loads(text)
-    except ValueError as error:
+        tags: dict[str, str] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
         raise CorruptDataError(f"the stored tags of saga {saga_id!r} are damaged: {error}") from error
     return tags
 

@@ -27,6 +27,7 @@ from sagaz_core.storage._checks import (
     check_prune,
     expired,
     misplaced,
+    misplaced_snapshot,
     raise_damaged,
     read_snapshot_cursor,
     snapshot_cursor,
@@ -37,6 +38,7 @@ from sagaz_core.storage._rows import micros
 from sagaz_core.storage._sqlite_batches import MAX_EVENT_SEQ, delete_below, delete_saga, prunable, write_batch
 from sagaz_core.storage._sqlite_connections import Connections, in_one_look, in_part
 from sagaz_core.storage._sqlite_rows import (
+    check_event,
     moment,
     replay_from,
     replay_row,
@@ -137,6 +139,8 @@ class SqliteSnapshotStorage:
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
         found = _last(self._connections.rows(sql.GET_SNAPSHOT, (snapshot_id,)))
+        if found is not None and found.snapshot_id != snapshot_id:
+            raise misplaced_snapshot(found)
         return None if found is None or self._expired(found) else found
 
     def _expired(self, snapshot: SagaSnapshot) -> bool:
@@ -164,6 +168,13 @@ class SqliteSnapshotStorage:
             found = _last(self._connections.rows(sql.LATEST_SNAPSHOT_UNTIL, asked))
         else:
             found = _last(self._connections.rows(sql.LATEST_SNAPSHOT, _where(saga_id, step, phase, max_seq)))
+        if found is not None and not (
+            step in (None, found.step_name)
+            and phase in (None, found.phase)
+            and (until is None or found.created_at <= until)
+            and (max_seq is None or found.seq <= max_seq)
+        ):
+            raise misplaced_snapshot(found)
         if found is None or found.retention_until is None or not self._expired(found):
             return found
         asked = (*_where(saga_id, step, phase, max_seq), _MAX if last is None else last)
@@ -298,6 +309,7 @@ def _some_events(
     rows = connection.execute(sql.READ_EVENTS, asked)
     try:
         for row in rows:
+            check_event(asked[0], row)
             if row[5] > last:
                 if row[1] <= last:
                     raise misplaced(asked[0], row[0] & MAX_EVENT_SEQ)
@@ -322,6 +334,8 @@ def _listed(
         rows = connection.execute(sql.LIST_SNAPSHOTS, (saga_id, seq, last, limit + 1)).fetchall()
         more = len(rows) > limit
         for snapshot in map(snapshot_from, rows):
+            if (snapshot.seq, snapshot.snapshot_id) <= (seq, last):
+                raise misplaced_snapshot(snapshot)
             seq, last = snapshot.seq, snapshot.snapshot_id
             if expired(snapshot, now):
                 check_expired(snapshot)

@@ -668,3 +668,18 @@ def test_an_override_of_an_unknown_key_in_a_test_is_a_warning_at_its_line(order:
     test(order, source, "--sagaz-replay=ORDER-1", "--sagaz-strict", "-k", "test_it").stdout.fnmatch_lines(
         ["*OverrideError: the context has no key 'quantty' to override (did you mean 'quantity'?)"]
     )
+
+
+def test_what_an_exploration_finds_says_how_to_find_it_again(shop: Shop) -> None:
+    shop.write(
+        "test_it",
+        """
+        from sagaz_core import Saga
+
+        def test_all(sagaz):
+            bad = Saga("bad").add_step("charge", lambda ctx: None, lambda ctx: None)
+            sagaz.explore(bad, {}, kinds="after").assert_sound()
+        """,
+    )
+    result = shop.run("test_it.py")
+    result.stdout.fnmatch_lines(["again  *pytest test_it.py::test_all"])

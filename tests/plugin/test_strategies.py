@@ -219,7 +219,15 @@ def test_a_pivot_is_where_faults_of_compensations_alone_turn_back() -> None:
     assert str(find(plans(SAGAS["pivot"], kinds="undo-fail"), lambda plan: True)) == "c@before+a@undo-fail"
 
 
+@pytest.mark.parametrize("wrong", [dict, 5, None, Line(sku="AB123", quantity=1)], ids=str)
+def test_contexts_of_what_is_no_model_are_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="give a pydantic model, the class"):
+        contexts(wrong)
+
+
 def test_plans_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match="max_faults='2': a plan has at least 1 fault"):
+        plans(SAGAS["pivot"], max_faults="2")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="max_faults=0: a plan has at least 1 fault"):
         plans(OrderSaga, max_faults=0)
     with pytest.raises(UsageError, match="can have no fault of the kinds 'undo-fail'"):

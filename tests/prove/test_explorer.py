@@ -899,7 +899,7 @@ def test_packed_plans_are_bisected() -> None:
 
 def test_bad_input_is_one_line() -> None:
     saga, world = chain(1)
-    with pytest.raises(UsageError, match=r"^depth=-1: give a number of faults from 0$"):
+    with pytest.raises(UsageError, match=r"^depth=-1: give a whole number from 0$"):
         explore(saga, world=world, depth=-1)
     with pytest.raises(UsageError, match=r"^mode='fast': write auto, merged, tree or packed$"):
         explore(saga, world=world, mode="fast")
@@ -917,3 +917,19 @@ def test_inside_a_running_loop_it_says_what_to_await() -> None:
 def test_a_context_that_is_no_mapping_is_an_error_of_one_line(context: Any) -> None:
     with pytest.raises(DefinitionError, match="give a mapping or a pydantic model"):
         explore(Saga("shop").add_step("pay", print), context)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"world": {}}, "what was given as the world is of type 'dict': give a World, and register fakes in it"),
+        ({"depth": "2"}, "depth='2': give a whole number from 0"),
+        ({"depth": 1.5}, "depth=1.5: give a whole number from 0"),
+        ({"max_executions": -1}, "max_executions=-1: give a whole number from 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_an_error_of_one_line(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        explore(Saga("shop").add_step("pay", print), {}, **wrong)
+    assert str(refused.value).startswith(said)

@@ -268,6 +268,11 @@ def test_postgres_loses_nothing() -> None:
     assert killed.outcomes
 
 
+def test_what_is_no_world_is_refused() -> None:
+    with pytest.raises(UsageError, match="of type 'int': give a World"):
+        kill_everywhere(mortals.Sound, ORDER, world=5)  # type: ignore[arg-type]
+
+
 def test_a_crash_in_the_plan_is_refused() -> None:
     with pytest.raises(UsageError, match="has no other crash"):
         kill_everywhere(mortals.Sound, ORDER, plans=["charge@crash"])

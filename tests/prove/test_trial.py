@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from sagaz_core import FaultPlan, Saga, StepRejected
+from sagaz_core.events import StepStarted
 from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.saga.step import Backoff
 from sagaz_core.virtual_time import VirtualRunner, run
 
 
@@ -80,3 +82,15 @@ def test_while_a_step_waits_for_its_retry_those_beside_it_begin_and_those_behind
     run(run_trial(Subject(lambda: saga)))
     assert called[:2] == ["first", "again"]
     assert (sorted(called[2:4]), called[4:]) == (["behind", "beside"], ["again"])
+
+
+def test_events_have_the_times_of_the_virtual_clock() -> None:
+    saga: Saga[Any] = Saga("slow")
+    saga.add_step("a", nothing, nothing, retries=2, backoff=Backoff(first=30.0, factor=2.0, cap=3600.0))
+
+    async def times() -> list[float]:
+        outcome = await run_trial(Subject(lambda: saga), FaultPlan.parse("a@flaky:2"))
+        first = outcome.events[0].at
+        return [(event.at - first).total_seconds() for event in outcome.events if isinstance(event, StepStarted)]
+
+    assert run(times()) == [0.0, 30.0, 90.0]

@@ -126,6 +126,25 @@ def test_changes_in_a_sqlite_file_are_found_out(tmp_path):
     asyncio.run(storage.close())
 
 
+@pytest.mark.parametrize("other", [7, 1.5, b"bytes", b"\xff", "text", "\xff"])
+def test_a_value_of_another_type_in_a_sqlite_file_is_found_out(tmp_path, other):
+    """A bit in the head of a row is enough to make a number of a text."""
+    storage = open_storage(f"sqlite:///{tmp_path}/sagaz.db")
+    asyncio.run(fill(storage))
+    connection = sqlite3.connect(tmp_path / "sagaz.db", isolation_level=None)
+    for table, column in places("sqlite"):
+        first = f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL"
+        row, value = connection.execute(first).fetchone()
+        if type(value) is not type(other):
+            update = f"UPDATE {table} SET {column} = ? WHERE rowid = ?"
+            connection.execute(update, (other, row))
+            if connection.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()[0] != value:
+                asyncio.run(is_found_out(storage))
+            connection.execute(update, (value, row))
+    connection.close()
+    asyncio.run(storage.close())
+
+
 def test_changes_in_postgresql_are_found_out(postgres_url, postgres_database):
     chance, schema = random.Random(1), postgres_url.rpartition("schema=")[2]
 

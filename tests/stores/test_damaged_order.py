@@ -6,10 +6,11 @@ Whatever is in them, what is read of a saga is right or an error, and what is wr
 import asyncio
 import random
 import sqlite3
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from datetime import timedelta
 
 import asyncpg
+import drive
 import pytest
 
 from sagaz_core import Saga
@@ -72,6 +73,31 @@ def test_a_changed_order_in_sqlite_gives_no_wrong_state(tmp_path):
             assert right_or_an_error(found, [right[moment] for moment in moments]), (table, row, other - value)
             connection.execute(f"UPDATE {table} SET floor = ? WHERE rowid = ?", (value, row))
     asyncio.run(goes_on(storage, 20))
+    asyncio.run(storage.close())
+
+
+def test_a_place_of_another_snapshot_in_sqlite_gives_no_wrong_answer(tmp_path):
+    """What an index leads to is looked at, whether it can be what was asked for."""
+    storage = open_storage(f"sqlite:///{tmp_path}/sagaz.db")
+    asyncio.run(fill(storage))
+    right = asyncio.run(answers(storage, range(MOMENTS)))
+    listed = drive.now(storage.list_snapshots("s")).items
+    with closing(sqlite3.connect(tmp_path / "sagaz.db", isolation_level=None)) as connection:
+        numbers = [row[0] for row in connection.execute("SELECT id FROM saga_snapshots ORDER BY id")]
+        places = connection.execute("SELECT step_name, phase, seq, snapshot_id, snapshot FROM saga_places").fetchall()
+        change = "UPDATE saga_places SET snapshot = ? WHERE step_name = ? AND phase = ? AND seq = ? AND snapshot_id = ?"
+        for count, (*place, number) in enumerate(places):
+            other = numbers[(numbers.index(number) + 1 + count % 3) % len(numbers)]
+            connection.execute(change, (other, *place))
+            assert right_or_an_error(asyncio.run(answers(storage, range(MOMENTS))), right), place
+            for snapshot in listed:
+                with suppress(CodecError, StorageError):
+                    assert drive.now(storage.get_snapshot(snapshot.snapshot_id))[:10] == snapshot[:10], place
+                with suppress(CodecError, StorageError):
+                    # An earlier one is not wrong: the events after it lead to the same state.
+                    found = drive.now(storage.latest_snapshot("s", step=snapshot.step_name, max_seq=snapshot.seq))
+                    assert (found.step_name, found.seq <= snapshot.seq) == (snapshot.step_name, True), place
+            connection.execute(change, (number, *place))
     asyncio.run(storage.close())
 
 
