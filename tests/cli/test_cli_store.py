@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+
+from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage.contract import T0, a_snapshot
 
 ORDER = "cli_shop:OrderSaga"
 STORE = "sqlite:///.sagaz/sagaz.db"
@@ -52,15 +57,22 @@ def test_a_newer_schema_is_refused(cli):
 
 def test_prune_deletes_what_has_expired(cli, orders):
     assert cli("store", "prune", STORE).ok() == "0 snapshots deleted\n"
-    connection = sqlite3.connect(".sagaz/sagaz.db")
-    connection.execute("UPDATE saga_snapshots SET retention_until = 0 WHERE step_name = 'reserve'")
-    connection.commit()
-    connection.close()
+    storage = open_storage(STORE)
+    asyncio.run(storage.write(Batch("old", snapshots=[a_snapshot("old", 0, retention_until=T0)])))
+    asyncio.run(storage.close())
     assert "a time" in cli("store", "prune", STORE, "--now", "yesterday").fails()
     assert "a batch of 0" in cli("store", "prune", STORE, "--batch", "0").fails()
     before = json.loads(cli("store", "info", STORE, "--format", "json").ok())["snapshots"]
-    cli("store", "prune", STORE, "--now", "9000-01-01T00:00:00Z").ok()
-    assert json.loads(cli("store", "info", STORE, "--format", "json").ok())["snapshots"] <= before
+    assert cli("store", "prune", STORE, "--now", "9000-01-01T00:00:00Z").ok() == "1 snapshot deleted\n"
+    assert json.loads(cli("store", "info", STORE, "--format", "json").ok())["snapshots"] == before - 1
+
+
+def test_prune_deletes_nothing_for_an_end_that_was_changed_in_the_file(cli, orders):
+    with closing(sqlite3.connect(".sagaz/sagaz.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE saga_snapshots SET retention_until = 5 WHERE step_name = 'reserve'")
+    before = cli("store", "info", STORE).ok()
+    assert "is damaged: what is stored beside it is not of this snapshot" in cli("store", "prune", STORE).fails()
+    assert cli("store", "info", STORE).ok() == before
 
 
 def test_a_copy_can_be_replayed(cli, orders):
