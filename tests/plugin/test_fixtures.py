@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from shops import CONTEXT
 
+from sagaz_core.prove import patience
+
 if TYPE_CHECKING:
     from shops import Shop
 
@@ -561,10 +563,6 @@ def test_a_saga_that_does_not_end_fails_the_test_unless_it_looks_at_the_verdict(
 
 
 GREEDY = """
-    from sagaz_core.prove import patience
-
-    patience.PATIENCE, patience._TICK = 0.05, 0.01
-
     class Greedy(shop.Order):
         saga_name = "greedy"
 
@@ -582,7 +580,13 @@ GREEDY = """
 """
 
 
-def test_a_step_that_never_yields_is_named_in_each_run(shop: Shop) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", seconds)  # the tests within run in this process
+    monkeypatch.setattr(patience, "_TICK", 0.01)
+
+
+def test_a_step_that_never_yields_is_named_in_each_run(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    impatient(monkeypatch, 0.05)
     result = test(shop, GREEDY)
     result.assert_outcomes(failed=2, passed=3)
     result.stdout.fnmatch_lines(
@@ -590,9 +594,10 @@ def test_a_step_that_never_yields_is_named_in_each_run(shop: Shop) -> None:
     )
 
 
-def test_where_pytest_timeout_watches_a_test_it_is_left_to_that(shop: Shop) -> None:
+def test_where_pytest_timeout_watches_a_test_it_is_left_to_that(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pytest_timeout")
-    result = test(shop, GREEDY.replace("0.05, 0.01", "0.3, 0.01"), "--timeout=0.6", "-k", "test_runs")
+    impatient(monkeypatch, 0.3)
+    result = test(shop, GREEDY, "--timeout=0.6", "-k", "test_runs")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*Failed: Timeout*0.6*"])
 
