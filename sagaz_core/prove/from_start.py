@@ -15,7 +15,7 @@ from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts
 from sagaz_core.prove.trial import NotRunnableError, Subject, run_trial
-from sagaz_core.prove.verdict import Verdict
+from sagaz_core.prove.verdict import RANKS
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ class FromStart:
             if search.on_progress is not None:
                 search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
         outcomes = tuple(self.outcomes.values())
-        order = list(Verdict)
         failed = [o for plan, o in self.outcomes.items() if o.findings and plan not in self.said]
-        bad = sorted(without_larger(failed), key=lambda outcome: order.index(outcome.verdict))
+        bad = sorted(without_larger(failed), key=lambda outcome: RANKS[outcome.verdict])
         checked = {
             (fault.step, fault.kind)
             for outcome in outcomes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.events import StepSucceeded
 from sagaz_core.prove.ledger import Entry, Ledger
 from sagaz_core.prove.outcome import Outcome
-from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.verdict import RANKS, Finding, Verdict
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import encode
 
@@ -110,8 +110,7 @@ class KilledOutcome(Outcome):
         otherwise = self.status is not SagaStatus.COMPLETED
         found = [f for f in super().findings if f.verdict is not Verdict.NOT_IDEMPOTENT or not otherwise]
         found += _of_the_crash(self)
-        order = list(Verdict)
-        return tuple(sorted(found, key=lambda finding: order.index(finding.verdict)))
+        return tuple(sorted(found, key=lambda finding: RANKS[finding.verdict]))
 
 
 def _reached(diary: Diary) -> set[str]:

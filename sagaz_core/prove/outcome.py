@@ -11,7 +11,7 @@ from sagaz_core.prove.explain import explain, explain_difference
 from sagaz_core.prove.normalise import Normaliser
 from sagaz_core.prove.oracle import judge
 from sagaz_core.prove.trace import render, trace_rows
-from sagaz_core.prove.verdict import Finding, Verdict, worst
+from sagaz_core.prove.verdict import RANKS, Finding, Verdict, worst
 from sagaz_core.state import SagaState, SagaStatus
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class Outcome:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All that is wrong, the worst first."""
-        order = list(Verdict)
-        return tuple(sorted(judge(self.evidence), key=lambda finding: order.index(finding.verdict)))
+        return tuple(sorted(judge(self.evidence), key=lambda finding: RANKS[finding.verdict]))
 
     @property
     def verdict(self) -> Verdict:

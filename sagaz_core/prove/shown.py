@@ -17,7 +17,7 @@ from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import rank
 from sagaz_core.prove.summary import TURNED_BACK, Found, Path, Summary
 from sagaz_core.prove.unordered import fails_out_of_order, fights, noticed
-from sagaz_core.prove.verdict import Finding, Verdict
+from sagaz_core.prove.verdict import RANKS, Finding, Verdict
 
 if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
@@ -88,8 +88,7 @@ class Shown:
         seen = {key: finding for key, finding in found.items() if isinstance(finding, Finding) and key not in shown}
         if seen:
             failures += await self._shown(seen)
-        order = list(Verdict)
-        return sorted(failures, key=lambda outcome: order.index(outcome.verdict))
+        return sorted(failures, key=lambda outcome: RANKS[outcome.verdict])
 
     async def _shown(self, seen: dict[Found, Finding]) -> list[Outcome]:
         """Return runs that show what was noticed at single calls: of an action without faults, or of a rollback."""

@@ -37,6 +37,10 @@ MEANING = {
 }
 
 
+RANKS = {verdict: rank for rank, verdict in enumerate(Verdict)}
+"""Their places, the worst first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong: what, at which step, in a sentence, and what to change in the saga.
@@ -53,5 +57,4 @@ class Finding:
 
 def worst(findings: tuple[Finding, ...]) -> Verdict:
     """Return the verdict of the findings together."""
-    order = list(Verdict)
-    return min((finding.verdict for finding in findings), key=order.index, default=Verdict.CLEAN)
+    return min((finding.verdict for finding in findings), key=RANKS.__getitem__, default=Verdict.CLEAN)
