@@ -168,7 +168,7 @@ class VirtualClockLoop(NetworklessLoop, ThreadedLoop):
             timer._scheduled = True
             if (scope := SCOPE.get()) is not None:
                 scope.begun += 1
-        return timer  # type: ignore[no-any-return]
+        return timer  # type: ignore[no-any-return] # Any for its private attributes
 
     def passes(self, seconds: float) -> bool:
         """Let so much time go by at once if nothing else would happen meanwhile, and say whether it did."""
@@ -390,7 +390,7 @@ class VirtualClockLoop(NetworklessLoop, ThreadedLoop):
         self.dismiss_threads()
         left = asyncio.all_tasks(self)
         for task in left:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            task._log_destroy_pending = False  # type: ignore[attr-defined] # of asyncio's own
         return not left
 
     async def _cancel_all(self) -> None:

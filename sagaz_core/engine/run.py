@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class RunOptions(NamedTuple):
     """What a run is given beside its saga: where it is captured, who watches, its clock, ids and order of undoing.
 
-    `sleep` waits between two attempts.
+    `sleep` waits between two attempts of a step that runs alone; one beside others waits in the loop's own way.
     """
 
     storage: SnapshotStorage | None = None
