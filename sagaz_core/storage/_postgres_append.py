@@ -23,6 +23,7 @@ from sagaz_core.storage._postgres_statements import (
     SET_OF_SUMMARY,
     SNAPSHOT_TYPES,
     arrays,
+    sought,
 )
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ MANY_BEGIN = f"""
 MANY = f"""
     WITH saga AS (
         UPDATE {{s}}sagas g SET {_NEWER}, {_LATER}
-        FROM unnest({arrays(_OF_SAGAS, ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES))})
-            AS n (saga_id, {SET_OF_SUMMARY}, {_LAST}, {_FIRST})
+        FROM {sought(_OF_SAGAS, ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES))}
+            AS n (saga_id, {SET_OF_SUMMARY}, {_LAST}, {_FIRST}, place)
         WHERE g.saga_id = n.saga_id
             AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
             AND (n.first_event IS NULL OR (g.last_event < n.first_event AND g.last_event_at <= n.first_event_at))

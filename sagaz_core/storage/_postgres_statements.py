@@ -42,6 +42,16 @@ def arrays(first: int, types: tuple[str, ...]) -> str:
     return ", ".join(f"${first + place}::{name}[]" for place, name in enumerate(types))
 
 
+def sought(first: int, types: tuple[str, ...]) -> str:
+    """Return a table of such parameters, each row of which is looked up by an index.
+
+    A plan is made without their values, once for a connection. It takes an array for ten rows, for which it would read
+    the whole of a table that is small when it is made, and would go on to do so. Of a limit that it does not know it
+    expects a tenth.
+    """
+    return f"(SELECT * FROM unnest({arrays(first, types)}) WITH ORDINALITY LIMIT cardinality(${first}::{types[0]}[]))"
+
+
 # What does not come behind: in a transaction, with the saga's row locked.
 ADD_SAGA_ID = "INSERT INTO {s}sagas (saga_id) VALUES ($1) ON CONFLICT DO NOTHING"
 LOCK_SAGA = f"SELECT {RECORD} FROM {{s}}sagas WHERE saga_id = $1 FOR UPDATE"
@@ -60,7 +70,9 @@ ADD_SNAPSHOTS = f"""
     ON CONFLICT DO NOTHING RETURNING 1
 """
 KNOWN_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq = ANY ($2::bigint[])"
-KNOWN_SNAPSHOTS = f"SELECT {OWN} FROM {{s}}saga_snapshots WHERE snapshot_id = ANY ($1::text[])"
+KNOWN_SNAPSHOTS = f"""
+    SELECT {OWN} FROM {sought(1, ("text",))} AS a (known_id, place) JOIN {{s}}saga_snapshots ON snapshot_id = known_id
+"""
 # A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
 # new one, or the first whose floor is above the earliest new time.
 SET_EVENT_FLOORS = """
@@ -187,7 +199,7 @@ READ_EVENTS_UNTIL = f"""
 READ_CHECKPOINTS = f"""
     SELECT {", ".join(f"g.{name.strip()}" for name in RECORD.split(","))}, l.seq, l.retention_until,
         e.seqs, e.kinds, e.steps, b.*
-    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS a (saga_id, step, place)
+    FROM {sought(2, ("text", "text"))} AS a (saga_id, step, place)
     LEFT JOIN {{s}}sagas g ON g.saga_id = a.saga_id AND g.saga_name IS NOT NULL
     LEFT JOIN LATERAL (
         SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s

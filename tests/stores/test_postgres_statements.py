@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from sagaz_core.storage import Batch, SagaSummary, open_storage
+from sagaz_core.storage import Batch, SagaSummary, _postgres_append, open_storage
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
@@ -98,13 +98,49 @@ def test_a_query_reads_what_it_returns(filled, name):
 
     plan, rows = runner.run(explained())
     assert (rows[0][0] if name == "count" else len(rows)) == returned
-    scans = list(scans_of(plan))
+    scans = [scan for scan in scans_of(plan) if scan["Node Type"] not in ("Function Scan", "Subquery Scan")]
     assert scans
     for scan in scans:
         assert "Index" in scan["Node Type"] or "Bitmap" in scan["Node Type"], scan
         assert scan.get("Rows Removed by Filter", 0) == 0, scan
         assert scan.get("Rows Removed by Index Recheck", 0) == 0, scan
         assert scan["Actual Rows"] * scan["Actual Loops"] <= max(returned, 1) + (name == "sagas"), scan
+
+
+TOGETHER = {
+    "append to many": _postgres_append.MANY,
+    "begin many": _postgres_append.MANY_BEGIN,
+    "checkpoints": sql.READ_CHECKPOINTS,
+    "known snapshots": sql.KNOWN_SNAPSHOTS,
+}
+
+
+def test_what_concerns_many_sagas_is_looked_up_by_index_also_when_it_was_planned_with_no_rows(postgres_database):
+    async def plans():
+        storage = open_storage(f"{postgres_database}?schema=planned_empty")
+        await storage.upgrade()
+        await storage.close()
+        connection = await asyncpg.connect(postgres_database)
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        for name, statement in TOGETHER.items():
+            text = statement.replace("{s}", "planned_empty.")
+            values = ["NULL"] * len((await connection.prepare(text)).get_parameters())
+            await connection.execute(f"PREPARE asked AS {text}")
+            plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({', '.join(values)})")
+            await connection.execute("DEALLOCATE asked")
+            yield name, json.loads(plan)[0]["Plan"]
+        await connection.close()
+
+    async def scanned():
+        return {
+            name: [(scan.get("Relation Name"), scan["Node Type"]) for scan in scans_of(plan)]
+            async for name, plan in plans()
+        }
+
+    found = asyncio.run(scanned())
+    assert [name for name, scans in found.items() if "Seq Scan" in {kind for _, kind in scans}] == []
+    assert ("sagas", "Index Scan") in found["append to many"]
+    assert ("sagas", "Index Scan") in found["checkpoints"]
 
 
 def scans_of(plan):
