@@ -18,7 +18,8 @@ class Adapter(Protocol):
 
     `cannot` names the kinds of faults that the engine cannot have, each with the reason; plans that need one are
     reported as not run. An engine that cannot resume has `crash` and its like there. `one_order` says why the engine
-    cannot be told to undo the oldest step first (`RunOptions.oldest_first`), or is empty for one that can.
+    cannot be told to undo the oldest step first (`RunOptions.oldest_first`), nor in what order to do them (`in_order`),
+    or is empty for one that can.
     """
 
     name: str

@@ -52,6 +52,9 @@ class Execution:
     oldest_first = False
     """Whether what nothing orders is undone in the order in which it was done, to see whether that does no harm."""
 
+    in_order: Sequence[str] = ()
+    """All steps in the order in which they are run one at a time, to see the same of doing them; else `()`."""
+
     def __init__(
         self,
         definition: Definition,
@@ -204,6 +207,8 @@ class Execution:
     # ---- forward
 
     async def _forward(self) -> bool:
+        if self.in_order:
+            return await self._one_at_a_time()
         waits, ready = self._frontier()
         dependents, beside = self.model.dependents, self._side_by_side
         finished: Iterable[str]
@@ -229,6 +234,13 @@ class Execution:
                 if not await self._recover():
                     return False
                 waits, ready = self._frontier()
+        return self.interceptors is None or await self._end(self.interceptors)
+
+    async def _one_at_a_time(self) -> bool:
+        while left := [name for name in self.in_order if name not in self.state.results]:
+            await self._attempts.run(left[0])
+            if self.turning_back and not await self._recover():
+                return False
         return self.interceptors is None or await self._end(self.interceptors)
 
     def _frontier(self) -> tuple[dict[str, int], list[str]]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class RunOptions(NamedTuple):
     """What a run is given beside its saga: where it is captured, who watches, its clock, ids and order of undoing.
 
-    `sleep` waits between two attempts of a step that runs alone; one beside others waits in the loop's own way.
+    `in_order` has all steps, each behind those that it depends on, to be run one at a time. `sleep` waits between two
+    attempts of a step that runs alone; one beside others waits in the loop's own way.
     """
 
     storage: SnapshotStorage | None = None
@@ -40,6 +41,7 @@ class RunOptions(NamedTuple):
     source: str = ""
     plan: str = ""
     oldest_first: bool = False
+    in_order: Sequence[str] = ()
     on_journal: Callable[[Journal], object] | None = None
     sleep: Sleep = asyncio.sleep
 
@@ -122,7 +124,7 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
 def _execution_of(saga: Saga[Any], definition: Definition, journal: Journal, options: RunOptions) -> Execution:
     interceptors = (*saga.interceptors, *options.interceptors)
     execution = Execution(definition, journal, interceptors=interceptors, sleep=options.sleep)
-    execution.oldest_first = options.oldest_first
+    execution.oldest_first, execution.in_order = options.oldest_first, options.in_order
     return execution
 
 

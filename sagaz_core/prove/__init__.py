@@ -7,7 +7,7 @@ Where to find what, from one run up to a search:
     its judgement           evidence, case, oracle; the rules in remains, undone, disorder, unordered; verdict
     what a person reads     outcome, explain, trace, normalise, clean, discreet
     a search                search says what is asked for, exploration what came of it; explorer takes one of two ways
-      from the start        from_start, packed, schedules, recorded
+      from the start        from_start, packed, schedules, orders, recorded
       by forking            forked, tree, moves, branch, scripted, effects, transitions; ends, summary, shown, runs
       states that are one   keys, looks, typed_reads, worlds, stacks
     plans                   scripts, failures, budget

@@ -32,6 +32,12 @@ def worlds_differ(changes: Sequence[Change]) -> str:
     return f"two runs without faults leave different worlds ({'; '.join(map(str, changes[:3]))})"
 
 
+def order_matters(changes: Sequence[Change]) -> str:
+    """Say how the worlds differ that runs without faults leave in two orders of the steps."""
+    what = "; ".join(map(str, changes[:3]))
+    return f"steps in another order leave another world ({what}): declare depends_on if they must not"
+
+
 def why_it_ends(clean: Outcome) -> str:
     """Say how a run without faults ended that did not complete."""
     state = clean.evidence.state

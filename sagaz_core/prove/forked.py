@@ -19,7 +19,7 @@ from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
-from sagaz_core.prove.clean import runs_differ, why_it_ends, why_it_fails, worlds_differ
+from sagaz_core.prove.clean import order_matters, runs_differ, why_it_ends, why_it_fails, worlds_differ
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
@@ -304,8 +304,7 @@ class Forked:
         if len(left := tree.ends.completed) < 2:
             return ()
         one, other = list(left.values())[:2]
-        changes = "; ".join(map(str, self.worlds.changes(one, other)[:3]))
-        return (f"steps in another order leave another world ({changes}): declare depends_on if they must not",)
+        return (order_matters(self.worlds.changes(one, other)),)
 
     def _why(self, step: str, kind: str) -> str:
         if self.runs.clean is not None and self.runs.clean.status is not SagaStatus.COMPLETED:

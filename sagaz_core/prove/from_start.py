@@ -11,6 +11,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.clean import runs_differ, shows, why_it_ends, why_it_fails, worlds_differ
 from sagaz_core.prove.exploration import Exploration, used_up
 from sagaz_core.prove.hidden import Hidden
+from sagaz_core.prove.orders import OtherOrders
 from sagaz_core.prove.packed import bisected, packed_plans, single_plans
 from sagaz_core.prove.schedules import OLDEST_FIRST, has_choice
 from sagaz_core.prove.scripts import Scripts
@@ -75,6 +76,7 @@ class FromStart:
         if clean is not None:
             self.subject = replace(self.subject, fights=clean.evidence.fights)
         await self._run_again()
+        out_of_order = await self._run_in_other_orders()
         singles = single_plans(model, search.kinds, search.first) if search.depth else []
         packs = packed_plans(model, search.kinds, search.first) if search.depth else []
         for plan in search.known_of(model):
@@ -87,6 +89,7 @@ class FromStart:
                 search.on_progress(len(self.outcomes), 1 + len(packs) + len(singles))
         outcomes = tuple(self.outcomes.values())
         failed = [o for plan, o in self.outcomes.items() if o.findings and plan not in self.said]
+        failed = [*out_of_order, *failed]
         bad = sorted(without_larger(failed), key=lambda outcome: RANKS[outcome.verdict])
         checked = {
             (fault.step, fault.kind)
@@ -137,6 +140,22 @@ class FromStart:
             return
         if changes := world.changes(before, after):
             self.notes.append(worlds_differ(changes))
+
+    async def _run_in_other_orders(self) -> list[Outcome]:
+        """Run it without faults in further orders of its steps, and return the runs in which one fails."""
+        clean, subject, search = self.clean, self.subject, self.search
+        if clean is None or clean.status is not SagaStatus.COMPLETED or self.notes or self.adapter.one_order:
+            return []
+        if search.recorded:
+            subject = replace(subject, served=search.served(NO_FAULTS, self.model))
+
+        async def run(order: tuple[str, ...]) -> Outcome | None:
+            return None if self._spent() else await self._trial(replace(subject, in_order=order), NO_FAULTS)
+
+        world = subject.world if self.saved is not None else None
+        found, note = await OtherOrders(clean, subject.fights, run).explore(world)
+        self.notes += [note] if note else []
+        return found
 
     async def _run(self, plan: FaultPlan) -> Outcome | None:
         search = self.search

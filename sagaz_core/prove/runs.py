@@ -11,6 +11,8 @@ from sagaz_core.prove.trial import Subject, run_trial
 from sagaz_core.state import SagaStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sagaz_core.faults.plan import FaultPlan
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.outcome import Outcome
@@ -42,10 +44,10 @@ class Runs:
         """Whether the saga completes without faults, in the order that the engine takes."""
         return self.clean is None or self.clean.status is SagaStatus.COMPLETED
 
-    async def trial(self, plan: FaultPlan, *, closely: bool = False) -> Outcome:
+    async def trial(self, plan: FaultPlan, *, closely: bool = False, in_order: Sequence[str] = ()) -> Outcome:
         """Run a plan from the start by the engine as it is, in the world as it was."""
         self.worlds.put(self.initial)
-        subject = replace(self.subject, closely=closely)
+        subject = replace(self.subject, closely=closely, in_order=in_order)
         if self.search.recorded:
             subject = replace(subject, served=self.search.served(plan, self.model))
         reference = None if self.reference is None else self.worlds.reading(self.reference)

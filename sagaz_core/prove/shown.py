@@ -13,10 +13,11 @@ from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.clean import shows
 from sagaz_core.prove.disorder import torn
+from sagaz_core.prove.orders import OtherOrders
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import rank
 from sagaz_core.prove.summary import TURNED_BACK, Found, Path, Summary
-from sagaz_core.prove.unordered import fails_out_of_order, fights, noticed
+from sagaz_core.prove.unordered import fights, noticed
 from sagaz_core.prove.verdict import RANKS, Finding, Verdict
 
 if TYPE_CHECKING:
@@ -63,13 +64,14 @@ class Shown:
     async def _lost_edge(self, path: Path) -> list[Outcome]:
         """Return the run without faults in an order of the steps in which one of them fails."""
         outcome = await self._walked(path)
-        completing = () if self.runs.clean is None else self.runs.clean.events
-        finding = fails_out_of_order(self.runs.model, outcome.events, completing, fights=self.runs.subject.fights)
-        if finding is None:
+        if self.runs.clean is None:
             return []
-        evidence = replace(outcome.evidence, noticed=(finding,))
-        again = outcome.reproduce
-        return [Outcome(evidence, outcome.world_changes, again, None, outcome.world_after, outcome.plan)]
+
+        async def run(order: tuple[str, ...]) -> Outcome:
+            return await self.runs.trial(NO_FAULTS, in_order=order)
+
+        blamed = await OtherOrders(self.runs.clean, self.runs.subject.fights, run).blamed(outcome)
+        return [] if blamed is None else [blamed]
 
     async def _of_paths(self, found: dict[Found, Any]) -> list[Outcome]:
         places = self.tree.places

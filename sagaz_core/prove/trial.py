@@ -53,6 +53,7 @@ class Subject:
     """What is tried: a saga class, an instance or a factory (`make`), and the context that it begins with.
 
     `oldest_first`: what nothing orders is undone in the order in which it was done, instead of the newest first.
+    `in_order`: the steps are run one at a time, in this order.
     `served` steps are not run but taken from a record. `world` is looked at before and after. `reproduce` is the
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
     step at which the saga is known to fail without any fault. `clock` is the loop's unless another one is given.
@@ -69,6 +70,7 @@ class Subject:
     interceptors: Sequence[Interceptor] = ()
     clock: Clock | None = None
     oldest_first: bool = False
+    in_order: Sequence[str] = ()
     calls: Calls | None = None
     fails_at: str | None = None
     closely: bool = True
@@ -263,6 +265,7 @@ class Trial:
             sleep=sleep,
             replay_config=_no_capture(),
             oldest_first=self.subject.oldest_first,
+            in_order=self.subject.in_order,
         )
 
     async def _ended(

@@ -126,12 +126,13 @@ def fails_out_of_order(
     if not others:
         return None  # it is not for their order
     when, names = "before" if missing else "after", " and ".join(map(repr, others))
-    later, sooner = (failed.step, others[-1]) if missing else (others[0], failed.step)
+    last = [name for name in others if model.descendants[name].isdisjoint(others)]
+    later, sooner = (failed.step, last) if missing else (others[0], [failed.step])
     return Finding(
         Verdict.OUT_OF_ORDER,
         failed.step,
         f"{failed.step!r} fails when it comes {when} {names}, and nothing says which comes first: {failed.error}",
-        f"declare depends_on={sooner!r} at step {later!r}",
+        f"declare depends_on={(sooner[0] if len(sooner) == 1 else sooner)!r} at step {later!r}",
     )
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reference_sagas import chains, dag, linear, sync, typed, with_pivot
 
 from sagaz_core import FaultPlan, Saga, World, explore
+from sagaz_core.events import Event, StepStarted, StepSucceeded
+from sagaz_core.model import SagaModel, StepModel
 from sagaz_core.mutation.facts import survey
 from sagaz_core.mutation.operators import mutants
+from sagaz_core.prove.orders import other_orders
 from sagaz_core.prove.trial import Subject, reference_reading, run_trial
 from sagaz_core.virtual_time import run
 
@@ -169,3 +177,74 @@ def test_a_run_in_an_order_of_its_own_is_shown_to_its_end() -> None:
     (outcome,) = explore(saga, world=world, depth=1, kinds="before").failures
     assert [finding.verdict.value for finding in outcome.findings] == ["OUT_OF_ORDER"]
     assert (outcome.compensated, outcome.world_changes) == (["open"], ())
+
+
+def shop(lost: str, needed: str, *, raises: bool) -> tuple[Saga[Any], World]:
+    """Three chains of two; one step needs in the world what a step of another chain did, and does not say so."""
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    def act(name: str, ctx: Any) -> None:
+        if name == lost:
+            desk[name] = desk[needed] if raises else desk.get(needed)
+        else:
+            desk[name] = 1
+
+    saga: Saga[Any] = Saga("shop")
+    for chain in "abc":
+        for number in range(2):
+            name = f"{chain}{number}"
+            undo = functools.partial(lambda name, ctx: desk.pop(name, None), name)
+            before = [f"{chain}0"] if number else []
+            saga.add_step(name, functools.partial(act, name), undo, depends_on=before, in_doubt="compensate")
+    return saga, world
+
+
+@EVERY_MODE
+@pytest.mark.parametrize(("lost", "needed"), [("c0", "a0"), ("c1", "a0"), ("b1", "c0"), ("c1", "a1"), ("b1", "a1")])
+def test_a_step_that_needs_in_the_world_what_comes_first_by_luck_is_found(lost: str, needed: str, mode: str) -> None:
+    saga, world = shop(lost, needed, raises=True)
+    (failure,) = [one for one in shown(explore(saga, world=world, mode=mode, kinds="before")) if not one[0]]
+    assert failure[:3] == ("", "OUT_OF_ORDER", lost)
+    assert failure[3] == f"declare depends_on={needed!r} at step {lost!r}"
+
+
+@EVERY_MODE
+def test_a_world_that_hangs_on_the_order_of_the_steps_is_told(mode: str) -> None:
+    saga, world = shop("b1", "c0", raises=False)
+    exploration = explore(saga, world=world, mode=mode, kinds="before")
+    assert [note for note in exploration.notes if note.startswith("steps in another order leave another world")]
+    assert exploration.failures == ()
+
+
+def test_no_other_order_is_run_of_a_chain_and_one_of_steps_that_are_all_free() -> None:
+    def executions(depends_on: list[str] | None) -> int:
+        saga: Saga[Any] = Saga("free")
+        for number in range(4):
+            saga.add_step(f"s{number}", lambda ctx: None, depends_on=depends_on)
+        return explore(saga, mode="packed", kinds="before", depth=0).executions
+
+    assert (executions(None), executions([])) == (4, 8)
+
+
+@given(st.data())
+def test_with_the_orders_that_are_run_each_two_steps_come_both_ways(data: st.DataObject) -> None:
+    names = [f"s{number}" for number in range(data.draw(st.integers(1, 7)))]
+    steps = []
+    for place, name in enumerate(names):
+        depends_on = data.draw(st.sets(st.sampled_from(names[:place]))) if place else ()
+        steps.append(StepModel(name, depends_on=tuple(sorted(depends_on))))
+    model = SagaModel("random", tuple(steps))
+    orders = list(other_orders(model, one_after_the_other(model.order)))
+    assert len(orders) <= len(names)
+    for order in orders:
+        assert all(model.ancestors[name] <= {*order[:place]} for place, name in enumerate(order))
+        assert {*order} == {*names}
+    came = {pair for order in (model.order, *orders) for pair in itertools.combinations(order, 2)}
+    assert came == {pair for pair in itertools.permutations(names, 2) if pair[0] not in model.descendants[pair[1]]}
+
+
+def one_after_the_other(order: Iterable[str]) -> list[Event]:
+    at = datetime(2025, 1, 1, tzinfo=UTC)
+    return [event for name in order for event in (StepStarted(0, at, name, 1), StepSucceeded(0, at, name, 1))]
