@@ -149,8 +149,15 @@ class FromStart:
         if search.recorded:
             subject = replace(subject, served=search.served(NO_FAULTS, self.model))
 
+        calls = subject.calls
+        if calls is None or not calls.of_runs:
+            return []  # a step that waits for one beside it would wait for ever
+
         async def run(order: tuple[str, ...]) -> Outcome | None:
-            return None if self._spent() else await self._trial(replace(subject, in_order=order), NO_FAULTS)
+            if self._spent():
+                return None
+            with calls.beside():
+                return await self._trial(replace(subject, in_order=order), NO_FAULTS)
 
         world = subject.world if self.saved is not None else None
         found, note = await OtherOrders(clean, subject.fights, run).explore(world)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import combinations, takewhile
 from typing import TYPE_CHECKING
 
+from sagaz_core.errors import StepTimeoutError
 from sagaz_core.events import StepStarted, StepSucceeded
 from sagaz_core.prove.clean import order_matters
 from sagaz_core.prove.outcome import Outcome
@@ -72,7 +73,7 @@ class OtherOrders:
         Where more than one step came later than in the clean run, it is a run that fails so too with one of them alone.
         """
         finding = self._says(outcome, self._fights)
-        if finding is None or finding.step is None:
+        if finding is None or finding.step is None or _waited(outcome):
             return None
         done = _succeeded(outcome.events)
         later = [name for name in takewhile(finding.step.__ne__, _succeeded(self._clean.events)) if name not in done]
@@ -141,6 +142,11 @@ def _showing(wanted: Set[Pair], model: SagaModel) -> list[str]:
         left.remove(chosen)
         order.append(chosen)
     return order
+
+
+def _waited(outcome: Outcome) -> bool:
+    """Whether the run ended with a step that waited in vain: maybe for one that is to run beside it, and did not."""
+    return outcome.evidence.endless is not None or isinstance(outcome.exception, StepTimeoutError)
 
 
 def _last(step: str, events: Sequence[Event], model: SagaModel) -> list[str]:

@@ -6,6 +6,7 @@ take by itself, on the branch.
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.clean import shows
 from sagaz_core.prove.disorder import torn
+from sagaz_core.prove.endless import NeverEndsError
 from sagaz_core.prove.orders import OtherOrders
 from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.scripts import rank
@@ -67,8 +69,12 @@ class Shown:
         if self.runs.clean is None:
             return []
 
-        async def run(order: tuple[str, ...]) -> Outcome:
-            return await self.runs.trial(NO_FAULTS, in_order=order)
+        calls = self.runs.subject.calls
+
+        async def run(order: tuple[str, ...]) -> Outcome | None:
+            with nullcontext() if calls is None else calls.beside(), suppress(NeverEndsError):
+                return await self.runs.trial(NO_FAULTS, in_order=order)
+            return None
 
         blamed = await OtherOrders(self.runs.clean, self.runs.subject.fights, run).blamed(outcome)
         return [] if blamed is None else [blamed]

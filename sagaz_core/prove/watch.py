@@ -121,6 +121,15 @@ class Calls:
             raise never
         return result
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run what may wait for what is not run: that a call does not end there says nothing of it elsewhere."""
+        endless = self._endless.copy()
+        try:
+            yield
+        finally:
+            self._endless = endless
+
     def _stuck(self, error: DeadlockError) -> int:
         """End what is under way: by cancelling the run, then the calls (one may be shielded), at last by leaving them.
 

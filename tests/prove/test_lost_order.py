@@ -228,6 +228,44 @@ def test_no_other_order_is_run_of_a_chain_and_one_of_steps_that_are_all_free() -
     assert (executions(None), executions([])) == (4, 8)
 
 
+@pytest.mark.parametrize("mode", ["auto", "packed"])
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_steps_that_wait_for_each_other_may_run_side_by_side_only(timeout: float | None, mode: str) -> None:
+    box: dict[str, asyncio.Event] = {}
+
+    async def consume(ctx: Any) -> None:
+        await box.setdefault("given", asyncio.Event()).wait()
+        box.clear()
+
+    async def produce(ctx: Any) -> None:
+        box.setdefault("given", asyncio.Event()).set()
+
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("queue")
+    saga.add_step("consume", consume, depends_on=[], timeout=timeout)
+    saga.add_step("produce", produce, depends_on=[])
+    exploration = explore(saga, world=world, mode=mode, depth=0)
+    assert (exploration.failures, exploration.notes, exploration.fails_alone) == ((), (), "")
+
+
+def test_a_step_that_waited_in_vain_in_another_order_is_tried_in_the_saga_s_own() -> None:
+    def make() -> Saga[Any]:
+        given = asyncio.Event()
+
+        async def produce(ctx: Any) -> None:
+            given.set()
+
+        saga: Saga[Any] = Saga("queue")
+        saga.add_step("consume", lambda ctx: given.wait(), depends_on=[])
+        saga.add_step("produce", produce, depends_on=[])
+        return saga
+
+    exploration = explore(make, mode="packed", kinds="before")
+    (outcome,) = exploration.failures
+    assert (str(outcome.plan), outcome.verdict.value) == ("produce@before", "ENDLESS")
+
+
 @given(st.data())
 def test_with_the_orders_that_are_run_each_two_steps_come_both_ways(data: st.DataObject) -> None:
     names = [f"s{number}" for number in range(data.draw(st.integers(1, 7)))]
