@@ -183,7 +183,7 @@ def test_every_kind_comes_up() -> None:
 def test_every_plan_of_up_to_two_faults_comes_up() -> None:
     seen: set[str] = set()
 
-    @settings(max_examples=3000, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=1500, deadline=None, database=None, derandomize=True)
     @given(plan=plans(made_of({"a": [], "b": ["a"]}), kinds="before,repeat,undo-fail,undo-repeat", max_faults=2))
     def collect(plan: FaultPlan) -> None:
         seen.add(str(plan))

@@ -13,7 +13,7 @@ from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
 FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
 FEW_ON_S3, MANY_ON_S3 = 500, 1500  # where each one is a request, and the server a slow one
 PART = 100
-MOST = {"file": 150, "s3": 700, "sqlite": 40, "redis": 40, "postgres": 40}
+MOST = {"file": 150, "s3": 700, "sqlite": 40, "redis": 80, "postgres": 80}
 """How many bytes a snapshot and its event may take, where the saga's index is in memory a few machine words each;
 elsewhere none, but for what drivers keep or not."""
 
