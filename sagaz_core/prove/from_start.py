@@ -193,8 +193,24 @@ class FromStart:
             else:
                 self.not_run[str(plan)] = f"no run got to where {outcome.evidence.missed[0]} strikes"
             return None
+        if search.recorded and plan and outcome.findings and (why := await self._without(subject, plan, outcome)):
+            self.not_run[str(plan)] = why
+            return None
         self.outcomes[plan] = outcome
         return outcome
+
+    async def _without(self, subject: Subject, plan: FaultPlan, outcome: Outcome) -> str:
+        """Say that a saga that a benign plan turned back is turned back there without it too, run on from the record.
+
+        Then it is not for the plan: what steps find outside is not what the recorded ones have left there.
+        """
+        if outcome.status is SagaStatus.COMPLETED or any(fault.described.fatal for fault in plan) or self._spent():
+            return ""
+        control = await self._trial(subject, NO_FAULTS)
+        step = control.evidence.state.failed_step
+        if control.status is SagaStatus.COMPLETED or step != outcome.evidence.state.failed_step:
+            return ""
+        return f"with the steps before it as recorded, {why_it_ends(control)}: give a world that has what they did"
 
     def _spent(self) -> bool:
         limit = self.search.max_executions

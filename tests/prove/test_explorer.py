@@ -477,6 +477,25 @@ def test_one_that_was_recorded_to_fail_there_is_sound_as_far_as_it_gets(mode: st
         assert (exploration.unproved == "") is sound
 
 
+def test_a_benign_fault_is_not_blamed_for_what_recorded_steps_have_not_done_here() -> None:
+    def make() -> Saga[Any]:
+        shelf: dict[str, int] = {}
+        saga: Saga[Any] = Saga("shelf")
+        saga.add_step("fill", lambda ctx: shelf.update(box=1), lambda ctx: shelf.clear())
+        saga.add_step("note", lambda ctx: None)
+        return saga.add_step("take", lambda ctx: shelf["box"] and None)
+
+    recorded = {name: Served(name, None) for name in ("fill", "note", "take")}
+    search = Search(("repeat",), 1, "packed", recorded=recorded)
+    exploration = run(explore_subject(Subject(make, {}), search))
+    assert exploration.failures == ()
+    assert exploration.not_run == {
+        "take@repeat": "no run got to where take@repeat strikes",
+        "note@repeat": "with the steps before it as recorded, without faults the saga ends rolled_back at 'take' "
+        "(KeyError: 'box'): give a world that has what they did",
+    }
+
+
 def test_a_budget_that_was_too_small_for_any_plan_proves_nothing() -> None:
     saga: Saga[Any] = Saga("small").add_step("a", lambda ctx: None)
     exploration = explore(saga, max_executions=0)
