@@ -122,7 +122,7 @@ class FromStart:
 
     async def _run_again(self) -> None:
         """Run it without faults once more, and note what differs: then nothing says that a plan ends so again."""
-        clean, subject = self.clean, self.subject
+        clean, subject = self.clean, self._subject_of(NO_FAULTS)
         if clean is None or self._spent() or self.search.depth == 0:
             return
         before = clean.world_after
@@ -143,12 +143,9 @@ class FromStart:
 
     async def _run_in_other_orders(self) -> list[Outcome]:
         """Run it without faults in further orders of its steps, and return the runs in which one fails."""
-        clean, subject, search = self.clean, self.subject, self.search
+        clean, subject = self.clean, self._subject_of(NO_FAULTS)
         if clean is None or clean.status is not SagaStatus.COMPLETED or self.notes or self.adapter.one_order:
             return []
-        if search.recorded:
-            subject = replace(subject, served=search.served(NO_FAULTS, self.model))
-
         calls = subject.calls
         if calls is None or not calls.of_runs:
             return []  # a step that waits for one beside it would wait for ever
@@ -171,9 +168,7 @@ class FromStart:
         if self._spent():
             self.not_run[str(plan)] = self.not_run["*"]
             return None
-        subject = self.subject
-        if search.recorded:
-            subject = replace(subject, served=search.served(plan, self.model))
+        subject = self._subject_of(plan)
         try:
             outcome = await self._trial(subject, plan)
         except (NotRunnableError, CannotStoreError) as error:
@@ -198,6 +193,12 @@ class FromStart:
             return None
         self.outcomes[plan] = outcome
         return outcome
+
+    def _subject_of(self, plan: FaultPlan) -> Subject:
+        """Return what is run under the plan: the recorded steps before the first fault are not run again."""
+        if not self.search.recorded:
+            return self.subject
+        return replace(self.subject, served=self.search.served(plan, self.model))
 
     async def _without(self, subject: Subject, plan: FaultPlan, outcome: Outcome) -> str:
         """Say that a saga that a benign plan turned back is turned back there without it too, run on from the record.
