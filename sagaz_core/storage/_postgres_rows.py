@@ -208,9 +208,15 @@ def ends_of_checkpoint(row: Row) -> list[datetime]:
     return [_moment(end) for end in (row[11], row[25]) if end is not None]
 
 
-def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """Return the rows' columns, which are `width` in number also of no row."""
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
+    """Return the rows' columns, which are `width` in number also of no row.
+
+    A column of `None` alone is empty: `unnest` fills it up to the others, and nothing of it is encoded.
+    """
+    if not rows:
+        return [()] * width
+    many = len(rows)
+    return [() if column.count(None) == many else column for column in zip(*rows, strict=True)]
 
 
 # ---- replays
