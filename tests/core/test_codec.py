@@ -1039,6 +1039,9 @@ def test_hostile_depth_is_an_error_never_a_crash(lists: int, tuples: int) -> Non
 @settings(unhurried, max_examples=500)
 @given(st.binary(max_size=200))
 @example(b"\xc7\x00\x10")
+@example(b"\xdd\xff\xff\xff\xff")  # arrays and mappings that say that they are long
+@example(b"\xdf\xff\xff\xff\xff")
+@example(b"\xc7\x05\x10\xdd\xff\xff\xff\xff")
 def test_any_bytes_give_a_value_or_a_codec_error(body: bytes) -> None:
     for data in (body, packed(body)):
         try:
