@@ -17,6 +17,9 @@ ModelT = TypeVar("ModelT")
 NOTES = "_sagaz_reads"
 """Where the noted names are kept with the model: a copy of the model notes too."""
 
+_PYDANTIC = frozenset(("model_config", "model_fields"))
+"""What older releases of pydantic ask a model for when a field is set."""
+
 
 class _Notes:
     """What a model and all its copies note in."""
@@ -49,7 +52,7 @@ def _watching(kind: Any) -> type:
     asked: Any = kind.__getattribute__
 
     def noting(model: Any, name: str) -> Any:
-        if not name.startswith("_"):
+        if not name.startswith("_") and name not in _PYDANTIC:
             try:
                 notes = object.__getattribute__(model, "__pydantic_private__")[NOTES]
             except (AttributeError, KeyError, TypeError):
