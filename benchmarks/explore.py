@@ -17,12 +17,15 @@ import shutil
 import subprocess
 import sys
 import time
+import timeit
 from typing import Any
 
 from sagaz_core import Saga, SagaConfig, StepRejected, World, explore
+from sagaz_core.engine.run import RunOptions, run_saga
+from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import FaultPlan, single_fault_plans
 from sagaz_core.prove.trial import Subject, run_trial
-from sagaz_core.virtual_time import VirtualClockLoop, run
+from sagaz_core.virtual_time import VirtualClockLoop, clock_of_loop, run, sleep
 
 RUNS = 10_000
 PROCESSES = 10
@@ -88,24 +91,39 @@ def search(what: str, made: tuple[Saga[Any], World], depth: int) -> None:
     row(what, exploration.plans, exploration.executions, time.process_time() - began)
 
 
-def naive(retries: int) -> None:
-    """Run plans of one fault of a no-op saga from its start, many times, and judge each run."""
+def naive(retries: int, *, judged: bool) -> None:
+    """Run plans of one fault of a no-op saga from its start, many times, and judge each run or not."""
     saga = noop(10, retries)
+    subject = Subject(lambda: saga)
+
+    async def judge(plan: FaultPlan) -> None:
+        outcome = await run_trial(subject, plan)
+        assert not outcome.findings
+
+    async def only_run(plan: FaultPlan) -> None:
+        faults = Injector(plan)
+        observers = (faults.observe,) if faults.observes else ()
+        options = RunOptions(interceptors=(faults,), observers=observers, clock=clock_of_loop(), sleep=sleep)
+        await run_saga(saga, {}, options=options)
 
     async def main() -> int:
         plans = single_fault_plans((await saga.prepare()).model, ["before", "after", "flaky", "repeat", "undo-fail"])
-        subject = Subject(lambda: saga)
         for _ in range(20):
             for plan in plans:
-                outcome = await run_trial(subject, plan)
-                assert not outcome.findings
+                await (judge if judged else only_run)(plan)
         return 20 * len(plans)
 
     began = time.process_time()
     plans = run(main())
     seconds = time.process_time() - began
-    what = f"plans from the start, judged, 10 no-op steps, {retries} retries"
+    what = f"plans from the start, {'judged' if judged else 'only run'}, 10 no-op steps, {retries} retries"
     print(f"{what:58} {plans:>12,} {'':>10} {plans / seconds:>10,.0f} a second")
+
+
+def a_call() -> None:
+    """Call a function that does nothing: what this machine and this Python are worth."""
+    best = min(timeit.repeat("f()", "f = lambda: None", number=1_000_000, repeat=7))
+    print(f"{'a call of a function that does nothing':58} {best * 1000:>23,.0f} ns")
 
 
 def an_hour() -> None:
@@ -186,8 +204,10 @@ def main() -> None:
     if "--all" in sys.argv:
         search("at most 4 faults, 40 steps, fail_fast", chains(1, 40, "fail_fast", 3), 4)
         search("at most 3 faults, 40 steps, continue_on_error", chains(1, 40), 3)
-    naive(0)
-    naive(2)
+    for judged in (False, True):
+        for retries in (0, 2):
+            naive(retries, judged=judged)
+    a_call()
     an_hour()
     traces(asked_pythons())
 
