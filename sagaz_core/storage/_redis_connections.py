@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import redis.asyncio as driver
 from redis.asyncio.retry import Retry
@@ -47,6 +47,18 @@ _UNAVAILABLE_CODES = {  # that the driver has no class for
 _LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
 
+class Conditional(NamedTuple):
+    """Commands that are done, all of them or none, if none of the keys `absent` is there.
+
+    `guard` is a key for this: it is watched, and each key that is there is copied to it, by which the transaction is
+    given up.
+    """
+
+    guard: bytes
+    absent: Sequence[bytes]
+    commands: Sequence[Command]
+
+
 class Trip:
     """A connection in the hands of one caller. `send` is one round trip."""
 
@@ -85,6 +97,21 @@ class Trip:
             end += len(part) + 2
             ends.append(replies[end])
         return ends
+
+    async def conditionally(self, parts: Sequence[Conditional]) -> list[list[Any] | None]:
+        """Do each part, all in one trip, and return the replies of each, `None` for one that was not done.
+
+        One is also given up when another client touches what is watched for it meanwhile.
+        """
+        commands: list[Command] = []
+        ends = []
+        for guard, absent, wanted in parts:
+            commands.append(("WATCH", guard, *absent))
+            commands += [("COPY", key, guard, "REPLACE") for key in absent]
+            commands += [("MULTI",), *wanted, ("EXEC",), ("DEL", guard)]
+            ends.append(len(commands) - 2)
+        replies = await self.send(commands)
+        return [replies[end] for end in ends]
 
 
 class Connections:
