@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import redis.asyncio as driver
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -50,8 +51,8 @@ _LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 class Conditional(NamedTuple):
     """Commands that are done, all of them or none, if none of the keys `absent` is there.
 
-    `guard` is a key for this: it is watched, and each key that is there is copied to it, by which the transaction is
-    given up.
+    `guard` is a key for this: it is watched, and what is under those keys is copied to it, by which the transaction is
+    given up if there is anything. Then it is left there, to be deleted.
     """
 
     guard: bytes
@@ -70,12 +71,12 @@ class Trip:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies. Raises the first that is an error, when all are read."""
         connection = self._connection
-        await connection.send_packed_command(connection.pack_commands(commands))
-        replies: list[Any] = []
+        await connection.send_packed_command(b"".join(map(pack_command, commands)))
+        replies, read = list[Any](), connection.read_response
         failed: ResponseError | None = None
         for _ in commands:
             try:
-                replies.append(await connection.read_response())
+                replies.append(await read())
             except ResponseError as error:
                 failed = failed or error
         if failed is not None:
@@ -106,10 +107,9 @@ class Trip:
         commands: list[Command] = []
         ends = []
         for guard, absent, wanted in parts:
-            commands.append(("WATCH", guard, *absent))
-            commands += [("COPY", key, guard, "REPLACE") for key in absent]
-            commands += [("MULTI",), *wanted, ("EXEC",), ("DEL", guard)]
-            ends.append(len(commands) - 2)
+            commands += [("WATCH", guard, *absent), *(("COPY", key, guard, "REPLACE") for key in absent)]
+            commands += [("MULTI",), *wanted, ("EXEC",)]
+            ends.append(len(commands) - 1)
         replies = await self.send(commands)
         return [replies[end] for end in ends]
 

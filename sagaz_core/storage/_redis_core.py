@@ -95,7 +95,7 @@ class RedisCore:
         if reply is None:
             return await self._in_two_trips(trip, ranges, also)
         members, values, _ = reply[len(commands) - 3 : len(commands)]
-        return Found(_with_scores(members), values, reply[len(commands) :])
+        return Found(with_scores(members), values, reply[len(commands) :])
 
     async def _unless_read_only(self, trip: Trip, commands: Sequence[Command]) -> list[Any] | None:
         """Return the replies to a transaction that stages something, `None` from a server that takes no writes now."""
@@ -112,14 +112,14 @@ class RedisCore:
         replies = await trip.send([*(("ZRANGE", ranges.key, *bound, *scored) for bound in ranges.bounds), *also])
         scores: dict[bytes, float] = {}
         for reply in replies[: len(ranges.bounds)]:
-            scores.update(_with_scores(reply) if scored else dict.fromkeys(reply, 0.0))
+            scores.update(with_scores(reply) if scored else dict.fromkeys(reply, 0.0))
         members = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]))
         keys = [self._keys.of(kind, member) for member, _ in members for kind in ranges.kinds]
         values = (await trip.send([("MGET", *keys)]))[0] if keys else []
         return Found(members, values, replies[len(ranges.bounds) :])
 
 
-def _with_scores(reply: list[Any]) -> list[tuple[bytes, float]]:
+def with_scores(reply: list[Any]) -> list[tuple[bytes, float]]:
     """Return members and scores of a reply of RESP 2, which has them in turn, or of RESP 3, which has them in pairs."""
     if reply and isinstance(reply[0], list):
         return [(member, float(score)) for member, score in reply]

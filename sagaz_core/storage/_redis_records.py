@@ -190,6 +190,10 @@ class Keys:
         """Return the key of that kind and name."""
         return self.prefix + b":".join((kind, *names))
 
+    def guard(self, saga_id: str) -> bytes:
+        """Return the key by which a write to the saga is given up; see `Conditional`."""
+        return self.of(b"tmp", b"guard", as_key(saga_id))
+
 
 # ---- entries
 

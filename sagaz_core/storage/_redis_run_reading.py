@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import new_id
-from sagaz_core.storage._redis_core import RedisCore
+from sagaz_core.storage._redis_core import RedisCore, with_scores
 from sagaz_core.storage._redis_reading import Stretch
 from sagaz_core.storage._redis_records import as_key
-from sagaz_core.storage._redis_runs import FIELDS, index_of
+from sagaz_core.storage._redis_runs import FIELDS, indices_to_ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,23 +43,27 @@ class RedisRuns(RedisCore):
 
     async def _runs(self, trip: Trip, asked: AskedOfRuns) -> FoundRuns | None:
         """Return the runs; `None` where they do not tell what is in the saga."""
-        staged = [self._keys.of(b"tmp", kind, new_id().encode()) for kind in (b"runs", b"entries")]
+        ranges = self._ranges_of_runs(asked)
+        runs, entries, *staged = (self._keys.of(b"tmp", b"run", new_id().encode()) for _ in range(2 + len(ranges)))
         fields = [part for field in FIELDS for part in (b"GET", self._keys.of(b"r", b"*->" + field))]
-        staging: list[Command] = [
-            ("ZRANGESTORE", staged[0], *self._asked(asked)),
-            ("SORT", staged[0], "BY", "nosort", *fields, "STORE", staged[1]),
-            ("SORT", staged[1], "BY", "nosort", "GET", "#", *self._joined(b"log", b"st")),
-            ("DEL", *staged),
+        commands: list[Command] = [
+            *(("ZRANGESTORE", key, *one) for key, one in zip(staged, ranges, strict=True)),
+            ("ZUNIONSTORE", runs, len(staged), *staged, "AGGREGATE", "MAX"),
+            ("ZREMRANGEBYRANK", runs, 0, -1 - asked.number),
+            ("SORT", runs, "BY", "nosort", *fields, "STORE", entries),
+            ("SORT", entries, "BY", "nosort", "GET", "#", *self._joined(b"log", b"st")),
+            ("DEL", runs, entries, *staged),
+            *self._whether(asked),
         ]
-        reply = await self._unless_read_only(trip, [*staging, *self._whether(asked)])
+        reply = await self._unless_read_only(trip, commands)
         if reply is None:
-            return await self._runs_in_three_trips(trip, asked)
-        number, _, entries, _, *marks = reply
-        return _found(asked, number, entries, marks)
+            return await self._runs_in_three_trips(trip, asked, ranges)
+        *_, found, _, unordered, indexed, written = reply
+        return _found(asked, max(reply[: len(ranges)]), found, (unordered, indexed, written))
 
-    def _asked(self, asked: AskedOfRuns) -> Command:
-        index = index_of(self._keys, asked.saga_id, asked.step, asked.phase)
-        return index, asked.most, "-inf", "BYSCORE", "REV", "LIMIT", 0, asked.number
+    def _ranges_of_runs(self, asked: AskedOfRuns) -> list[Command]:
+        indices = indices_to_ask(self._keys, asked.saga_id, asked.step, asked.phase)
+        return [(index, asked.most, "-inf", "BYSCORE", "REV", "LIMIT", 0, asked.number) for index in indices]
 
     def _whether(self, asked: AskedOfRuns) -> list[Command]:
         """Return what asks whether the runs can tell."""
@@ -67,21 +71,24 @@ class RedisRuns(RedisCore):
         marks = [of(b"o", saga), *([of(b"b", saga)] if asked.in_time else [])]
         return [("EXISTS", *marks), ("GET", of(b"c", saga)), ("ZCARD", of(b"x", saga))]
 
-    async def _runs_in_three_trips(self, trip: Trip, asked: AskedOfRuns) -> FoundRuns | None:
-        members, *marks = await trip.send([("ZRANGE", *self._asked(asked)), *self._whether(asked)])
+    async def _runs_in_three_trips(self, trip: Trip, asked: AskedOfRuns, ranges: Sequence[Command]) -> FoundRuns | None:
+        replies = await trip.send([*(("ZRANGE", *one, "WITHSCORES") for one in ranges), *self._whether(asked)])
+        replies, marks = replies[: len(ranges)], replies[len(ranges) :]
+        found = sorted({(score, member) for reply in replies for member, score in with_scores(reply)})
+        members = list(dict.fromkeys(member for _, member in reversed(found)))[: asked.number]
         read = [("HMGET", self._keys.of(b"r", member), *FIELDS) for member in reversed(members)]
         names = [name for reply in (await trip.send(read) if read else ()) for name in reply]
         keys = [self._keys.of(kind, name or b"") for name in names for kind in (b"log", b"st")]
         values = (await trip.send([("MGET", *keys)]))[0] if keys else []
         entries = [part for n, name in enumerate(names) for part in (name, *values[2 * n : 2 * n + 2])]
-        return _found(asked, len(members), entries, marks)
+        return _found(asked, max(len(with_scores(reply)) for reply in replies), entries, marks)
 
 
 def _found(asked: AskedOfRuns, number: int, entries: Sequence[Any], marks: Sequence[Any]) -> FoundRuns | None:
     unordered, indexed, written = marks
     if unordered or int(indexed or 0) != written:
         return None
-    since = int(entries[0]) if number == 1 and entries[0] else None
+    since = int(entries[0]) if asked.number == 1 and entries and entries[0] else None
     held: dict[bytes, tuple[bytes, bytes | None]] = {}
     for name, log, states in zip(*(entries[part::_PARTS] for part in range(_PARTS)), strict=True):
         if log is not None:

@@ -129,12 +129,10 @@ class Addition:
         self._absent += [of(b"id", as_key(snapshot.snapshot_id)) for snapshot in batch.snapshots]
         for part in parts_of(batch):
             self._add(part)
-        if self.after.indexed:
-            self.commands.append(("SET", of(b"c", self._saga), self.after.entry))
 
     def conditional(self) -> Conditional:
         """Return what is to be sent."""
-        return Conditional(self._keys.of(b"tmp", b"guard", self._saga), self._absent, self.commands)
+        return Conditional(self._keys.guard(self.batch.saga_id), self._absent, self.commands)
 
     def _place(self, entry: int) -> bytes:
         return b"%d:%s" % (entry, self._saga)
@@ -146,7 +144,7 @@ class Addition:
         place = self._place(entry)
         times = times_of(part.events, part.snapshots)
         runs = Runs(self._keys, part.saga_id, known, entry)
-        runs.add(part.snapshots)
+        runs.add(part.snapshots, times[1])
         values: list[bytes] = [of(b"log", place), pack_log(part.saga_id, len(part.events), part.snapshots, runs.names)]
         if part.saga is not None:
             values += [of(b"saga", saga), pack_saga(part.saga)]
@@ -161,6 +159,8 @@ class Addition:
         if part.snapshots:
             self._add_states(part, place, values)
             self.commands += runs.commands
+        if known.indexed:
+            values += [of(b"c", saga), b"%d" % entry]
         self.commands.append(("MSET", *values))
         self.after = known.with_entry(part, times, runs.last)
 

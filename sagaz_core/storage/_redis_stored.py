@@ -137,14 +137,13 @@ class StoredSaga:
         commands: list[Command] = [("DEL", *self._keys_of_runs())]
         known = Known()
         for number in self._numbers:
-            stored = self._stored[number]
+            stored = sorted(self._stored[number], key=_place)
+            times = times_of((), stored)
             runs = Runs(self._keys, self.saga_id, known, number)
-            runs.add(sorted(stored, key=_place))
-            log = pack_log(self.saga_id, self._headers[number][0], stored, runs.names)
+            runs.add(stored, times[1])
+            log = pack_log(self.saga_id, self._headers[number][0], self._stored[number], runs.names)
             commands += [("SET", self._keys.of(b"log", b"%d:%s" % (number, self._saga)), log), *runs.commands]
-            known = replace(known, entry=number - 1).with_entry(
-                Batch(self.saga_id, snapshots=stored), times_of((), stored), runs.last
-            )
+            known = replace(known, entry=number - 1).with_entry(Batch(self.saga_id, snapshots=stored), times, runs.last)
         return [
             *commands,
             ("SET", self._keys.of(b"c", self._saga), known.entry),
@@ -222,7 +221,7 @@ def deleting(
     of, saga = keys.of, as_key(saga_id)
     doomed = [of(kind, saga) for kind in (b"saga", b"sum", b"x", b"v", b"c", b"s", b"t", b"o", b"b")]
     doomed += [of(kind, place) for place in places for kind in (b"log", b"ev", b"st")]
-    doomed += [*(of(kind, name) for name in ids for kind in (b"id", b"g")), of(b"tmp", b"guard", saga), *others]
+    doomed += [*(of(kind, name) for name in ids for kind in (b"id", b"g")), keys.guard(saga_id), *others]
     try:
         known = None if summary is None else unpack_summary(saga_id, summary)
     except CorruptDataError:

@@ -138,9 +138,10 @@ class RedisWriting(RedisCore):
         record, summary, indexed = of(b"saga", saga), of(b"sum", saga), of(b"c", saga)
         replies = await trip.send(
             [
+                ("DEL", self._keys.guard(saga_id)),
                 ("WATCH", of(b"x", saga), of(b"v", saga), record, summary, *claims),
                 ("SORT_RO", of(b"x", saga), "BY", "nosort", "GET", "#", *self._joined(b"log", b"st", b"ev")),
                 ("MGET", record, summary, indexed, *claims),
             ]
         )
-        return StoredSaga(self._keys, saga_id, replies[1], replies[2])
+        return StoredSaga(self._keys, saga_id, *replies[2:])
