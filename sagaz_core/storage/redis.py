@@ -206,11 +206,23 @@ _DRIVER_OPTIONS = (
 )
 
 
+def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
+    """Raise `UsageError` for what the driver would only find out about on the first use, and not say well."""
+    name = next((name for name in options if name.startswith("ssl_")), None)
+    if name is not None and scheme != "rediss":
+        raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
+    if options.get("protocol", "2") not in ("2", "3"):
+        raise UsageError(f"{safe_url(url)!r} gives protocol as {options['protocol']!r}: give 2 or 3")
+    if "db" in options:
+        count(url, "db", options["db"], least=0)
+
+
 def open_redis(url: str) -> RedisSnapshotStorage:
     """Open `redis://user:password@host:port/database` or `rediss://…`, with the options of `docs/redis.md`."""
     parts = split_url(url)
     options = url_options(url, _OPTIONS, _DRIVER_OPTIONS)
     ours = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
+    _check_driver_options(url, parts.scheme.lower(), options)
     database = parts.path.strip("/")
     if database and not database.isdecimal():
         raise UsageError(f"{safe_url(url)!r} names no database: give its number, such as redis://{parts.hostname}/0")
