@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 0.5
+_LONGEST = 1e9  # what drivers make of more overflows
 
 
 class LostConnectionError(Exception):
@@ -148,7 +149,7 @@ def seconds(url: str, name: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < value <= _LONGEST:
         raise UsageError(f"{safe_url(url)!r} gives {name} as {text!r}: give seconds, such as {name}=5")
     return value
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Connection = Any  # asyncpg.Connection: the driver has no types
 
-_FOREIGN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+FOREIGN = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -125,7 +125,7 @@ class Connections:
                 raise
             finally:
                 pool.give_back(None if connection.is_closed() else connection)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             if isinstance(error, asyncpg.UndefinedTableError):
                 pool.ready = False
             ours = self.translated(error)
@@ -174,9 +174,22 @@ class Connections:
         for kind, reason in _UNAVAILABLE:
             if isinstance(error, kind):
                 return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
-        if isinstance(error, (*_LOST, OSError)):
+        if isinstance(error, (*_LOST, OSError, LostConnectionError)):
             return LostConnectionError(said)
         return StorageError(f"the store {name} failed: {said}")
+
+    def of_a_bound_one(self, error: BaseException) -> Exception:
+        """Return the error of a connection that is the caller's as one of ours."""
+        if isinstance(error, asyncpg.UndefinedTableError):
+            return StoreUnavailableError(
+                f"the store {safe_url(self.url)} has no tables yet: call upgrade() before bind()"
+            )
+        ours = self.translated(error)
+        if not isinstance(ours, LostConnectionError):
+            return ours
+        return StoreUnavailableError(
+            f"the store {safe_url(self.url)} cannot be used on the connection that it is bound to: {one_line(error)}"
+        )
 
 
 def _terminate(connections: Sequence[Connection]) -> None:

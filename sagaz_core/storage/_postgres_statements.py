@@ -255,13 +255,14 @@ EXPIRED = f"""
     SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE retention_until < $1 AND (retention_until, snapshot_id) > ($2, $3)
     ORDER BY retention_until, snapshot_id LIMIT $4
 """
+# The second limit is for the plan alone: see `sought`.
 PRUNE = """
-    DELETE FROM {s}saga_snapshots WHERE snapshot_id IN (
+    DELETE FROM {s}saga_snapshots WHERE snapshot_id IN (SELECT snapshot_id FROM (
         SELECT snapshot_id FROM {s}saga_snapshots e
         WHERE retention_until < $1 AND saga_id <> ALL ($3::text[]) AND NOT EXISTS (
             SELECT 1 FROM {s}saga_snapshots s
             WHERE s.saga_id = e.saga_id AND (s.seq, s.snapshot_id) > (e.seq, e.snapshot_id) AND s.base_seq <= e.seq
                 AND (s.retention_until IS NULL OR s.retention_until >= $1)
         ) ORDER BY retention_until LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
+    ) pruned LIMIT $2)
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import redis.asyncio as driver
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -47,6 +48,18 @@ _UNAVAILABLE_CODES = {  # that the driver has no class for
 _LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
 
+class Conditional(NamedTuple):
+    """Commands that are done, all of them or none, if none of the keys `absent` is there.
+
+    `guard` is a key for this: it is watched, and what is under those keys is copied to it, by which the transaction is
+    given up if there is anything. Then it is left there, to be deleted.
+    """
+
+    guard: bytes
+    absent: Sequence[bytes]
+    commands: Sequence[Command]
+
+
 class Trip:
     """A connection in the hands of one caller. `send` is one round trip."""
 
@@ -58,12 +71,12 @@ class Trip:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies. Raises the first that is an error, when all are read."""
         connection = self._connection
-        await connection.send_packed_command(connection.pack_commands(commands))
-        replies: list[Any] = []
+        await connection.send_packed_command(b"".join(map(pack_command, commands)))
+        replies, read = list[Any](), connection.read_response
         failed: ResponseError | None = None
         for _ in commands:
             try:
-                replies.append(await connection.read_response())
+                replies.append(await read())
             except ResponseError as error:
                 failed = failed or error
         if failed is not None:
@@ -85,6 +98,20 @@ class Trip:
             end += len(part) + 2
             ends.append(replies[end])
         return ends
+
+    async def conditionally(self, parts: Sequence[Conditional]) -> list[list[Any] | None]:
+        """Do each part, all in one trip, and return the replies of each, `None` for one that was not done.
+
+        One is also given up when another client touches what is watched for it meanwhile.
+        """
+        commands: list[Command] = []
+        ends = []
+        for guard, absent, wanted in parts:
+            commands += [("WATCH", guard, *absent), *(("COPY", key, guard, "REPLACE") for key in absent)]
+            commands += [("MULTI",), *wanted, ("EXEC",)]
+            ends.append(len(commands) - 1)
+        replies = await self.send(commands)
+        return [replies[end] for end in ends]
 
 
 class Connections:

@@ -11,7 +11,8 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import UsageError
 from sagaz_core.storage._redis_connections import Connections
-from sagaz_core.storage._redis_sagas import Keys, Known
+from sagaz_core.storage._redis_records import Keys
+from sagaz_core.storage._redis_sagas import Known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,29 +91,35 @@ class RedisCore:
         ]
         if len(staged) == 1:
             del commands[1]
+        reply = await self._unless_read_only(trip, [*commands, *also])
+        if reply is None:
+            return await self._in_two_trips(trip, ranges, also)
+        members, values, _ = reply[len(commands) - 3 : len(commands)]
+        return Found(with_scores(members), values, reply[len(commands) :])
+
+    async def _unless_read_only(self, trip: Trip, commands: Sequence[Command]) -> list[Any] | None:
+        """Return the replies to a transaction that stages something, `None` from a server that takes no writes now."""
         try:
-            (reply,) = await trip.transaction([*commands, *also])
+            (reply,) = await trip.transaction(commands)
         except ResponseError as error:
             if not isinstance(error, _NO_WRITES) and not str(error).startswith(_NO_WRITES_CODES):
                 raise
-            return await self._in_two_trips(trip, ranges, also)
-        assert reply is not None  # nothing was watched
-        members, values, _ = reply[len(commands) - 3 : len(commands)]
-        return Found(_with_scores(members), values, reply[len(commands) :])
+            return None
+        return reply  # nothing was watched
 
     async def _in_two_trips(self, trip: Trip, ranges: Ranges, also: Sequence[Command]) -> Found:
         scored = [] if ranges.by_lex else ["WITHSCORES"]
         replies = await trip.send([*(("ZRANGE", ranges.key, *bound, *scored) for bound in ranges.bounds), *also])
         scores: dict[bytes, float] = {}
         for reply in replies[: len(ranges.bounds)]:
-            scores.update(_with_scores(reply) if scored else dict.fromkeys(reply, 0.0))
+            scores.update(with_scores(reply) if scored else dict.fromkeys(reply, 0.0))
         members = sorted(scores.items(), key=lambda pair: (pair[1], pair[0]))
         keys = [self._keys.of(kind, member) for member, _ in members for kind in ranges.kinds]
         values = (await trip.send([("MGET", *keys)]))[0] if keys else []
         return Found(members, values, replies[len(ranges.bounds) :])
 
 
-def _with_scores(reply: list[Any]) -> list[tuple[bytes, float]]:
+def with_scores(reply: list[Any]) -> list[tuple[bytes, float]]:
     """Return members and scores of a reply of RESP 2, which has them in turn, or of RESP 3, which has them in pairs."""
     if reply and isinstance(reply[0], list):
         return [(member, float(score)) for member, score in reply]

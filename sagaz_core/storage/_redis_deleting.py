@@ -111,14 +111,21 @@ class RedisDeleting(RedisWriting):
         """Return what deletes a saga of which not all can be read: all snapshots that lead to it are its own."""
         of, saga = self._keys.of, as_key(saga_id)
         places, summary = await trip.send([("ZRANGE", of(b"x", saga), 0, -1), ("GET", of(b"sum", saga))])
-        start, ids = of(b"id", b""), list[bytes]()
+        start, ids, others = of(b"id", b""), list[bytes](), list[bytes]()
+        index, run = of(b"i", b"%d:%s:" % (len(saga_id), saga)), of(b"r", b"")
         cursor: bytes | int = 0
         while True:
-            ((cursor, names),) = await trip.send([("SCAN", cursor, "MATCH", start + b"*", "COUNT", _SCANNED_AT_ONCE)])
-            if names:
-                (found,) = await trip.send([("MGET", *names)])
-                for name, place in zip(names, found, strict=True):
+            ((cursor, names),) = await trip.send([("SCAN", cursor, "MATCH", of(b"[ir]*"), "COUNT", _SCANNED_AT_ONCE)])
+            named = [name for name in names if name.startswith(start)]
+            others += [
+                name
+                for name in names
+                if name.startswith(index) or (name.startswith(run) and name[len(run) :].partition(b":")[2] == saga)
+            ]
+            if named:
+                (found,) = await trip.send([("MGET", *named)])
+                for name, place in zip(named, found, strict=True):
                     if place is not None and place.partition(b":")[2] == saga:
                         ids.append(name.removeprefix(start))
             if int(cursor) == 0:
-                return deleting(self._keys, saga_id, places, ids, summary)
+                return deleting(self._keys, saga_id, places, ids, summary, others)

@@ -17,6 +17,9 @@ n+1 if there is none is to append behind what one knows. In keys an entry is `n:
 | `b:ID` | there when something is of an earlier time than what comes before it |
 | `id:SNAPSHOT` | the entry that a snapshot is in |
 | `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
+| `r:SEQ:ID` | a run (see `_redis_runs.py`): its entries, and the `seq` from which on it has all snapshots, a hash |
+| `i:ID:STEP:PHASE` | the runs with a snapshot of that step and phase, by the time of the first; either may be missing |
+| `c:ID` | the last entry up to which all are in runs and their indices; earlier releases made none |
 | `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
 | `f:…` | the ids of the sagas whose summary has, or had, that |
 | `exp` | the ids of sagas by their earliest `retention_until` |
@@ -37,12 +40,12 @@ from sagaz_core.storage._checks import check_moment, model_from_json, model_to_j
 from sagaz_core.storage.base import ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-_RETENTION = 8  # of a snapshot's header
+_RETENTION, _RUN = 8, 12  # of a snapshot's header
 _SEALED = b"\xc1"  # the one byte that MessagePack never uses
 
 
@@ -177,6 +180,21 @@ def unpack_replay(data: bytes) -> ReplayRecord:
     return ReplayRecord(replay_id, original, new, checkpoint, by, status, times[0], override, plan, times[1], error)
 
 
+class Keys:
+    """The names of the store's keys."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.encode() + b":"
+
+    def of(self, kind: bytes, *names: bytes) -> bytes:
+        """Return the key of that kind and name."""
+        return self.prefix + b":".join((kind, *names))
+
+    def guard(self, saga_id: str) -> bytes:
+        """Return the key by which a write to the saga is given up; see `Conditional`."""
+        return self.of(b"tmp", b"guard", as_key(saga_id))
+
+
 # ---- entries
 
 
@@ -196,20 +214,25 @@ def unpack_events(saga_id: str, data: bytes) -> Iterator[StoredEvent]:
         raise CorruptDataError(f"{what} is damaged: {error}") from error
 
 
-def pack_log(saga_id: str, events: int, snapshots: list[SagaSnapshot]) -> bytes:
-    """Return the head of an entry."""
-    return seal(pack([saga_id, events, [_header(snapshot) for snapshot in snapshots]]))
+def pack_log(saga_id: str, events: int, snapshots: Sequence[SagaSnapshot], runs: Mapping[str, int]) -> bytes:
+    """Return the head of an entry; `runs` are the names of those that its snapshots are of, by their ids."""
+    return seal(pack([saga_id, events, [_header(snapshot, runs) for snapshot in snapshots]]))
 
 
-def _header(snapshot: SagaSnapshot) -> list[Any]:
+def _header(snapshot: SagaSnapshot, runs: Mapping[str, int]) -> list[Any]:
     return [
         *(snapshot.snapshot_id, snapshot.saga_name, snapshot.step_name, snapshot.step_index, snapshot.seq),
         *(snapshot.phase, snapshot.status, micros(snapshot.created_at), micros_or_none(snapshot.retention_until)),
-        *(snapshot.base_seq, list(snapshot.completed_steps), dict(snapshot.tags)),
+        *(snapshot.base_seq, list(snapshot.completed_steps), dict(snapshot.tags), runs.get(snapshot.snapshot_id)),
     ]
 
 
-def pack_states(snapshots: list[SagaSnapshot]) -> bytes:
+def runs_in(headers: Sequence[list[Any]]) -> dict[str, int]:
+    """Return the names of the runs of an entry's snapshots, by their ids. Earlier releases wrote none."""
+    return {header[0]: header[_RUN] for header in headers if len(header) > _RUN and header[_RUN] is not None}
+
+
+def pack_states(snapshots: Sequence[SagaSnapshot]) -> bytes:
     """Return the states of an entry's snapshots."""
     return pack([snapshot.data for snapshot in snapshots])
 

@@ -1,11 +1,13 @@
-"""What is known of a saga in Redis, and the commands that add an entry to it."""
+"""What is known of a saga in Redis, and the commands that add entries to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core.storage._redis_connections import Conditional
+from sagaz_core.storage._redis_parts import parts_of
 from sagaz_core.storage._redis_records import (
     as_key,
     index_names,
@@ -16,28 +18,20 @@ from sagaz_core.storage._redis_records import (
     pack_states,
     pack_summary,
 )
+from sagaz_core.storage._redis_runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from sagaz_core.storage._redis_connections import Command
+    from sagaz_core.storage._redis_records import Keys
+    from sagaz_core.storage._redis_runs import Run
     from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
 _REMEMBERED = 64  # a difference is from the last 15 or so
 LONG_AGO = -(2**63)
 _BEFORE_ALL = (LONG_AGO, "")
-
-
-class Keys:
-    """The names of the store's keys."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix.encode() + b":"
-
-    def of(self, kind: bytes, *names: bytes) -> bytes:
-        """Return the key of that kind and name."""
-        return self.prefix + b":".join((kind, *names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,8 @@ class Known:
 
     `entry` is the number of the last one. `holding` has, for the last entries with snapshots, the lowest and the
     highest `seq` of them, and whether their states expire; `forgotten` is the highest `seq` in the entries before.
-    `last_times` are the latest times of events and of snapshots.
+    `last_times` are the latest times of events and of snapshots. `run` is the one of the last snapshot, and `indexed`
+    says that all entries are in the indices of runs.
     """
 
     entry: int = 0
@@ -56,6 +51,8 @@ class Known:
     holding: tuple[tuple[int, int, int, bool], ...] = ()
     forgotten: int = -(2**63)
     last_times: tuple[int, int] = (LONG_AGO, LONG_AGO)
+    run: Run | None = None
+    indexed: bool = True
 
     def takes(self, batch: Batch) -> bool:
         """Whether the batch comes behind all that is known, and so cannot be in contradiction to it."""
@@ -71,7 +68,7 @@ class Known:
             and all(s.base_seq is None or s.base_seq > self.forgotten for s in batch.snapshots)
         )
 
-    def with_entry(self, batch: Batch, times: tuple[list[int], list[int]]) -> Known:
+    def with_entry(self, batch: Batch, times: tuple[list[int], list[int]], run: Run | None) -> Known:
         """Return what is known when the batch is added; `times` are those of its events and of its snapshots."""
         summary = self.new_summary(batch) or self.summary
         holding = self.holding
@@ -87,6 +84,8 @@ class Known:
             holding[-_REMEMBERED:],
             holding[-_REMEMBERED - 1][2] if len(holding) > _REMEMBERED else self.forgotten,
             (max([self.last_times[0], *times[0]]), max([self.last_times[1], *times[1]])),
+            run,
+            self.indexed,
         )
 
     def new_summary(self, batch: Batch) -> SagaSummary | None:
@@ -108,117 +107,131 @@ class Known:
         ]
 
 
-@dataclass(slots=True)
 class Addition:
-    """An entry to be added: the commands of its transaction, in which the one at `claim` decides whether it is.
+    """A batch to be added, as one entry or, if it is large, as several.
 
-    That one sets several keys if there is none of them. All that must not happen otherwise hangs on a key that it sets:
-    to rename one that is not there is an error of no effect. What else happens does no harm: whoever reads an index
-    looks at what it leads to.
+    All of it is one transaction, which is done if there is no entry of the first number yet and nothing has the ids of
+    the record and of the snapshots.
     """
 
-    keys: Keys
-    batch: Batch
-    known: Known
-    now: datetime
-    commands: list[Command] = field(default_factory=list)
-    claim: int = 0
-    times: tuple[list[int], list[int]] = ([], [])
-
-    def __post_init__(self) -> None:
-        of, batch, entry = self.keys.of, self.batch, self.known.entry + 1
-        self.times = times_of(batch.events, batch.snapshots)
-        saga = as_key(batch.saga_id)
-        place = b"%d:%s" % (entry, saga)
-        claimed: list[bytes] = [
-            of(b"log", place),
-            pack_log(batch.saga_id, len(batch.events), list(batch.snapshots)),
-        ]
+    def __init__(self, keys: Keys, batch: Batch, known: Known, now: datetime) -> None:
+        self.batch = batch
+        self.after = known
+        """What is known when it is added."""
+        self.commands: list[Command] = []
+        self._keys = keys
+        self._saga = as_key(batch.saga_id)
+        self._now = now
+        of = keys.of
+        self._absent = [of(b"log", self._place(known.entry + 1))]
         if batch.saga is not None:
-            claimed += [of(b"saga", saga), pack_saga(batch.saga)]
-            self.commands.append(("ZADD", of(b"sagas"), 0, saga))
-        if batch.events:
-            claimed += [of(b"ev", place), pack_events(list(batch.events))]
-        after: list[Command] = [("ZADD", of(b"x", saga), entry, place)]
-        if entry == 1:
-            after.append(("ZADD", of(b"all"), 0, saga))
-        self._add_order(saga, place, after)
-        self._add_summary(saga, place, claimed, after)
-        if batch.snapshots:
-            self._add_states(saga, place, claimed, after)
-        self.claim = len(self.commands)
-        self.commands += [("MSETNX", *claimed), *after]
+            self._absent.append(of(b"saga", self._saga))
+        self._absent += [of(b"id", as_key(snapshot.snapshot_id)) for snapshot in batch.snapshots]
+        for part in parts_of(batch):
+            self._add(part)
 
-    def _add_order(self, saga: bytes, place: bytes, after: list[Command]) -> None:
+    def conditional(self) -> Conditional:
+        """Return what is to be sent."""
+        return Conditional(self._keys.guard(self.batch.saga_id), self._absent, self.commands)
+
+    def _place(self, entry: int) -> bytes:
+        return b"%d:%s" % (entry, self._saga)
+
+    def _add(self, part: Batch) -> None:
+        """Add an entry."""
+        of, known, saga = self._keys.of, self.after, self._saga
+        entry = known.entry + 1
+        place = self._place(entry)
+        times = times_of(part.events, part.snapshots)
+        runs = Runs(self._keys, part.saga_id, known, entry)
+        runs.add(part.snapshots, times[1])
+        values: list[bytes] = [of(b"log", place), pack_log(part.saga_id, len(part.events), part.snapshots, runs.names)]
+        if part.saga is not None:
+            values += [of(b"saga", saga), pack_saga(part.saga)]
+            self.commands.append(("ZADD", of(b"sagas"), 0, saga))
+        if part.events:
+            values += [of(b"ev", place), pack_events(list(part.events))]
+        self.commands.append(("ZADD", of(b"x", saga), entry, place))
+        if entry == 1:
+            self.commands.append(("ZADD", of(b"all"), 0, saga))
+        self._add_order(part, place, times)
+        self._add_summary(part, values)
+        if part.snapshots:
+            self._add_states(part, place, values)
+            self.commands += runs.commands
+        if known.indexed:
+            values += [of(b"c", saga), b"%d" % entry]
+        self.commands.append(("MSET", *values))
+        self.after = known.with_entry(part, times, runs.last)
+
+    def _add_order(self, part: Batch, place: bytes, times: tuple[list[int], list[int]]) -> None:
         """Have the entry found by what is in it, and say what is not in order, if anything is not."""
-        of, batch, known = self.keys.of, self.batch, self.known
-        happened, created = self.times
-        seqs = [event.seq for event in batch.events] + [snapshot.seq for snapshot in batch.snapshots]
+        of, known, saga = self._keys.of, self.after, self._saga
+        happened, created = times
+        seqs = [event.seq for event in part.events] + [snapshot.seq for snapshot in part.snapshots]
         ordered = True
         if seqs:
             first = min(seqs)
             ordered = first >= known.last_event and first >= known.last_snapshot[0]
-            after.append(("ZADD", of(b"s", saga), first, place))
+            self.commands.append(("ZADD", of(b"s", saga), first, place))
         elif known.entry == 0:
-            after.append(("ZADD", of(b"s", saga), LONG_AGO, place))
+            self.commands.append(("ZADD", of(b"s", saga), LONG_AGO, place))
         if created:
-            after.append(("ZADD", of(b"t", saga), min(created), place))
-            ordered = ordered and min((s.seq, s.snapshot_id) for s in batch.snapshots) >= known.last_snapshot
+            self.commands.append(("ZADD", of(b"t", saga), min(created), place))
+            ordered = ordered and min((s.seq, s.snapshot_id) for s in part.snapshots) >= known.last_snapshot
         if not ordered:
-            after.append(("SET", of(b"o", saga), b""))
+            self.commands.append(("SET", of(b"o", saga), b""))
         if not (_in_time(known.last_times[0], happened) and _in_time(known.last_times[1], created)):
-            after.append(("SET", of(b"b", saga), b""))
+            self.commands.append(("SET", of(b"b", saga), b""))
 
-    def _add_summary(self, saga: bytes, place: bytes, claimed: list[bytes], after: list[Command]) -> None:
-        of, summary = self.keys.of, self.known.new_summary(self.batch)
+    def _add_summary(self, part: Batch, values: list[bytes]) -> None:
+        of, known, saga = self._keys.of, self.after, self._saga
+        summary = known.new_summary(part)
         if summary is None:
             return
-        staged = of(b"tmp", b"sum", place)
-        claimed += [staged, pack_summary(summary)]
-        after += [("RENAME", staged, of(b"sum", saga)), ("ZADD", of(b"sums"), 0, saga)]
-        before, names = index_names(self.known.summary), index_names(summary)
-        after += [("ZADD", of(b"f", name), 0, saga) for name in sorted(names - before)]
-        after += [("ZREM", of(b"f", name), saga) for name in sorted(before - names)]
+        values += [of(b"sum", saga), pack_summary(summary)]
+        self.commands.append(("ZADD", of(b"sums"), 0, saga))
+        before, names = index_names(known.summary), index_names(summary)
+        self.commands += [("ZADD", of(b"f", name), 0, saga) for name in sorted(names - before)]
+        self.commands += [("ZREM", of(b"f", name), saga) for name in sorted(before - names)]
 
-    def _add_states(self, saga: bytes, place: bytes, claimed: list[bytes], after: list[Command]) -> None:
-        of, batch = self.keys.of, self.batch
-        kept_for = self._kept_for()
-        states = of(b"st", place)
+    def _add_states(self, part: Batch, place: bytes, values: list[bytes]) -> None:
+        of, known = self._keys.of, self.after
+        kept_for = self._kept_for(part)
+        states = of(b"st", place), pack_states(part.snapshots)
         if kept_for is None:
-            claimed += [states, pack_states(list(batch.snapshots))]
+            values += states
         else:
-            staged = of(b"tmp", b"st", place)
-            claimed += [staged, pack_states(list(batch.snapshots))]
-            after += [("PEXPIRE", staged, kept_for), ("RENAME", staged, states)]
-        for snapshot in batch.snapshots:
+            self.commands.append(("SET", *states, "PX", kept_for))
+        for snapshot in part.snapshots:
             name = as_key(snapshot.snapshot_id)
-            claimed += [of(b"id", name), place]
-            group = [self.known.entry + 1, *(entry for entry, _ in self.known.bases(snapshot))]
-            members = [part for entry in group for part in (entry, b"%d:%s" % (entry, saga))]
-            after.append(("ZADD", of(b"g", name), *members))
-        ends = [micros(s.retention_until) for s in batch.snapshots if s.retention_until is not None]
+            values += [of(b"id", name), place]
+            group = [known.entry + 1, *(entry for entry, _ in known.bases(snapshot))]
+            members = [part for entry in group for part in (entry, self._place(entry))]
+            self.commands.append(("ZADD", of(b"g", name), *members))
+        ends = [micros(s.retention_until) for s in part.snapshots if s.retention_until is not None]
         if ends:
-            after.append(("ZADD", of(b"exp"), "LT", min(ends), saga))
-        after += self._keep_bases(saga, kept_for)
+            self.commands.append(("ZADD", of(b"exp"), "LT", min(ends), self._saga))
+        self._keep_bases(part, kept_for)
 
-    def _kept_for(self) -> int | None:
+    def _kept_for(self, part: Batch) -> int | None:
         """Return for how many milliseconds the states are kept, `None` for ever.
 
         By the store's clock: what it says has expired already is left to `prune`.
         """
-        ends = [snapshot.retention_until for snapshot in self.batch.snapshots]
+        ends = [snapshot.retention_until for snapshot in part.snapshots]
         latest = max((end for end in ends if end is not None), default=None)
         if latest is None or None in ends:
             return None
-        left = int((latest - self.now).total_seconds() * 1000) + 1000
+        left = int((latest - self._now).total_seconds() * 1000) + 1000
         return left if left > 1000 else None
 
-    def _keep_bases(self, saga: bytes, kept_for: int | None) -> list[Command]:
-        entries = {
-            entry for snapshot in self.batch.snapshots for entry, expires in self.known.bases(snapshot) if expires
-        }
-        keys = [self.keys.of(b"st", b"%d:%s" % (entry, saga)) for entry in sorted(entries)]
-        return [("PERSIST", key) if kept_for is None else ("PEXPIRE", key, kept_for, "GT") for key in keys]
+    def _keep_bases(self, part: Batch, kept_for: int | None) -> None:
+        known = self.after
+        entries = {entry for snapshot in part.snapshots for entry, expires in known.bases(snapshot) if expires}
+        for entry in sorted(entries):
+            key = self._keys.of(b"st", self._place(entry))
+            self.commands.append(("PERSIST", key) if kept_for is None else ("PEXPIRE", key, kept_for, "GT"))
 
 
 def holding_of(entries: Sequence[tuple[int, Sequence[list[Any]]]]) -> tuple[tuple[int, int, int, bool], ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.storage._checks import MAX_SEQ, check_limit, check_moment, expired, snapshot_cursor
-from sagaz_core.storage._redis_core import Ranges, RedisCore
+from sagaz_core.storage._redis_core import Ranges
 from sagaz_core.storage._redis_reading import Stretch, checkpoint_of, events_in, read_cursor
 from sagaz_core.storage._redis_records import as_key, is_served, micros, unpack_log
+from sagaz_core.storage._redis_run_reading import AskedOfRuns, RedisRuns
 from sagaz_core.storage.base import Page
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 _BACK = 24  # the entries before one that have its bases: those are up to 15, in most sagas
 _LAST = 64
+_RUNS = 64
 _TIES = 8
 _EVENTS = 16
 _EVENTS_AT_ONCE = 256
 _MOST_ENTRIES = 1 << 53
 
 
-class RedisSnapshots(RedisCore):
+class RedisSnapshots(RedisRuns):
     """What a store answers about one saga.
 
     A *stretch* of a saga is read: entries that follow each other, by the index of what is asked for. Where that turns
@@ -51,7 +53,12 @@ class RedisSnapshots(RedisCore):
     ) -> SagaSnapshot | None:
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
-        now, number = self.clock(), _BACK if step is None and phase is None else _LAST
+        now, number = self.clock(), _BACK
+        if (step is not None or phase is not None) and max_seq is None:
+            known, found = await self._latest_by_run(saga_id, step, phase, until)
+            if known:
+                return found
+            number = _LAST
         if until is not None:
             stretch = await self._up_to(saga_id, b"t", micros(until), number)
         elif max_seq is not None:
@@ -70,6 +77,31 @@ class RedisSnapshots(RedisCore):
                 return None
             number *= 8
             stretch = await self._last(saga_id, number)
+
+    async def _latest_by_run(
+        self, saga_id: str, step: str | None, phase: str | None, until: datetime | None
+    ) -> tuple[bool, SagaSnapshot | None]:
+        """Return the latest snapshot of that step and phase, and whether the saga's runs tell which it is.
+
+        They do not where it is not in order, or an earlier release wrote to it. The latest run is enough, unless what
+        was asked for in it has expired or was deleted.
+        """
+        now, most, number = self.clock(), "+inf" if until is None else micros(until), 1
+        while True:
+            asked = AskedOfRuns(saga_id, step, phase, most, until is not None, number)
+            runs = await self._connections.use(lambda trip, asked=asked: self._runs(trip, asked))  # type: ignore[misc] # a bound default
+            if runs is None:
+                return False, None
+            found = runs.stretch.latest(now, step, phase, until)
+            if found is not None:
+                if found.base_seq is None or (runs.since is not None and found.base_seq >= runs.since):
+                    return True, runs.stretch.filled(found)
+                found = await self.get_snapshot(found.snapshot_id)
+                if found is not None:
+                    return True, found
+            if runs.number < number:
+                return True, None
+            number *= _RUNS
 
     async def _up_to(self, saga_id: str, index: bytes, most: int, number: int) -> Stretch | None:
         """Return the last entries of which the index says that they are not above that. `None` if it does not know."""

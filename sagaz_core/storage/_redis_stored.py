@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import another_event, another_saga, another_snapshot
 from sagaz_core.storage._redis_records import (
+    Keys,
     as_key,
     index_names,
     micros,
     pack_log,
     pack_states,
+    runs_in,
     unpack_events,
     unpack_heads,
     unpack_log,
@@ -20,7 +24,8 @@ from sagaz_core.storage._redis_records import (
     unpack_snapshots,
     unpack_summary,
 )
-from sagaz_core.storage._redis_sagas import LONG_AGO, Keys, Known, holding_of, times_of
+from sagaz_core.storage._redis_runs import Runs, indices_of, run_member
+from sagaz_core.storage._redis_sagas import LONG_AGO, Known, holding_of, times_of
 from sagaz_core.storage.base import Batch, SagaSnapshot, StoredEvent
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ class StoredSaga:
         self.saga_id = saga_id
         self._keys = keys
         self._saga = as_key(saga_id)
-        self._record, self._summary, *self._claims = values
+        self._record, self._summary, indexed, *self._claims = values
         self._entries: dict[int, tuple[bytes, bytes | None]] = {}
         self._events: dict[int, StoredEvent] = {}
         self._number_of_events: dict[int, int] = {}
@@ -49,6 +54,10 @@ class StoredSaga:
                 for event in () if events is None else unpack_events(saga_id, events):
                     self._events[event.seq] = event
         self._numbers = sorted(self._entries)
+        self.indexed = int(indexed or 0) == max(self._numbers, default=0)
+        """Whether all entries are in runs and their indices, as they are if this release alone wrote them."""
+        self._headers = {number: unpack_log(log, saga_id)[1:] for number, (log, _) in self._entries.items()}
+        self._runs = {name: run for _, headers in self._headers.values() for name, run in runs_in(headers).items()}
         # Those whose states have expired in the server are there too, until they are pruned.
         self._stored = {
             number: unpack_heads(log, saga_id) if states is None else unpack_snapshots(log, states, saga_id)
@@ -65,13 +74,21 @@ class StoredSaga:
 
     def known(self) -> Known:
         """Return what is known of it."""
-        heads = [(number, unpack_log(self._entries[number][0], self.saga_id)[2]) for number in self._numbers]
+        heads = [(number, self._headers[number][1]) for number in self._numbers]
         last = _place(self.heads[-1]) if self.heads else Known().last_snapshot
         summary = None if self._summary is None else unpack_summary(self.saga_id, self._summary)
         last_event = max(self._events, default=-1)
         happened, created = times_of(list(self._events.values()), self.heads)
         times = max(happened, default=LONG_AGO), max(created, default=LONG_AGO)
-        return Known(max(self._numbers, default=0), last_event, last, summary, holding_of(heads), last_times=times)
+        return Known(
+            max(self._numbers, default=0),
+            last_event,
+            last,
+            summary,
+            holding_of(heads),
+            last_times=times,
+            indexed=self.indexed,
+        )
 
     def without_known(self, batch: Batch) -> Batch:
         """Return what of the batch is not there yet. Raises `DuplicateSagaError` for what is there, and differs."""
@@ -103,17 +120,58 @@ class StoredSaga:
                 raise another_snapshot(snapshot)
         return sorted(new.values(), key=_place)
 
-    def regrouped(self, added: Batch, entry: int) -> list[Command]:
-        """Return what makes the new entry known to those snapshots behind it that have it between their bases."""
+    def regrouped(self, added: Batch, entries: Iterable[int]) -> list[Command]:
+        """Return what makes the new entries known to those snapshots behind them that have them between their bases."""
         if not added.snapshots:
             return []
         lowest = min(snapshot.seq for snapshot in added.snapshots)
-        place = b"%d:%s" % (entry, self._saga)
+        members = [part for entry in entries for part in (entry, b"%d:%s" % (entry, self._saga))]
         return [
-            ("ZADD", self._keys.of(b"g", as_key(s.snapshot_id)), entry, place)
+            ("ZADD", self._keys.of(b"g", as_key(s.snapshot_id)), *members)
             for s in self.heads
             if s.base_seq is not None and s.seq >= lowest
         ]
+
+    def indexing(self) -> list[Command]:
+        """Return what puts all entries into runs, and takes away what there is of these."""
+        commands: list[Command] = [("DEL", *self._keys_of_runs())]
+        known = Known()
+        for number in self._numbers:
+            stored = sorted(self._stored[number], key=_place)
+            times = times_of((), stored)
+            runs = Runs(self._keys, self.saga_id, known, number)
+            runs.add(stored, times[1])
+            log = pack_log(self.saga_id, self._headers[number][0], self._stored[number], runs.names)
+            commands += [("SET", self._keys.of(b"log", b"%d:%s" % (number, self._saga)), log), *runs.commands]
+            known = replace(known, entry=number - 1).with_entry(Batch(self.saga_id, snapshots=stored), times, runs.last)
+        return [
+            *commands,
+            ("SET", self._keys.of(b"c", self._saga), known.entry),
+            ("INCR", self._keys.of(b"v", self._saga)),
+        ]
+
+    def _keys_of_runs(self) -> list[bytes]:
+        members = {run_member(self._saga, run) for run in self._runs.values()}
+        indices = {index for snapshot in self.heads for index in indices_of(self._keys, snapshot)}
+        return [*(self._keys.of(b"r", member) for member in sorted(members)), *sorted(indices)]
+
+    def _out_of_runs(self, gone: set[str]) -> list[Command]:
+        """Return what takes snapshots out of runs, and runs out of indices, where no other is there."""
+        left: dict[bytes, set[int]] = defaultdict(set)
+        going: dict[bytes, set[int]] = defaultdict(set)
+        for head in self.heads:
+            run = self._runs.get(head.snapshot_id)
+            if run is not None:
+                keys = (self._keys.of(b"r", run_member(self._saga, run)), *indices_of(self._keys, head))
+                for key in keys:
+                    (going if head.snapshot_id in gone else left)[key].add(run)
+        commands: list[Command] = []
+        for key, runs in sorted(going.items()):
+            if key not in left:
+                commands.append(("DEL", key))
+            elif lost := runs - left[key]:
+                commands.append(("ZREM", key, *(run_member(self._saga, run) for run in sorted(lost))))
+        return commands
 
     def rewriting(self, gone: set[str], changed: Mapping[str, SagaSnapshot]) -> list[Command]:
         """Return what takes snapshots out of their entries, and puts others in the place of some."""
@@ -125,9 +183,11 @@ class StoredSaga:
             if kept == stored:
                 continue
             place = b"%d:%s" % (number, self._saga)
-            log, states = self._entries[number]
+            _, states = self._entries[number]
             # An entry stays when it is empty: by its number another process knows that there was a write.
-            commands.append(("SET", of(b"log", place), pack_log(self.saga_id, unpack_log(log, self.saga_id)[1], kept)))
+            commands.append(
+                ("SET", of(b"log", place), pack_log(self.saga_id, self._headers[number][0], kept, self._runs))
+            )
             if not kept:
                 commands += [("DEL", of(b"st", place)), ("ZREM", of(b"t", self._saga), place)]
                 continue
@@ -136,6 +196,7 @@ class StoredSaga:
                 commands.append(("SET", of(b"st", place), pack_states(kept), "KEEPTTL"))
         for name in sorted(gone):
             commands.append(("DEL", of(b"id", as_key(name)), of(b"g", as_key(name))))
+        commands += self._out_of_runs(gone)
         if commands:
             commands.append(("INCR", of(b"v", self._saga)))
         due: Command = ("ZADD", of(b"exp"), micros(min(ends)), self._saga) if ends else ("ZREM", of(b"exp"), self._saga)
@@ -145,17 +206,22 @@ class StoredSaga:
         """Return what deletes all of it."""
         ids = [as_key(snapshot.snapshot_id) for snapshot in self.heads]
         places = [b"%d:%s" % (number, self._saga) for number in self._numbers]
-        return deleting(self._keys, self.saga_id, places, ids, self._summary)
+        return deleting(self._keys, self.saga_id, places, ids, self._summary, self._keys_of_runs())
 
 
 def deleting(
-    keys: Keys, saga_id: str, places: Iterable[bytes], ids: Iterable[bytes], summary: bytes | None
+    keys: Keys,
+    saga_id: str,
+    places: Iterable[bytes],
+    ids: Iterable[bytes],
+    summary: bytes | None,
+    others: Iterable[bytes],
 ) -> list[Command]:
-    """Return what deletes a saga with these entries, snapshots and summary."""
+    """Return what deletes a saga with these entries, snapshots, summary and other keys."""
     of, saga = keys.of, as_key(saga_id)
-    doomed = [of(kind, saga) for kind in (b"saga", b"sum", b"x", b"v", b"s", b"t", b"o", b"b")]
+    doomed = [of(kind, saga) for kind in (b"saga", b"sum", b"x", b"v", b"c", b"s", b"t", b"o", b"b")]
     doomed += [of(kind, place) for place in places for kind in (b"log", b"ev", b"st")]
-    doomed += [of(kind, name) for name in ids for kind in (b"id", b"g")]
+    doomed += [*(of(kind, name) for name in ids for kind in (b"id", b"g")), keys.guard(saga_id), *others]
     try:
         known = None if summary is None else unpack_summary(saga_id, summary)
     except CorruptDataError:

@@ -5,6 +5,7 @@ Only then what is there is read and compared, under WATCH.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sagaz_core.errors import CodecError, StorageError, UsageError
@@ -49,17 +50,11 @@ class RedisWriting(RedisCore):
         return Addition(self._keys, batch, known, self.clock())
 
     async def _added(self, trip: Trip, additions: Sequence[Addition]) -> list[bool]:
-        done = []
-        replies = await trip.transaction(*(addition.commands for addition in additions))
+        replies = await trip.conditionally([addition.conditional() for addition in additions])
         for addition, reply in zip(additions, replies, strict=True):
-            added = reply is not None and reply[addition.claim] == 1
-            done.append(added)
-            if added:
-                raise_first(reply)
-            self._remember(
-                addition.batch.saga_id, addition.known.with_entry(addition.batch, addition.times) if added else None
-            )
-        return done
+            raise_first(reply)
+            self._remember(addition.batch.saga_id, None if reply is None else addition.after)
+        return [reply is not None for reply in replies]
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. What can be appended goes in one trip, the rest in one by one."""
@@ -113,21 +108,40 @@ class RedisWriting(RedisCore):
                 await trip.send([("UNWATCH",)])
                 self._remember(batch.saga_id, known)
                 return
-            addition = Addition(self._keys, missing, known, self.clock())
-            addition.commands += saga.regrouped(missing, known.entry + 1)
+            addition = Addition(self._keys, missing, replace(known, indexed=True), self.clock())
+            if not known.indexed:
+                addition.commands[:0] = saga.indexing()
+            addition.commands += saga.regrouped(missing, range(known.entry + 1, addition.after.entry + 1))
             if (await self._added(trip, [addition]))[0]:
+                return
+
+    async def _index(self, saga_id: str) -> None:
+        """Put what an earlier release wrote of the saga into runs."""
+        await self._connections.use(lambda trip: self._put_into_runs(trip, saga_id))
+
+    async def _put_into_runs(self, trip: Trip, saga_id: str) -> None:
+        while True:
+            saga = await self._watched(trip, saga_id)
+            if saga.indexed:
+                await trip.send([("UNWATCH",)])
+                return
+            (reply,) = await trip.transaction(saga.indexing())
+            raise_first(reply)
+            if reply is not None:
+                self._remember(saga_id, None)
                 return
 
     async def _watched(self, trip: Trip, saga_id: str, snapshots: Sequence[SagaSnapshot] = ()) -> StoredSaga:
         """Return all of the saga, whose keys are watched from now on."""
         of, saga = self._keys.of, as_key(saga_id)
         claims = [of(b"id", as_key(snapshot.snapshot_id)) for snapshot in snapshots]
-        record, summary = of(b"saga", saga), of(b"sum", saga)
+        record, summary, indexed = of(b"saga", saga), of(b"sum", saga), of(b"c", saga)
         replies = await trip.send(
             [
+                ("DEL", self._keys.guard(saga_id)),
                 ("WATCH", of(b"x", saga), of(b"v", saga), record, summary, *claims),
                 ("SORT_RO", of(b"x", saga), "BY", "nosort", "GET", "#", *self._joined(b"log", b"st", b"ev")),
-                ("MGET", record, summary, *claims),
+                ("MGET", record, summary, indexed, *claims),
             ]
         )
-        return StoredSaga(self._keys, saga_id, replies[1], replies[2])
+        return StoredSaga(self._keys, saga_id, *replies[2:])

@@ -164,6 +164,8 @@ class Objects:
     def _why(self, text: str) -> str:
         if _NO_BUCKET.search(text):
             return "there is no such bucket"
+        if "BadScheme" in text:
+            return "its endpoint is without TLS: say allow_http=true if that is meant"
         status = _STATUS.search(text)
         if status:
             return f"it answered {status[1].strip()}, for as long as {self._timeout:g} s"

@@ -6,21 +6,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sagaz_core.errors import CopyError, CorruptDataError, DamagedListingError
-from sagaz_core.storage.base import Batch, Page
+from sagaz_core.storage.base import Batch, Page, SagaSnapshot, StoredEvent
 from sagaz_core.storage.frames import FrameWriter, state_bytes
 from sagaz_core.storage.seals import opened, sealed
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SagaSummary, SnapshotStorage, StoredEvent
+    from sagaz_core.storage.base import SagaRecord, SagaSummary, SnapshotStorage
 
+_Record = TypeVar("_Record")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EVENTS_AT_ONCE = 500
+_RECORDS_AT_ONCE = 500
 _LISTED_AT_ONCE = 500
 _BYTES_AT_ONCE = 4_000_000
 
@@ -87,8 +88,7 @@ async def _copy_saga(stores: _Pair, record: SagaRecord, summary: SagaSummary | N
         done.there += 1
     else:
         await stores.target.write(Batch(saga_id, record))
-        await _copy_events(stores, saga_id, right, there, done)
-        await _copy_snapshots(stores, saga_id, right, there, done)
+        await _copy_records(stores, saga_id, right, there, done)
     if summary is not None:
         await stores.target.write(Batch(saga_id, summary=summary))
     await _copy_replays(stores, saga_id, done)
@@ -114,45 +114,61 @@ async def _copy_replays(stores: _Pair, saga_id: str, done: Copied) -> None:
         done.replays += 1
 
 
-async def _copy_events(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
-    """Write the events that are not there, each with its checksum, which a store in memory does without."""
-    batch: list[StoredEvent] = []
-    size = 0
-    with suppress(CorruptDataError):  # as was told already
-        async for event in stores.source.read_events(saga_id):
-            name = _event_name(event)
-            if name in there.checksums or name not in right.checksums:
-                continue
-            batch.append(sealed(event.saga_id, event.seq, event.at, event.kind, event.step, opened(event)))
-            size += len(event.data)
-            if len(batch) == _EVENTS_AT_ONCE or size > _BYTES_AT_ONCE:
-                await stores.target.write(Batch(saga_id, events=batch))
-                batch, size = [], 0
-            done.events += 1
-    if batch:
-        await stores.target.write(Batch(saga_id, events=batch))
+async def _copy_records(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
+    """Write the events and snapshots that are not there, in the order in which they were made.
 
-
-async def _copy_snapshots(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:
-    """Write the snapshots that are not there. Their frames are made anew: what they were based on may not be served."""
-    frames = FrameWriter()
-    batch: list[SagaSnapshot] = []
+    Each event is written with its checksum, which a store in memory does without. Snapshots' frames are made anew: what
+    they were based on may not be served.
+    """
+    frames, batch = FrameWriter(), list[StoredEvent | SagaSnapshot]()
     size = 0
-    with suppress(CorruptDataError):  # as was told already
-        async for snapshot in _snapshots(stores.source, saga_id):
-            name = _name(snapshot)
-            if name in there.checksums or name not in right.checksums:
-                frames.begin_again()
-                continue
-            made = frames.frame(snapshot, state_bytes(snapshot))
-            batch.append(made)
-            size += len(made.data)
+    async for record in _in_order(stores.source.read_events(saga_id), _snapshots(stores.source, saga_id)):
+        name = _event_name(record) if isinstance(record, StoredEvent) else _name(record)
+        is_wanted = name in right.checksums and name not in there.checksums
+        if isinstance(record, StoredEvent):
+            if is_wanted:
+                batch.append(_sealed_again(record))
+                done.events += 1
+        elif is_wanted:
+            batch.append(frames.frame(record, state_bytes(record)))
             done.snapshots += 1
-            if size > _BYTES_AT_ONCE or len(batch) == _EVENTS_AT_ONCE:
-                await stores.target.write(Batch(saga_id, snapshots=batch))
-                batch, size = [], 0
+        else:
+            frames.begin_again()
+        size += len(batch[-1].data) if is_wanted else 0
+        if len(batch) == _RECORDS_AT_ONCE or size > _BYTES_AT_ONCE:
+            await stores.target.write(_batch(saga_id, batch))
+            batch, size = [], 0
     if batch:
-        await stores.target.write(Batch(saga_id, snapshots=batch))
+        await stores.target.write(_batch(saga_id, batch))
+
+
+def _sealed_again(event: StoredEvent) -> StoredEvent:
+    return sealed(event.saga_id, event.seq, event.at, event.kind, event.step, opened(event))
+
+
+def _batch(saga_id: str, records: Sequence[StoredEvent | SagaSnapshot]) -> Batch:
+    events = [record for record in records if isinstance(record, StoredEvent)]
+    return Batch(saga_id, events=events, snapshots=[one for one in records if isinstance(one, SagaSnapshot)])
+
+
+async def _in_order(
+    events: AsyncIterator[StoredEvent], snapshots: AsyncIterator[SagaSnapshot]
+) -> AsyncIterator[StoredEvent | SagaSnapshot]:
+    """Iterate both, an event before the snapshots of its `seq`, each up to where it is damaged, as was told already."""
+    event, snapshot = await _next(events), await _next(snapshots)
+    while event is not None or snapshot is not None:
+        if event is not None and (snapshot is None or event.seq <= snapshot.seq):
+            yield event
+            event = await _next(events)
+        elif snapshot is not None:
+            yield snapshot
+            snapshot = await _next(snapshots)
+
+
+async def _next(records: AsyncIterator[_Record]) -> _Record | None:
+    with suppress(CorruptDataError):
+        return await anext(records, None)
+    return None
 
 
 class _Found(NamedTuple):

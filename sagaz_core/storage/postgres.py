@@ -6,17 +6,17 @@ is stored. Only then the saga's row is locked, and its records are compared.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
-
-import asyncpg
+from weakref import WeakValueDictionary
 
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import LONG_AGO, above_prefix, check_find, check_limit, check_prune, raise_damaged
 from sagaz_core.storage._listing import page_of
-from sagaz_core.storage._network import count, seconds, split_url, url_options
-from sagaz_core.storage._postgres_connections import Connection
+from sagaz_core.storage._network import LostConnectionError, count, seconds, split_url, url_options
+from sagaz_core.storage._postgres_connections import FOREIGN, Connection
 from sagaz_core.storage._postgres_core import Result
 from sagaz_core.storage._postgres_rows import (
     as_seq,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
+    import asyncpg
+
 
 class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
     """A store in a PostgreSQL database, safe for many machines, processes, threads and loops at once.
@@ -56,6 +58,8 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
 
         What it writes is there when the caller commits, and not otherwise. The tables must be there already (see
         `upgrade`). Nothing is tried again: a lost connection has lost the transaction. To close it does nothing.
+        Several tasks may use it, and several such stores of one connection: each waits for its turn. A statement of
+        the caller's own must not run on the connection at the same time.
         """
         if not hasattr(connection, "transaction"):
             name = type(connection).__name__
@@ -191,8 +195,11 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
         await self._connections.close()
 
 
+_TURNS: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()  # by the identity of the connection
+
+
 class _BoundPostgresStorage(PostgresSnapshotStorage):
-    """A store on one connection of the caller's."""
+    """A store on one connection of the caller's, which does one thing at a time, whoever asks it by whichever store."""
 
     def __init__(self, storage: PostgresSnapshotStorage, connection: Connection) -> None:
         self.url = storage.url
@@ -200,17 +207,19 @@ class _BoundPostgresStorage(PostgresSnapshotStorage):
         self._connections = storage._connections
         self._text = storage._text
         self._connection = connection
+        self._turn = _TURNS.setdefault(id(connection), asyncio.Lock())
 
     async def _read(self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result) -> Result:
         return await self._change(work)
 
     async def _change(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        try:
-            # A statement that fails ends a transaction; what is within a savepoint does not end the caller's.
-            async with self._connection.transaction():
-                return await work(self._connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise self._connections.translated(error) from error
+        async with self._turn:
+            try:
+                # A statement that fails ends a transaction; what is within a savepoint does not end the caller's.
+                async with self._connection.transaction():
+                    return await work(self._connection)
+            except (*FOREIGN, LostConnectionError) as error:
+                raise self._connections.of_a_bound_one(error) from error
 
     async def close(self) -> None:
         """Leave the connection to its owner."""

@@ -147,36 +147,49 @@ class RedisSnapshotStorage(RedisSnapshots, RedisDeleting):
         of = self._keys.of
         version, replays = await self._send(("GET", of(b"version")), ("ZCARD", of(b"replays")))
         sagas = events = snapshots = size = 0
-        async for saga, _ in self._all():
-            record, entries = await self._send(
-                ("GET", of(b"saga", saga)),
-                ("SORT_RO", of(b"x", saga), "BY", "nosort", *self._joined(b"log", b"st", b"ev")),
-            )
-            sagas += record is not None
-            size += len(record or b"") + sum(len(data) for data in entries if data is not None)
-            for log, states in zip(entries[::3], entries[1::3], strict=True):
-                if log is None:
-                    continue
-                with suppress(CorruptDataError):
-                    _, number, headers = unpack_log(log, saga.decode())
-                    events += number
-                    snapshots += 0 if states is None else len(headers)
+        async for names in self._all():
+            for saga in names:
+                record, entries = await self._send(
+                    ("GET", of(b"saga", saga)),
+                    ("SORT_RO", of(b"x", saga), "BY", "nosort", *self._joined(b"log", b"st", b"ev")),
+                )
+                sagas += record is not None
+                size += len(record or b"") + sum(len(data) for data in entries if data is not None)
+                for log, states in zip(entries[::3], entries[1::3], strict=True):
+                    if log is None:
+                        continue
+                    with suppress(CorruptDataError):
+                        _, number, headers = unpack_log(log, saga.decode())
+                        events += number
+                        snapshots += 0 if states is None else len(headers)
         return StoreInfo(safe_url(self.url), int(version or SCHEMA_VERSION), sagas, events, snapshots, replays, size)
 
-    async def _all(self) -> AsyncIterator[tuple[bytes, None]]:
+    async def _all(self) -> AsyncIterator[list[bytes]]:
+        """Iterate the ids of all sagas, some at once."""
         first: bytes = b"-"
         while True:
             command = ("ZRANGE", self._keys.of(b"all"), first, b"+", "BYLEX", "LIMIT", 0, _AT_ONCE)
             (names,) = await self._send(command)
-            for name in names:
-                yield name, None
+            if names:
+                yield names
             if len(names) < _AT_ONCE:
                 return
             first = b"(" + names[-1]
 
     async def upgrade(self) -> int:
-        """See `SnapshotStorage.upgrade`. There is no older schema; the number is left for later releases to read."""
+        """See `SnapshotStorage.upgrade`. There is no older schema; the number is left for later releases to read.
+
+        Sagas that an earlier release wrote to are put into the indices that this one has; damaged ones are not.
+        """
         await self._send(("SET", self._keys.of(b"version"), SCHEMA_VERSION, "NX"))
+        of = self._keys.of
+        async for names in self._all():
+            asked = [part for saga in names for part in (("GET", of(b"c", saga)), ("ZCARD", of(b"x", saga)))]
+            replies = await self._send(*asked)
+            for saga, indexed, written in zip(names, replies[::2], replies[1::2], strict=True):
+                if int(indexed or 0) != written:
+                    with suppress(CorruptDataError):
+                        await self._index(saga.decode())
         return SCHEMA_VERSION
 
     async def close(self) -> None:
@@ -193,11 +206,23 @@ _DRIVER_OPTIONS = (
 )
 
 
+def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
+    """Raise `UsageError` for what the driver would only find out about on the first use, and not say well."""
+    name = next((name for name in options if name.startswith("ssl_")), None)
+    if name is not None and scheme != "rediss":
+        raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
+    if options.get("protocol", "2") not in ("2", "3"):
+        raise UsageError(f"{safe_url(url)!r} gives protocol as {options['protocol']!r}: give 2 or 3")
+    if "db" in options:
+        count(url, "db", options["db"], least=0)
+
+
 def open_redis(url: str) -> RedisSnapshotStorage:
     """Open `redis://user:password@host:port/database` or `rediss://…`, with the options of `docs/redis.md`."""
     parts = split_url(url)
     options = url_options(url, _OPTIONS, _DRIVER_OPTIONS)
     ours = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
+    _check_driver_options(url, parts.scheme.lower(), options)
     database = parts.path.strip("/")
     if database and not database.isdecimal():
         raise UsageError(f"{safe_url(url)!r} names no database: give its number, such as redis://{parts.hostname}/0")

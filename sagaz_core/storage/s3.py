@@ -12,6 +12,7 @@ batch says is there as a whole or not at all.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,6 +21,7 @@ import ormsgpack
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_find, check_limit, fits
 from sagaz_core.storage._listing import Listing
+from sagaz_core.storage._network import count, seconds
 from sagaz_core.storage._rows import replay_from_row, replay_row, saga_from_row
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, sound
 from sagaz_core.storage._s3_head import Head
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 FORMAT = 1
+_ENDPOINT = re.compile(r"https?://[^\s/?#@\\\"<>^`{|}%]+(/[\w/.~-]*)?", re.ASCII | re.IGNORECASE)
 
 
 class S3SnapshotStorage(S3Snapshots, S3Writing):
@@ -137,14 +140,14 @@ def open_s3(url: str) -> S3SnapshotStorage:
     environment (`AWS_…`), where credentials belong.
     """
     where, _, query = url.partition("?")
-    options, rest = dict[str, float](), list[tuple[str, str]]()
+    options, rest = {"timeout": "10", "retries": "10"}, list[tuple[str, str]]()
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in ("timeout", "retries"):
-            rest.append((name, value))
+        if name in options:
+            options[name] = value
             continue
-        try:
-            options[name] = float(value)
-        except ValueError:
-            raise UsageError(f"{safe_url(url)!r} gives {name} as {value!r}: give a number, such as 10") from None
-    url = f"{where}?{urlencode(rest)}" if rest else where
-    return S3SnapshotStorage(url, timeout=options.get("timeout", 10.0), retries=int(options.get("retries", 10)))
+        rest.append((name, value))
+        if name.endswith("endpoint") and not _ENDPOINT.fullmatch(value):  # by which the driver panics, or fails later
+            shown = safe_url(where)  # and not the endpoint, which may have a password
+            raise UsageError(f"{shown!r} gives {name} as what is no address: give http://host:port or https://host")
+    timeout, retries = seconds(url, "timeout", options["timeout"]), count(url, "retries", options["retries"], least=0)
+    return S3SnapshotStorage(f"{where}?{urlencode(rest)}" if rest else where, timeout=timeout, retries=retries)

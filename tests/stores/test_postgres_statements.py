@@ -112,6 +112,7 @@ TOGETHER = {
     "begin many": _postgres_append.MANY_BEGIN,
     "checkpoints": sql.READ_CHECKPOINTS,
     "known snapshots": sql.KNOWN_SNAPSHOTS,
+    "prune": sql.PRUNE,
 }
 
 

@@ -1,13 +1,14 @@
 """The PostgreSQL store, on a real server."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 
 import asyncpg
 import pytest
 
-from sagaz_core.errors import DuplicateSagaError, SchemaError, UsageError
+from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage._postgres_rows import replay_row, saga_row, summary_row
 from sagaz_core.storage._postgres_schema import MIGRATIONS, SCHEMA_VERSION
@@ -143,6 +144,68 @@ def test_a_bound_store_writes_within_the_callers_transaction(postgres_url, postg
         await storage.close()
 
     asyncio.run(main())
+
+
+def test_bound_stores_of_one_connection_are_used_by_many_tasks(postgres_url, postgres_database):
+    """As the steps of a DAG do, and sagas in group mode."""
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.upgrade()
+        async with asyncpg.create_pool(postgres_database, min_size=0) as pool, pool.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            bound = storage.bind(connection), storage.bind(connection)
+            await asyncio.gather(*(bound[n % 2].write(Batch(f"s{n}", a_saga(f"s{n}"))) for n in range(20)))
+            found = await asyncio.gather(*(bound[n % 2].get_saga(f"s{n}") for n in range(20)), bound[0].list_sagas())
+            assert [record.saga_id for record in found[:-1]] == [f"s{n}" for n in range(20)]
+            async with connection.transaction():
+                await bound[0].write(Batch("t", a_saga("t")))
+            with contextlib.suppress(ZeroDivisionError):
+                async with connection.transaction():
+                    await bound[1].write(Batch("u", a_saga("u")))
+                    raise ZeroDivisionError
+            there = [await bound[0].get_saga(name) is not None for name in "tu"]
+            task = asyncio.create_task(bound[0].write(Batch("v", a_saga("v"))))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await bound[1].get_saga("s1") is not None
+            await transaction.rollback()
+            assert (await bound[0].list_sagas()).items == []
+        await storage.close()
+        return there
+
+    assert asyncio.run(main()) == [True, False]
+
+
+def test_a_bound_store_says_what_its_connection_cannot_do(postgres_url, postgres_database):
+    async def main():
+        storage, said = open_storage(postgres_url), []
+
+        async def told(work):
+            with pytest.raises(StoreUnavailableError) as caught:
+                await work
+            said.append(str(caught.value))
+
+        connection = await asyncpg.connect(postgres_database)
+        bound = storage.bind(connection)
+        await told(bound.get_saga("s"))
+        await storage.upgrade()
+        own = asyncio.create_task(connection.execute("SELECT count(*) FROM generate_series(1, 100000)"))
+        await asyncio.sleep(0)
+        await told(bound.get_saga("s"))
+        await own
+        await connection.close()
+        await told(bound.write(Batch("s", a_saga("s"))))
+        await storage.close()
+        return said
+
+    tables, in_use, closed = asyncio.run(main())
+    assert "has no tables yet: call upgrade() before bind()" in tables
+    assert "on the connection that it is bound to: cannot perform operation: another operation is in progress" in in_use
+    assert "on the connection that it is bound to: connection is closed" in closed
 
 
 def test_a_pooler_that_shares_connections_is_used_without_prepared_statements(postgres_url):

@@ -12,15 +12,22 @@ from proxy import Proxy
 
 from sagaz_core.clock import utc_now
 from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError
-from sagaz_core.storage import Batch, SagaSummary, _redis_snapshots, open_storage
+from sagaz_core.storage import Batch, SagaSummary, _redis_parts, _redis_runs, _redis_snapshots, open_storage
 from sagaz_core.storage._network import Pool
+from sagaz_core.storage._redis_records import pack, seal, unpack_log
 from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
-from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.copying import copy_store
+from sagaz_core.storage.frames import FrameWriter, standalone, state_bytes
+from sagaz_core.storage.seals import sealed
 
 
 def in_small_parts(monkeypatch):
-    for name, number in {"_BACK": 2, "_LAST": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}.items():
+    parts = {"_BACK": 2, "_LAST": 2, "_RUNS": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}
+    for name, number in parts.items():
         monkeypatch.setattr(_redis_snapshots, name, number)
+    monkeypatch.setattr(_redis_runs, "MOST_ENTRIES", 3)
+    for name, number in {"_SNAPSHOTS": 2, "_EVENTS": 2, "_BYTES": 100, "_FEW": 1}.items():
+        monkeypatch.setattr(_redis_parts, name, number)
 
 
 class TestRedis(SnapshotStorageContract):
@@ -125,6 +132,7 @@ def test_a_refused_batch_leaves_what_was_there(redis_url):
         with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
             found = client.scan_iter(f"{redis_url.rpartition('prefix=')[2]}:*")
             of_type = {b"string": client.get, b"zset": lambda key: client.zrange(key, 0, -1, withscores=True)}
+            of_type[b"hash"] = client.hgetall
             return {key: of_type[client.type(key)](key) for key in found}
 
     async def write(storage):
@@ -297,6 +305,234 @@ def test_a_long_saga_of_a_clock_that_stands_or_goes_back_is_read_right(redis_url
     run(redis_url, work)
 
 
+async def asked_of_steps(storage):
+    """Return what `write_long` wrote, as it is found by step, phase and time."""
+    found = []
+    for seq in (0, 2, 30, 1_500, LONG - 2):
+        until = T0 + timedelta(seconds=seq + 1)
+        for asked in ({"step": f"step_{seq}"}, {"step": f"step_{seq}", "phase": "before"}, {"phase": "before"}):
+            for time in (None, until):
+                one = await storage.latest_snapshot("s", **asked, until=time)
+                right = seq if "step" in asked or time else LONG - 2
+                assert (one.seq, state_bytes(one)) == (right, b"state %d" % right)
+                found.append(one)
+    none = [
+        {"step": "step_1"},
+        {"step": "step_0", "phase": "after"},
+        {"phase": "final"},
+        {"step": "step_8", "until": T0},
+    ]
+    for asked in none:
+        assert await storage.latest_snapshot("s", **asked) is None
+    return len(found) + len(none)
+
+
+def test_the_latest_of_a_step_or_phase_is_one_trip_however_long_ago_it_was(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        await write_long(storage)
+        before = proxy.trips, proxy.answered
+        number = await asked_of_steps(storage)
+        assert proxy.trips - before[0] == number
+        assert proxy.answered - before[1] < number * 10_000
+
+    run(proxy.url, work)
+    proxy.close()
+
+
+def test_several_keyframes_and_unfinished_runs_lead_to_the_latest(redis_url):
+    """Of two processes, which write in turn and know nothing of each other's last snapshots."""
+
+    async def work(storage):
+        await storage.write(Batch("s", a_saga("s")))
+        other, written = open_storage(redis_url), []
+        writers = FrameWriter(), FrameWriter()
+        for seq in range(40):
+            turn = (seq // 3) % 2
+            snapshot = a_snapshot("s", seq, step_name=f"step_{seq % 5}", created_at=T0 + timedelta(seconds=seq))
+            written.append(writers[turn].frame(snapshot, b"state %d" % seq))
+            await (storage, other)[turn].write(Batch("s", snapshots=written[-1:]))
+            for step in range(5):
+                right = max((s.seq for s in written if s.seq % 5 == step), default=None)
+                for until in (None, T0 + timedelta(seconds=seq - 4)):
+                    found = await storage.latest_snapshot("s", step=f"step_{step}", until=until)
+                    if until is not None:
+                        right = max((s.seq for s in written if s.seq % 5 == step and s.seq <= seq - 4), default=None)
+                    assert (found and found.seq) == right
+                    assert found is None or state_bytes(found) == b"state %d" % right
+                    assert found == await storage.get_snapshot(f"s/{right}")
+        await other.close()
+
+    run(redis_url, work)
+
+
+def test_a_step_whose_last_snapshots_have_expired_or_were_deleted_is_found_before_them(redis_url):
+    async def work(storage):
+        storage.clock = lambda: T0
+        for seq in range(100):
+            ends = T0 + timedelta(days=1) if seq % 2 else None
+            await storage.write(Batch("s", snapshots=[a_snapshot("s", seq, step_name="a", retention_until=ends)]))
+        await storage.write(Batch("s", snapshots=[a_snapshot("s", 100, step_name="b", retention_until=ends)]))
+        storage.clock = lambda: T0 + timedelta(days=2)
+        for _ in ("expired", "pruned"):
+            assert (await storage.latest_snapshot("s", step="a")).seq == 98
+            assert await storage.latest_snapshot("s", step="b") is None
+            await storage.prune(storage.clock())
+        assert await storage.delete_snapshots("s", below_seq=90) == 45
+        assert (await storage.latest_snapshot("s", step="a", until=T0 + timedelta(days=1))).seq == 98
+        assert await storage.delete_snapshots("s", below_seq=99) == 5
+        assert await storage.latest_snapshot("s", step="a") is None
+        assert [key for key in keys(redis_url) if key[:2] in (b"r:", b"i:", b"g:", b"st", b"id")] == []
+
+    run(redis_url, work)
+
+
+def of_an_earlier_release(redis_url, indexed_up_to=0):
+    """Take what such a release does not write away, or all of it behind an entry."""
+    prefix = redis_url.rpartition("prefix=")[2]
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
+        if indexed_up_to:
+            client.set(f"{prefix}:c:s", indexed_up_to)
+            return
+        client.delete(*(key for kind in "cri" for key in client.scan_iter(f"{prefix}:{kind}:*")))
+        for key in client.scan_iter(f"{prefix}:log:*"):
+            saga_id, events, headers = unpack_log(client.get(key), "s")
+            client.set(key, seal(pack([saga_id, events, [header[:12] for header in headers]])))
+
+
+@pytest.mark.parametrize("indexed_up_to", [0, 700])
+def test_what_an_earlier_release_wrote_is_found_by_step_and_put_into_runs_by_the_next_write(redis_url, indexed_up_to):
+    proxy = Proxy(redis_url)
+
+    async def trips(work):
+        before = proxy.trips
+        await work
+        return proxy.trips - before
+
+    async def work(storage):
+        await write_long(storage)
+        of_an_earlier_release(redis_url, indexed_up_to)
+        await storage.close()
+        storage._known.clear()  # as another process, which knows nothing
+        questions = await asked_of_steps(storage)
+        assert await trips(asked_of_steps(storage)) > questions
+        await storage.write(Batch("s", events=[an_event("s", LONG)]))
+        assert await trips(asked_of_steps(storage)) == questions
+        await storage.delete_saga("s")
+
+    run(proxy.url, work)
+    proxy.close()
+    assert keys(redis_url) == {}
+
+
+def test_an_upgrade_puts_what_an_earlier_release_wrote_into_runs(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        await write_long(storage)
+        of_an_earlier_release(redis_url)
+        await storage.write(Batch("t", a_saga("t"), snapshots=[a_snapshot("t", 0)]))
+        with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
+            prefix = redis_url.rpartition("prefix=")[2]
+            client.set(f"{prefix}:log:1:t", b"damaged")
+            client.delete(f"{prefix}:c:t")
+        stores = [open_storage(redis_url) for _ in range(5)]
+        await asyncio.gather(*(store.upgrade() for store in stores))
+        for store in stores:
+            await store.close()
+        before = proxy.trips
+        assert await asked_of_steps(storage) == proxy.trips - before
+
+    run(proxy.url, work)
+    proxy.close()
+
+
+def test_a_refused_write_keeps_no_other_from_being_found(redis_url):
+    def batch(seq, status, second, data=b"data"):
+        at = T0 + timedelta(seconds=second)
+        record = None if seq else a_saga("s")
+        events, snapshots = [an_event("s", seq, at=at, data=data)], [a_snapshot("s", seq, created_at=at)]
+        return Batch("s", record, events, snapshots, SagaSummary("s", "order", seq, status))
+
+    async def work(storage):
+        late = open_storage(redis_url)
+        await storage.write(batch(0, "executing", 0))
+        await late.write(batch(0, "executing", 0))
+        await storage.write(batch(1, "executing", 10))
+        before = keys(redis_url)
+        with pytest.raises(DuplicateSagaError):
+            await late.write(batch(1, "failed", 1_000, b"other"))
+        with pytest.raises(DuplicateSagaError):
+            await late.write(Batch("t", a_saga("t"), snapshots=[a_snapshot("t", 5, snapshot_id="s/0")]))
+        assert keys(redis_url) == before
+        assert [one.saga_id for one in (await storage.find_sagas(status="executing")).items] == ["s"]
+        assert (await storage.latest_snapshot("s", until=T0 + timedelta(seconds=20))).seq == 1
+        await late.close()
+
+    run(redis_url, work)
+
+
+def test_a_large_batch_is_stored_in_entries_of_bounded_size(redis_url):
+    """As `sagaz store copy` writes them; all of a batch is there or nothing."""
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        writer = FrameWriter()
+        snapshots = [
+            writer.frame(a_snapshot("s", seq, step_name=f"step_{seq}", snapshot_id=f"s/{seq}"), b"state %d" % seq)
+            for seq in range(500)
+        ]
+        events = [an_event("s", seq) for seq in range(500)]
+        await storage.write(Batch("s", a_saga("s"), events, snapshots, SagaSummary("s", "order", 499, "executing")))
+        assert len([key for key in keys(redis_url) if key.startswith(b"log:")]) == 32
+        for seq in (0, 1, 250, 499):
+            for read in (storage.get_snapshot(f"s/{seq}"), storage.latest_snapshot("s", step=f"step_{seq}")):
+                before = proxy.trips, proxy.answered
+                assert state_bytes(await read) == b"state %d" % seq
+                assert proxy.trips - before[0] == 1
+                assert proxy.answered - before[1] < 8_000
+        assert [event.seq async for event in storage.read_events("s")] == list(range(500))
+        assert (await storage.find_sagas(status="executing")).items[0].seq == 499
+        other = [an_event("t", 0), *(event._replace(saga_id="t") for event in events[1:])]
+        taken = [one._replace(saga_id="t", snapshot_id=f"t/{one.seq}") for one in snapshots]
+        taken[400] = taken[400]._replace(snapshot_id="s/400")
+        there = keys(redis_url)
+        with pytest.raises(DuplicateSagaError):
+            await storage.write(Batch("t", a_saga("t"), other, taken))
+        assert keys(redis_url) == there
+
+    run(proxy.url, work)
+    proxy.close()
+
+
+def test_what_was_copied_is_read_as_what_was_written_at_first(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        source = open_storage("memory://")
+        for seq in range(0, LONG, 2):
+            at = T0 + timedelta(seconds=seq)
+            events = [sealed("s", seq + n, at, "StepStarted", None, b"data") for n in range(2)]
+            snapshot = a_snapshot("s", seq, created_at=at, step_name=f"step_{seq}", phase="before")
+            await source.write(
+                Batch("s", None if seq else a_saga("s"), events, [standalone(snapshot, b"state %d" % seq)])
+            )
+        await copy_store(source, storage)
+        before = proxy.trips, proxy.answered
+        number = await asked_of_steps(storage)
+        for seq in (0, 1_001, LONG):
+            assert (await storage.latest_snapshot("s", until=T0 + timedelta(seconds=seq))).seq == min(
+                seq - seq % 2, LONG - 2
+            )
+            assert (await storage.get_snapshot(f"s/{min(seq - seq % 2, LONG - 2)}")) is not None
+        assert proxy.trips - before[0] == number + 6
+        assert proxy.answered - before[1] < (number + 6) * 10_000
+
+    run(proxy.url, work)
+    proxy.close()
+
+
 def test_what_an_earlier_release_wrote_has_no_indices_and_is_read(redis_url):
     prefix = redis_url.rpartition("prefix=")[2]
 
@@ -332,6 +568,7 @@ def test_a_user_that_may_only_read_reads(redis_url, redis_server_url):
         assert [e.seq async for e in only_reads.read_events("s", after_seq=1_000, until=found.created_at)] == [1_001]
         assert [e.seq async for e in only_reads.read_events("s", after_seq=LONG - 3)] == [LONG - 2, LONG - 1]
         assert [record.saga_id for record in (await only_reads.list_sagas()).items] == ["s"]
+        assert await asked_of_steps(only_reads) == 34
         with pytest.raises(StoreUnavailableError, match="may not do that"):
             await only_reads.write(Batch("t", a_saga("t")))
         await only_reads.close()

@@ -315,6 +315,14 @@ def test_what_does_not_pass_is_told_without_a_secret(s3, do, bucket):
     assert_discreet(caught.value)
 
 
+def test_an_endpoint_without_tls_has_to_be_permitted(s3, do, bucket):
+    storage = open_storage(s3.url(bucket, allow_http="false"))
+    with pytest.raises(
+        StoreUnavailableError, match="its endpoint is without TLS: say allow_http=true if that is meant"
+    ):
+        do(storage.get_saga("s"))
+
+
 def assert_discreet(error):
     text = "".join(
         [
@@ -429,7 +437,13 @@ def test_other_clouds_are_opened_by_url(url):
         ("s3://bucket/../b", "no path of at most 256 characters"),
         ("s3://bucket/" + "x" * 300, "no path of at most 256 characters"),
         ("s3://bucket/x?timeout=soon", "gives timeout as 'soon'"),
-        ("s3://bucket/x?timeout=0", "timeout=0.0 is not a time"),
+        ("s3://bucket/x?timeout=0", "gives timeout as '0': give seconds"),
+        ("s3://bucket/x?timeout=1e30", "gives timeout as '1e30': give seconds"),
+        ("s3://bucket/x?retries=-1", "gives retries as '-1': give a number from 0 on"),
+        ("s3://bucket/x?retries=1e400", "gives retries as '1e400': give a number from 0 on"),
+        ("s3://bucket/x?endpoint=http://no+host", "gives endpoint as what is no address: give http://host:port"),
+        ("s3://bucket/x?endpoint=ftp://host", "'s3://bucket/x' gives endpoint as what is no address"),
+        ("s3://bucket/x?aws_endpoint=http://user:password@host", "gives aws_endpoint as what is no address"),
         ("s3://bucket/x?allow_http=yes", "gives allow_http as 'yes': give true or false"),
         ("s3://bucket/x?colour=red&secret_access_key=PSSWD", "'s3://bucket/x' cannot be opened"),
         ("gs://", "names no bucket: write gs://bucket/prefix"),
