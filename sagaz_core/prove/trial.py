@@ -324,7 +324,7 @@ def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
     `began` is what it was, encoded; empty when no operation was called, so that nothing can have changed it.
     """
     context = state.context
-    if not began or state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
+    if not began or state.status is not SagaStatus.ROLLED_BACK or _stored(context) == began:
         return {}
     before: dict[str, Any] = decode(began, resolve=importing_class)
     found = {}
@@ -333,9 +333,17 @@ def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
             found[key] = "gone"
         elif key not in before:
             found[key] = "still there"
-        elif encode(before[key]) != encode(context[key]):
+        elif encode(before[key]) != _stored(context[key]):
             found[key] = "changed"
     return found
+
+
+def _stored(value: Any) -> bytes:
+    """Return it encoded; `b""` for what cannot be stored, which is not what a stored value was."""
+    try:
+        return encode(value)
+    except CannotStoreError:
+        return b""
 
 
 async def reference_reading(subject: Subject) -> Reading | None:
