@@ -3,7 +3,7 @@
 Where to find what, from one run up to a search:
 
     one run                 trial, with its witnesses: ledger, world, touches, fights, leftovers,
-                            watch, reference, round_trip, hidden, alike
+                            watch, reference, unsteady, round_trip, hidden, alike
     its judgement           evidence, case, oracle; the rules in remains, undone, disorder, unordered; verdict
     what a person reads     outcome, explain, trace, normalise, clean, discreet
     a search                search says what is asked for, exploration what came of it; explorer takes one of two ways

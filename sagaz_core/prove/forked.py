@@ -32,6 +32,7 @@ from sagaz_core.prove.summary import Summary
 from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context
 from sagaz_core.prove.unordered import every_order
+from sagaz_core.prove.unsteady import Unsteady
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
@@ -82,7 +83,7 @@ class Forked:
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
         self.runs = Runs(subject, model, search, self.worlds)
-        self.unstable: frozenset[str] = frozenset()
+        self.unsteady = Unsteady(())
         self.fails_alone = ""
         self.merge = search.mode != "tree"
         self.two_orders: tuple[str, ...] = ()
@@ -115,12 +116,12 @@ class Forked:
             self.runs.reference = self.runs.after
         second = await self.runs.trial(NO_FAULTS)
         self.runs.clean = first
+        if self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):
+            changes = self.worlds.changes(self.runs.before_that, self.runs.after)
+            self.unsteady = Unsteady(changes)
+            self._do_not_merge(worlds_differ(changes))
         if differs := runs_differ(first, second):
             self._do_not_merge(differs)
-        elif self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):
-            changes = self.worlds.changes(self.runs.before_that, self.runs.after)
-            self.unstable = frozenset(change.where for change in changes)
-            self._do_not_merge(worlds_differ(changes))
 
     def _do_not_merge(self, why: str) -> None:
         self.merge = False
@@ -169,7 +170,7 @@ class Forked:
             reference=self.runs.reference,
             witness=bool(self.runs.subject.world) and not self.search.recorded,
             ordered=not orders,
-            unstable=self.unstable,
+            unsteady=self.unsteady,
             seen=effects.seen_by_world,
         )
         tree = Tree(

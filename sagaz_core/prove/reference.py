@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.prove.disorder import came_first
+from sagaz_core.prove.unsteady import Unsteady
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -51,8 +52,7 @@ class Reference:
                 return ()
         second, _ = await self._left(world, before, run.ledger.entries)
         world.restore(after)
-        unstable = {change.where for change in world.changes(first, second)}
-        return tuple(change for change in world.changes(second, after) if change.where not in unstable)
+        return tuple(Unsteady(world.changes(second, first)).without(world.changes(second, after)))
 
     async def _left(self, world: World, before: Reading, entries: Sequence[Entry]) -> tuple[Reading, Sequence[Event]]:
         world.restore(before)
