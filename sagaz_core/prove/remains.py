@@ -74,7 +74,7 @@ def world_differs(case: Case) -> Iterator[Finding]:
     culprits = () if evidence.touched is None else evidence.touched.culprits(evidence.world_changes)
     # A run that was killed is compared with one under the same plan that was not: what both leave is not the kill's.
     if kept and not (twice and evidence.touched is None and evidence.reference_changes != ()):
-        or_else = f"; or else {_takes_back(culprits)}" if culprits else ""
+        or_else = f"; or else {_takes_back(culprits)}" if culprits or evidence.touched is None else ""
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
