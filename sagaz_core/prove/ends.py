@@ -131,3 +131,6 @@ class _Touched:
 
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         return ()  # of a branch only its end is known
+
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        return ()

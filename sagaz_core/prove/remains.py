@@ -30,10 +30,19 @@ def left_behind(case: Case) -> Iterator[Finding]:
                 Verdict.STUCK,
                 name,
                 f"the compensation of {name!r} did not succeed, and its effect is still there",
-                "make the compensation succeed however far its action got, and give it retries",
+                _stuck_advice(case, name),
             )
         else:
             yield Finding(Verdict.ORPHAN, name, f"the effect of {name!r} was left behind", _orphan_advice(case, name))
+
+
+def _stuck_advice(case: Case, name: str) -> str:
+    if above := [other for other in case.state.stuck if other in case.expected_stuck & case.model.descendants[name]]:
+        first = f"let it be undone also while {', '.join(above)}, which could not be undone, is still there"
+        if case.evidence.engine != "native":
+            return first
+        return f'{first}; or declare on_compensation_failure="skip_dependents", which leaves it as it is then'
+    return "make the compensation succeed however far its action got, and give it retries"
 
 
 def _orphan_advice(case: Case, name: str) -> str:
@@ -82,6 +91,14 @@ def world_differs(case: Case) -> Iterator[Finding]:
             f"add a compensation, put the step last, or declare the data append_only in the world{or_else}",
             culprits,
         )
+    elif (
+        not culprits and evidence.touched is not None and (again := evidence.touched.done_again(evidence.world_changes))
+    ):
+        advice = (
+            f"let the action of {', '.join(again)} notice that its effect is there already (an idempotency key): it "
+            f"had it more than once, and not all of that was taken back"
+        )
+        yield Finding(Verdict.LIE, None, sentence, advice, again)
     else:
         yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept, culprits), culprits)
 

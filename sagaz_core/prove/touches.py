@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +22,9 @@ class Touched(Protocol):
 
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         """Return the steps whose compensation has not put these places right, as far as that can be said."""
+
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        """Return the steps whose action changed one of these places more than once."""
 
 
 class _Call(NamedTuple):
@@ -71,6 +75,16 @@ class Touches:
         """Return the steps whose compensation has not put these places right, as far as that can be said."""
         found = (self._culprit(change.where) for change in left)
         return tuple(dict.fromkeys(step for step in found if step is not None))
+
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        """Return the steps whose action changed one of these places more than once."""
+        did = Counter(
+            (call.step, change.where)
+            for call in self._calls
+            for change in left
+            if not call.undo and change.where in call.changes
+        )
+        return tuple(dict.fromkeys(step for (step, _), times in did.items() if times > 1))
 
     def _culprit(self, where: str) -> str | None:
         calls = [call for call in self._calls if where in call.changes]
