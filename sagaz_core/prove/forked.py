@@ -7,6 +7,7 @@ a run too, or, where it needs an order of steps that the engine does not take by
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
 from sagaz_core.prove.branch import Branch
-from sagaz_core.prove.clean import runs_differ, why_it_ends, why_it_fails, worlds_differ
+from sagaz_core.prove.clean import runs_differ, why_it_ends, why_it_fails, with_others, worlds_differ
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
@@ -38,7 +39,7 @@ from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
-from sagaz_core.virtual_time import clock_of_loop
+from sagaz_core.virtual_time import VirtualClockLoop, clock_of_loop, sleep
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -72,6 +73,10 @@ _TWO_ORDERS = (
 )
 
 
+_LATER = 61.0
+"""Seconds between two runs without faults."""
+
+
 class Forked:
     """One exploration by forking."""
 
@@ -101,9 +106,7 @@ class Forked:
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
         failures = await Shown(self.runs, tree, root).failures(summary)
-        plans = {str(outcome.plan) for outcome in failures}
-        failures += [outcome for outcome in known if str(outcome.plan) not in plans]
-        return self._exploration(tree, summary, failures)
+        return self._exploration(tree, summary, with_others(failures, known))
 
     # ---- before
 
@@ -114,6 +117,8 @@ class Forked:
             self.runs.subject = replace(self.runs.subject, fails_at=first.evidence.state.failed_step)
         elif self.runs.subject.world:
             self.runs.reference = self.runs.after
+        if isinstance(asyncio.get_running_loop(), VirtualClockLoop):
+            await sleep(_LATER)  # clocks may be frozen, and the search moves them on: what tells the time shows it now
         second = await self.runs.trial(NO_FAULTS)
         self.runs.clean = first
         if self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import UTC, datetime
 from typing import Any
@@ -67,6 +68,26 @@ def test_a_second_row_under_such_an_id_is_found(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["auto", "tree", "packed"])
 def test_a_row_under_such_an_id_that_is_not_undone_is_found(mode: str) -> None:
     assert explored(mode, "undo") == {("LIE", None)}
+
+
+@pytest.mark.parametrize("mode", ["auto", "tree", "packed"])
+def test_what_tells_the_time_of_the_clock_that_the_search_moves_on_is_no_alarm(mode: str) -> None:
+    desk, world = Desk(), World()
+    world.fake(desk, append_only=["closed"])
+
+    async def put(ctx: Any) -> None:
+        desk.rows["put"] = asyncio.get_running_loop().time()
+
+    async def take(ctx: Any) -> None:
+        await asyncio.sleep(1)
+        desk.rows.pop("put", None)
+
+    saga = Saga("timed").add_step("put", put, take, in_doubt="compensate", retries=1)
+    saga.add_step("note", lambda ctx: None)
+    exploration = explore(saga, world=world, mode=mode)
+    assert exploration.failures == ()
+    if mode == "auto":
+        assert exploration.reason.startswith("two runs without faults leave different worlds (Desk.rows.put: ")
 
 
 def row(key: str, value: Any, *, new: bool) -> Change:
