@@ -188,6 +188,11 @@ class Effects:
         if self.keeps:
             self._known[sight] = found
 
+    def shows(self, step: str) -> bool:
+        """Whether the world was seen to change by a call of the step."""
+        key = self.worlds.key
+        return any(key(before) != key(after) for before, after in self.seen_by_world.get(step, ()))
+
     # ---- what compensations read of the context
 
     def read_by(self, steps: Sequence[str]) -> frozenset[str] | None:

@@ -92,6 +92,7 @@ class Ends:
             touched=self._touched,
             cancelled=branch.cancelled is not None,
             spoilt=branch.spoilt,
+            refused=branch.refused if self._witness else frozenset(),
             left_in_context={} if branch.layers == EMPTY else self._left_in_context(state),
         )
 

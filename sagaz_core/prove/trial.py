@@ -188,8 +188,8 @@ class Trial:
         world = subject.world or None
         before = await world.read() if world else None
         if world and world.restorable:
-            stuck = {fault.step for fault in plan if fault.described.undo}
-            self.touches = Touches(world, model, everything=subject.closely, stuck=stuck)
+            struck = {fault.step for fault in plan if fault.described.undo or fault.kind == "late"}
+            self.touches = Touches(world, model, everything=subject.closely, struck=struck)
         self._closely = self._looked_at_closely()
         claimed, exception = await self._ended(adapter, saga, self._context())
         self.leftovers.leave()
@@ -205,6 +205,7 @@ class Trial:
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
                     reference_changes = await again.changes(before, reference, after, self)
+        refused = await self._refused(model, before, after)
         noticed = (*await self.leftovers.findings(), *fought, *not_kept(self.events))
         evidence = Evidence(
             model=model,
@@ -227,6 +228,7 @@ class Trial:
             noticed=noticed,
             fights=self.pairs(),
             spoilt=self._spoilt(),
+            refused=refused,
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
@@ -246,6 +248,18 @@ class Trial:
     def pairs(self) -> frozenset[Fight]:
         """Return the steps that fight over a key, as far as is known now."""
         return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs)
+
+    async def _refused(self, model: SagaModel, before: Reading | None, after: Reading | None) -> frozenset[str]:
+        """Return the steps whose action came late and did nothing, although the world shows what it does."""
+        calls = {entry.step: entry for entry in self.ledger.entries}  # the last one of each
+        late = {fault.step for fault in self.injector.fired if fault.kind == "late"} & calls.keys()
+        came = [step for step in late if calls[step].happened and not calls[step].undo]
+        touches = self.touches
+        quiet = [step for step in came if touches is not None and not touches.did_again(step)]
+        if not quiet or before is None or after is None:
+            return frozenset()
+        again = Reference(self.subject, model, lambda other: Trial(other, NO_FAULTS).run())
+        return await again.shown(quiet, before, after)
 
     def _spoilt(self) -> frozenset[str]:
         late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
