@@ -19,6 +19,7 @@ from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
+from sagaz_core.prove.beside import Beside
 from sagaz_core.prove.branch import Branch
 from sagaz_core.prove.clean import runs_differ, why_it_ends, why_it_fails, with_others, worlds_differ
 from sagaz_core.prove.effects import Effects
@@ -87,6 +88,7 @@ class Forked:
         self.scripts = Scripts(model, search.kinds, search.first)
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
+        self._beside = Beside(saga, subject.world)
         self.runs = Runs(subject, model, search, self.worlds)
         self.unsteady = Unsteady(())
         self.fails_alone = ""
@@ -105,6 +107,7 @@ class Forked:
             if self.merge and not await self._samples_hold(tree):
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
+        self._check_beside(tree)
         failures = await Shown(self.runs, tree, root).failures(summary)
         return self._exploration(tree, summary, with_others(failures, known))
 
@@ -242,6 +245,24 @@ class Forked:
                     f"return it from the step"
                 )
 
+    def _blind(self, tree: Tree) -> frozenset[str]:
+        """Return the compensated steps of which the world shows nothing."""
+        if not self.runs.subject.world:
+            return frozenset()
+        compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
+        return compensated & tree.effects.reads.keys() - tree.effects.seen_by_world.keys()
+
+    def _check_beside(self, tree: Tree) -> None:
+        """Raise where the world shows nothing of a step, and something of the saga's own was seen to change."""
+        if (blind := self._blind(tree)) and (names := self._beside.changed()):
+            steps = ", ".join(name for name in self.model.order if name in blind)
+            what = " and ".join(f"self.{name}" for name in names)
+            does = "changes and is" if len(names) == 1 else "change and are"
+            raise NotForkableError(
+                f"the world shows nothing of {steps}, and {what} of the saga {does} not in it: register it by "
+                f"world.fake(…)"
+            )
+
     async def _samples_hold(self, tree: Tree) -> bool:
         """Run what was sampled from the start, and say whether it ends as its merged state said it would."""
         if not self.model.linear or tree.spent:
@@ -282,8 +303,6 @@ class Forked:
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             # Compensations are struck by the second fault.
             not_run = {part: why for part, why in not_run.items() if part == "*"}
-        compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
-        called = tree.effects.reads.keys()
         return Exploration(
             model=self.model,
             mode="merged" if self.merge else "tree",
@@ -298,7 +317,7 @@ class Forked:
             checked=checked,
             unsound=frozenset(tree.unsound),
             applicable=applicable,
-            blind=compensated & called - tree.effects.seen_by_world.keys() if self.runs.subject.world else frozenset(),
+            blind=self._blind(tree),
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,
