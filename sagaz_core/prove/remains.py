@@ -26,14 +26,22 @@ def left_behind(case: Case) -> Iterator[Finding]:
         if name not in case.alive or not step.has_compensation or name in case.expected_stuck:
             continue
         if name in case.state.stuck:
-            yield Finding(
-                Verdict.STUCK,
-                name,
-                f"the compensation of {name!r} did not succeed, and its effect is still there",
-                _stuck_advice(case, name),
-            )
+            yield _stuck(case, name)
         else:
             yield Finding(Verdict.ORPHAN, name, f"the effect of {name!r} was left behind", _orphan_advice(case, name))
+
+
+def _stuck(case: Case, name: str) -> Finding:
+    sentence, changes = f"the compensation of {name!r} did not succeed", case.evidence.world_changes
+    places = None if case.evidence.touched is None else case.evidence.touched.places(name)
+    if changes is None or not places or len(apart_from(changes, places)) < len(changes):
+        return Finding(Verdict.STUCK, name, f"{sentence}, and its effect is still there", _stuck_advice(case, name))
+    return Finding(
+        Verdict.STUCK,
+        name,
+        f"{sentence}, although the world shows nothing more of its effect",
+        "let the compensation succeed when all is undone: what it does after that fails",
+    )
 
 
 def _stuck_advice(case: Case, name: str) -> str:

@@ -420,3 +420,20 @@ def test_a_compensation_that_needs_a_later_one_is_told_of_the_policy_which_mends
     )
     saga, world = chained("skip_dependents")
     assert {f.step for o in explore(saga, world=world, kinds="before,undo-fail").failures for f in o.findings} == set()
+
+
+def test_a_compensation_that_fails_when_it_has_undone_all_is_told_so() -> None:
+    def undo(desk: Any, step: str) -> None:
+        desk["held"].pop(step, None)
+        if step == "b":
+            raise LookupError("no receipt")
+
+    saga, world, _ = desk_saga(CHAIN, hold, undo)
+    outcome = run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("c@before")))
+    (finding,) = outcome.findings
+    assert (finding.verdict.value, finding.step, finding.sentence, finding.advice) == (
+        "STUCK",
+        "b",
+        "the compensation of 'b' did not succeed, although the world shows nothing more of its effect",
+        "let the compensation succeed when all is undone: what it does after that fails",
+    )
