@@ -65,19 +65,23 @@ async def _threaded(operation: Operation, arguments: tuple[Any, ...], patience: 
     try:
         value = await asyncio.shield(thread)
     except asyncio.CancelledError:
-        if not thread.done():
-            await _wait_for_stray(thread, patience)
+        await _wait_for_stray(thread, patience)
         raise
     return await value if inspect.isawaitable(value) else value
 
 
 async def _wait_for_stray(thread: asyncio.Future[Any], patience: float) -> None:
-    done, _ = await asyncio.wait({thread}, timeout=patience)
-    if done:
-        thread.exception()  # it is looked at, or asyncio complains that it never was
-    else:
+    if not thread.done():
+        await asyncio.wait({thread}, timeout=patience)
+    if not thread.done():
         logger.warning("a synchronous step ran past its timeout and is still running; its effect may come later")
-        thread.add_done_callback(lambda late: late.cancelled() or late.exception())
+    thread.add_done_callback(_drop)
+
+
+def _drop(thread: asyncio.Future[Any]) -> None:
+    """Take what a thread has left that nobody waits for any more, or Python complains that nobody did."""
+    if not thread.cancelled() and thread.exception() is None and inspect.iscoroutine(thread.result()):
+        thread.result().close()
 
 
 class _Limit:

@@ -93,11 +93,14 @@ def needing(step: str, operation: Operation, context: Any, result: Any) -> Gener
     return (yield Call(operation, context, result))
 
 
-async def _pause(context: Any) -> None:
-    await asyncio.sleep(0)
+class _Moment:
+    """Lets others go first, when it is awaited; a saga that is cancelled before that leaves no coroutine behind."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return asyncio.sleep(0).__await__()
 
 
-_PAUSE = Operation(_pause)
+_PAUSE = Operation(lambda context: _Moment())
 
 
 def after_a_moment(operation: Operation, context: Any, result: Any) -> Generator[Call, Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from sagaz_core.prove._kill_witness import KILL
 from sagaz_core.prove.boundaries import Boundary
 from sagaz_core.prove.evidence import Evidence
 from sagaz_core.prove.kill_outcome import Diary, KilledOutcome, left_in_context
+from sagaz_core.prove.unsteady import Unsteady
 from sagaz_core.prove.world import World
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.codec import encode, importing_class
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.events import Event
     from sagaz_core.model import SagaModel
-    from sagaz_core.prove.world import Reading
+    from sagaz_core.prove.world import Change, Reading
 
 SQLITE = "sqlite:///{folder}/saga.db"
 FOLDER_VARIABLE = "SAGAZ_KILL_FOLDER"
@@ -143,7 +144,27 @@ async def _read(run: Run) -> Sequence[Event]:
         await storage.close()
 
 
-def judged(run: Run, reference: Reading | None, reproduce: str) -> KilledOutcome:
+@dataclass
+class Reference:
+    """What the world shows `after` a run that was not killed; `again` runs it once more, to see what differs by itself.
+
+    That is done only when something does differ after a run that was killed.
+    """
+
+    after: Reading
+    again: Callable[[], Reading | None]
+    _unsteady: Unsteady | None = None
+
+    def changes(self, world: World, after: Reading) -> Sequence[Change]:
+        """Return where the world is not what it is without the kill."""
+        found = world.changes(self.after, after)
+        if found and self._unsteady is None:
+            other = self.again()
+            self._unsteady = Unsteady(() if other is None else world.changes(self.after, other))
+        return self._unsteady.without(found) if found and self._unsteady else found
+
+
+def judged(run: Run, reference: Reference | None, reproduce: str) -> KilledOutcome:
     """Return the outcome of a run that has ended; `reference` is the world after one that was not killed."""
     diary, boundary, world = Diary(run.folder / DIARY), run.boundary, run.world
     assert boundary is not None
@@ -151,7 +172,7 @@ def judged(run: Run, reference: Reading | None, reproduce: str) -> KilledOutcome
     after, changes, reference_changes = seen(world), None, None
     if world is not None and run.before is not None and after is not None:
         changes = world.changes(run.before, after)
-        reference_changes = None if reference is None else world.changes(reference, after)
+        reference_changes = None if reference is None else reference.changes(world, after)
     state, events = _fold(asyncio.run(_read(run)))
     evidence = Evidence(
         model=run.mortal.model,

@@ -78,7 +78,8 @@ class _Quick(Journal):
 class Branch(Scripted):
     """A saga between two operations. All that tells two branches apart is in their keys (see `keys`).
 
-    `spoilt` are the steps whose action came late, changed the world and failed; `fatal` the fatal faults that struck an
+    `spoilt` are the steps whose action came late, changed the world and failed, `refused` those where it came late and
+    did nothing; `fatal` the fatal faults that struck an
     action. `begun` takes, where it is wanted, what a script has come to when all of it has struck and there is another
     attempt.
     """
@@ -92,6 +93,7 @@ class Branch(Scripted):
     served: tuple[str, ...] = ()
     fatal: tuple[Fault, ...] = ()
     spoilt: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
     live = True
     begun: dict[Sequence[Fault], Transition] | None = None
     _prefix: Transition | None = None
@@ -127,7 +129,7 @@ class Branch(Scripted):
         if self.late:
             other.late = self.late
         if self.fatal:
-            other.fatal, other.spoilt = self.fatal, self.spoilt
+            other.fatal, other.spoilt, other.refused = self.fatal, self.spoilt, self.refused
         if self.undoing is not None:
             other.undoing, other.undone = self.undoing, self.undone
         if self.cancelled is not None:
@@ -248,9 +250,14 @@ class Branch(Scripted):
                 found = await self.effects.call(now, operation, context, (), {})
                 self.effects.keep(now, found)
             before, (effect, self.world) = self.world, found
+            changed = self.effects.worlds.key(self.world) != self.effects.worlds.key(before)
             if effect.error is None:
+                if changed:
+                    self.refused -= {sight.step}
+                elif sight.step not in self.alive and self.effects.shows(sight.step):
+                    self.refused |= {sight.step}
                 self.alive |= {sight.step}
-            elif self.effects.worlds.key(self.world) != self.effects.worlds.key(before):
+            elif changed:
                 self.spoilt |= {sight.step}
             self._enter(sight.step, False, 0, effect.error is None)
 

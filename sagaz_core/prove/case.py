@@ -28,7 +28,8 @@ class Case:
             if entry.happened:
                 (undone if entry.undo else done).setdefault(entry.step, []).append(entry.ended)
         self.done, self.undone = done, undone
-        self.alive = {step for step, moments in done.items() if moments[-1] > undone.get(step, (-1,))[-1]}
+        alive = {step for step, moments in done.items() if moments[-1] > undone.get(step, (-1,))[-1]}
+        self.alive = alive - evidence.refused
         self.succeeded = {event.step for event in evidence.events if isinstance(event, StepSucceeded)}
         self.past_pivot = any(step.pivot and step.name in self.state.results for step in self.model.steps)
         self.expected_stuck = self._expected_stuck()

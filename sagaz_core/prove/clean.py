@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sagaz_core.prove.outcome import Outcome
     from sagaz_core.prove.summary import Found
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 def shows(outcome: Outcome) -> set[Found]:
     """Return what is wrong with the run, in short."""
     return {(finding.verdict, finding.step) for finding in outcome.findings}
+
+
+def with_others(failures: Sequence[Outcome], others: Iterable[Outcome]) -> list[Outcome]:
+    """Return the failures with those of others that show what none before them does."""
+    found = list(failures)
+    shown: set[Found] = set().union(*map(shows, found))
+    for outcome in others:
+        if not shown.issuperset(shows(outcome)):
+            found.append(outcome)
+            shown |= shows(outcome)
+    return found
 
 
 def runs_differ(one: Outcome, other: Outcome) -> str:

@@ -156,7 +156,11 @@ class Effects:
                 looked_into = self.hidden.look()
             made = _Made(self._typed, context, undone)
             self.under_way = sight
-            effect = await self._called(sight, operation, made, second)
+            try:
+                effect = await self._called(sight, operation, made, second)
+            except CannotStoreError as error:
+                place = made.unkept(error)
+                raise NotForkableError(f"what step {sight.step!r} leaves cannot be kept: {place}") from error
             self.under_way = None
             if loop is not None and loop.pushes != pushes:
                 self._busy.add(what)
@@ -183,6 +187,11 @@ class Effects:
         """Let what a call did be known for all that see the same."""
         if self.keeps:
             self._known[sight] = found
+
+    def shows(self, step: str) -> bool:
+        """Whether the world was seen to change by a call of the step."""
+        key = self.worlds.key
+        return any(key(before) != key(after) for before, after in self.seen_by_world.get(step, ()))
 
     # ---- what compensations read of the context
 
@@ -253,13 +262,10 @@ class Effects:
             SCOPE.set(None)
             if left := self._begun.end():
                 await self._note_left(sight, left)
-        changed, deleted, mutated = made.changes()
-        try:
-            if isinstance(result, Mapping):
-                result = dict(result) if type(result) is not dict else result
-            return self._numbered(result, changed, deleted, mutated, sight.step)
-        except CannotStoreError as error:
-            raise NotForkableError(f"what step {sight.step!r} leaves cannot be kept: {error}") from error
+        if isinstance(result, Mapping):
+            result = dict(result) if type(result) is not dict else result
+        made.result = result
+        return self._numbered(result, *made.changes(), sight.step)
 
     async def _note_left(self, sight: Sight, left: tuple[str, ...]) -> None:
         self.noticed[Verdict.ORPHAN, sight.step] = left_by(sight.step, sight.kind, left)
@@ -300,6 +306,7 @@ class _Made:
         self._given = {key: _copied(value) for key, value in context.items()}
         self._context = context
         self.looked = Looked()
+        self.result: Any = None
         self.view: Any
         seen = Undone(self.looked, undone)
         if typed is None:
@@ -312,20 +319,30 @@ class _Made:
 
     def changes(self) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
         """Return the keys set, deleted, and changed in place."""
-        if self._typed is not None:
-            after = self._typed.data(self.view)
-            changed = {key: v for key, v in after.items() if key not in self._given or _differ(self._given[key], v)}
-            return changed, (), {}
-        view = self.view
-        after = {key: dict.__getitem__(view, key) for key in dict.keys(view)}
-        changed = {key: value for key, value in after.items() if self._given.get(key, _MISSING) is not value}
-        deleted = tuple(key for key in self._given if key not in after)
         mutated = {
             key: value
             for key, value in self._given.items()
             if type(value) not in ATOMS and _differ(self._context[key], value)
         }
-        return changed, deleted, {key: value for key, value in mutated.items() if key not in changed}
+        if self._typed is not None:
+            after = self._typed.data(self.view)
+            changed = {key: v for key, v in after.items() if key not in self._given or _differ(self._given[key], v)}
+            return changed, (), mutated
+        view = self.view
+        after = {key: dict.__getitem__(view, key) for key in dict.keys(view)}
+        changed = {key: value for key, value in after.items() if self._given.get(key, _MISSING) is not value}
+        deleted = tuple(key for key in self._given if key not in after)
+        return changed, deleted, mutated
+
+    def unkept(self, error: CannotStoreError) -> CannotStoreError:
+        """Return the error with the place, as the user knows it, of what cannot be stored."""
+        after = dict.copy(self.view) if self._typed is None else self._typed.data(self.view)
+        for name, value in (("context", {**self._given, **after}), ("its result", self.result)):
+            try:
+                encode(value, name)
+            except CannotStoreError as known:
+                return known
+        return error
 
 
 def _copied(value: Any) -> Any:

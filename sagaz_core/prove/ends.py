@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sagaz_core.model import SagaModel
     from sagaz_core.prove.branch import Branch
     from sagaz_core.prove.summary import Found
+    from sagaz_core.prove.unsteady import Unsteady
     from sagaz_core.prove.world import Change
     from sagaz_core.prove.worlds import Worlds
     from sagaz_core.state import SagaState
@@ -26,8 +27,8 @@ class Ends:
     """Judges branches that have ended, those of one key once.
 
     `initial` and `reference` are the numbers of the world as it was, and as it is after a run without faults;
-    `completed` are those after runs in all orders of the steps, by their keys. What is at the `unstable` places differs
-    from run to run. `seen` has the worlds around the calls that changed something, by step.
+    `completed` are those after runs in all orders of the steps, by their keys. What is `unsteady` differs from run to
+    run. `seen` has the worlds around the calls that changed something, by step.
     Without a `witness` nobody can say what the world should be. `ordered`: a key is of one order of the steps.
     """
 
@@ -41,7 +42,7 @@ class Ends:
         reference: int | None = None,
         witness: bool = True,
         ordered: bool = True,
-        unstable: frozenset[str] = frozenset(),
+        unsteady: Unsteady,
         seen: Mapping[str, Mapping[tuple[int, int], None]] = MappingProxyType({}),
     ) -> None:
         self._model = model
@@ -51,7 +52,7 @@ class Ends:
         self._reference = reference
         self._witness = witness
         self._ordered = ordered
-        self._unstable = unstable
+        self._unsteady = unsteady
         self.completed: dict[int, int] = {}
         self._touched = _Touched(worlds, seen)
         self._known: dict[tuple[Any, ...], tuple[Found, ...]] = {}
@@ -91,6 +92,7 @@ class Ends:
             touched=self._touched,
             cancelled=branch.cancelled is not None,
             spoilt=branch.spoilt,
+            refused=branch.refused if self._witness else frozenset(),
             left_in_context={} if branch.layers == EMPTY else self._left_in_context(state),
         )
 
@@ -101,7 +103,7 @@ class Ends:
         if worlds.key(world) in self.completed:
             return ()  # in another order the saga leaves this without any fault
         changes = worlds.changes(self._reference, world)
-        return [change for change in changes if change.where not in self._unstable] if self._unstable else changes
+        return self._unsteady.without(changes) if self._unsteady else changes
 
     def _plan(self, branch: Branch) -> FaultPlan:
         kept = []
@@ -130,3 +132,6 @@ class _Touched:
 
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         return ()  # of a branch only its end is known
+
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        return ()

@@ -30,7 +30,8 @@ class Evidence:
     that fails without any fault too, if one does. `endless` is what never ended, for which the run was given up.
     `touched` knows which places of the world the steps have changed. `fights`: pairs of steps that nothing orders,
     though the first one reads what the other one writes. `spoilt` steps had their action come late,
-    change the world and fail.
+    change the world and fail; of `refused` ones the world shows, as it would, that their action came late and had no
+    effect.
     """
 
     model: SagaModel
@@ -52,6 +53,7 @@ class Evidence:
     touched: Touched | None = None
     fights: Collection[Fight] = ()
     spoilt: Set[str] = frozenset()
+    refused: Set[str] = frozenset()
 
     @property
     def turned_back(self) -> bool:

@@ -7,6 +7,7 @@ a run too, or, where it needs an order of steps that the engine does not take by
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.model import END
+from sagaz_core.prove.beside import Beside
 from sagaz_core.prove.branch import Branch
-from sagaz_core.prove.clean import order_matters, runs_differ, why_it_ends, why_it_fails, worlds_differ
+from sagaz_core.prove.clean import order_matters, runs_differ, why_it_ends, why_it_fails, with_others, worlds_differ
 from sagaz_core.prove.effects import Effects
 from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
@@ -32,12 +34,13 @@ from sagaz_core.prove.summary import Summary
 from sagaz_core.prove.tree import Tree
 from sagaz_core.prove.trial import Subject, left_in_context
 from sagaz_core.prove.unordered import every_order
+from sagaz_core.prove.unsteady import Unsteady
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.prove.worlds import NotForkableError, Worlds
 from sagaz_core.saga.definition import mapping_or_empty
 from sagaz_core.state import SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
-from sagaz_core.virtual_time import clock_of_loop
+from sagaz_core.virtual_time import VirtualClockLoop, clock_of_loop, sleep
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,6 +74,10 @@ _TWO_ORDERS = (
 )
 
 
+_LATER = 61.0
+"""Seconds between two runs without faults."""
+
+
 class Forked:
     """One exploration by forking."""
 
@@ -81,8 +88,9 @@ class Forked:
         self.scripts = Scripts(model, search.kinds, search.first)
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
+        self._beside = Beside(saga, subject.world)
         self.runs = Runs(subject, model, search, self.worlds)
-        self.unstable: frozenset[str] = frozenset()
+        self.unsteady = Unsteady(())
         self.fails_alone = ""
         self.merge = search.mode != "tree"
         self.two_orders: tuple[str, ...] = ()
@@ -99,10 +107,9 @@ class Forked:
             if self.merge and not await self._samples_hold(tree):
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
+        self._check_beside(tree)
         failures = await Shown(self.runs, tree, root).failures(summary)
-        plans = {str(outcome.plan) for outcome in failures}
-        failures += [outcome for outcome in known if str(outcome.plan) not in plans]
-        return self._exploration(tree, summary, failures)
+        return self._exploration(tree, summary, with_others(failures, known))
 
     # ---- before
 
@@ -113,14 +120,16 @@ class Forked:
             self.runs.subject = replace(self.runs.subject, fails_at=first.evidence.state.failed_step)
         elif self.runs.subject.world:
             self.runs.reference = self.runs.after
+        if isinstance(asyncio.get_running_loop(), VirtualClockLoop):
+            await sleep(_LATER)  # clocks may be frozen, and the search moves them on: what tells the time shows it now
         second = await self.runs.trial(NO_FAULTS)
         self.runs.clean = first
+        if self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):
+            changes = self.worlds.changes(self.runs.before_that, self.runs.after)
+            self.unsteady = Unsteady(changes)
+            self._do_not_merge(worlds_differ(changes))
         if differs := runs_differ(first, second):
             self._do_not_merge(differs)
-        elif self.worlds.key(self.runs.after) != self.worlds.key(self.runs.before_that):
-            changes = self.worlds.changes(self.runs.before_that, self.runs.after)
-            self.unstable = frozenset(change.where for change in changes)
-            self._do_not_merge(worlds_differ(changes))
 
     def _do_not_merge(self, why: str) -> None:
         self.merge = False
@@ -169,7 +178,7 @@ class Forked:
             reference=self.runs.reference,
             witness=bool(self.runs.subject.world) and not self.search.recorded,
             ordered=not orders,
-            unstable=self.unstable,
+            unsteady=self.unsteady,
             seen=effects.seen_by_world,
         )
         tree = Tree(
@@ -236,6 +245,24 @@ class Forked:
                     f"return it from the step"
                 )
 
+    def _blind(self, tree: Tree) -> frozenset[str]:
+        """Return the compensated steps of which the world shows nothing."""
+        if not self.runs.subject.world:
+            return frozenset()
+        compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
+        return compensated & tree.effects.reads.keys() - tree.effects.seen_by_world.keys()
+
+    def _check_beside(self, tree: Tree) -> None:
+        """Raise where the world shows nothing of a step, and something of the saga's own was seen to change."""
+        if (blind := self._blind(tree)) and (names := self._beside.changed()):
+            steps = ", ".join(name for name in self.model.order if name in blind)
+            what = " and ".join(f"self.{name}" for name in names)
+            does = "changes and is" if len(names) == 1 else "change and are"
+            raise NotForkableError(
+                f"the world shows nothing of {steps}, and {what} of the saga {does} not in it: register it by "
+                f"world.fake(…)"
+            )
+
     async def _samples_hold(self, tree: Tree) -> bool:
         """Run what was sampled from the start, and say whether it ends as its merged state said it would."""
         if not self.model.linear or tree.spent:
@@ -276,8 +303,6 @@ class Forked:
         if not self.search.depth or (self.search.depth == 1 and not tree.spent):
             # Compensations are struck by the second fault.
             not_run = {part: why for part, why in not_run.items() if part == "*"}
-        compensated = frozenset(step.name for step in self.model.steps if step.has_compensation)
-        called = tree.effects.reads.keys()
         return Exploration(
             model=self.model,
             mode="merged" if self.merge else "tree",
@@ -292,7 +317,7 @@ class Forked:
             checked=checked,
             unsound=frozenset(tree.unsound),
             applicable=applicable,
-            blind=compensated & called - tree.effects.seen_by_world.keys() if self.runs.subject.world else frozenset(),
+            blind=self._blind(tree),
             not_run=not_run,
             stopped=stopped,
             fails_alone=self.fails_alone,

@@ -69,6 +69,7 @@ def backward_key(at: Branch, left: int, ordered: bool) -> tuple[Any, ...]:
         tuple([sight for sight, _ in late]),
         struck,
         at.spoilt,
+        at.refused,
         at.undone if effects.undone_read else None,
     )
 

@@ -23,7 +23,17 @@ from sagaz_core.adapters.locate import adapter_for, load_object
 from sagaz_core.errors import RunningLoopError, UnknownSagaError, UsageError
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan, as_plan
 from sagaz_core.prove._kill_process import DIARY, made_by
-from sagaz_core.prove._kill_run import FOLDER_VARIABLE, SQLITE, Mortal, Run, check_end, check_processes, judged, seen
+from sagaz_core.prove._kill_run import (
+    FOLDER_VARIABLE,
+    SQLITE,
+    Mortal,
+    Reference,
+    Run,
+    check_end,
+    check_processes,
+    judged,
+    seen,
+)
 from sagaz_core.prove._kill_server import KillError, Server
 from sagaz_core.prove.boundaries import Boundary, check_plan, default_plans
 from sagaz_core.prove.explain import table
@@ -112,8 +122,9 @@ class Killer:
         if world and world.restorable:
             saved = world.save()
             try:
-                reference = self.unkilled(mortal, boundary.plan, lambda _: world).after
+                unkilled = self.unkilled(mortal, boundary.plan, lambda _: world)
                 world.restore(saved)
+                reference = self._reference(mortal, boundary.plan, unkilled, lambda _: _restored(world, saved))
                 return self._killed_at(mortal, boundary, world, reference, reproduce)
             finally:
                 world.restore(saved)
@@ -130,12 +141,15 @@ class Killer:
             return
         make = world if callable(world) else _no_world
         unkilled = self.unkilled(mortal, plan, make)
-        yield from self._killed(mortal, _moments(unkilled, plan), make, unkilled.after)
+        reference = self._reference(mortal, plan, unkilled, make)
+        yield from self._killed(mortal, _moments(unkilled, plan), make, reference)
 
     def _one_by_one(self, mortal: Mortal, plan: FaultPlan, world: World) -> Iterator[KilledOutcome]:
         saved = world.save()
         unkilled = self.unkilled(mortal, plan, lambda _: world)
-        reference = unkilled.after if world.restorable else None
+        reference = None
+        if world.restorable:
+            reference = self._reference(mortal, plan, unkilled, lambda _: _restored(world, saved))
         for boundary in _moments(unkilled, plan):
             world.restore(saved)
             yield self._killed_at(mortal, boundary, world, reference)
@@ -158,8 +172,13 @@ class Killer:
             self._unkilled[key] = found
         return found
 
+    def _reference(self, mortal: Mortal, plan: FaultPlan, unkilled: Unkilled, world_of: MakeWorld) -> Reference | None:
+        if unkilled.after is None:
+            return None
+        return Reference(unkilled.after, lambda: self.unkilled(mortal, plan, world_of).after)
+
     def _killed_at(
-        self, mortal: Mortal, boundary: Boundary, world: World | None, reference: Reading | None, reproduce: str = ""
+        self, mortal: Mortal, boundary: Boundary, world: World | None, reference: Reference | None, reproduce: str = ""
     ) -> KilledOutcome:
         return next(self._killed(mortal, [boundary], lambda _: world, reference, reproduce))
 
@@ -168,7 +187,7 @@ class Killer:
         mortal: Mortal,
         moments: Sequence[Boundary],
         world_of: MakeWorld,
-        reference: Reading | None,
+        reference: Reference | None,
         reproduce: str = "",
     ) -> Iterator[KilledOutcome]:
         with _folder() as folder:
@@ -178,7 +197,8 @@ class Killer:
                 own.mkdir()
                 runs.append(Run(mortal, boundary.plan, own, world_of(own), boundary))
             places = {str(run.folder): number for number, run in enumerate(runs)}
-            outcomes = {places[str(run.folder)]: judged(run, reference, reproduce) for run in self._ended(runs)}
+            ended = list(self._ended(runs))  # the judgement may run the saga once more
+            outcomes = {places[str(run.folder)]: judged(run, reference, reproduce) for run in ended}
         yield from (outcomes[number] for number in range(len(runs)))
 
     def _ended(self, runs: Sequence[Run]) -> Iterator[Run]:
@@ -198,6 +218,11 @@ def _folder() -> Iterator[Path]:
 
 def _no_world(_: Path) -> None:
     return None
+
+
+def _restored(world: World, saved: Mapping[str, Any]) -> World:
+    world.restore(saved)
+    return world
 
 
 def _moments(unkilled: Unkilled, plan: FaultPlan) -> list[Boundary]:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.prove.disorder import came_first
+from sagaz_core.prove.unsteady import Unsteady
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Proceed, StepCall
@@ -51,8 +52,17 @@ class Reference:
                 return ()
         second, _ = await self._left(world, before, run.ledger.entries)
         world.restore(after)
-        unstable = {change.where for change in world.changes(first, second)}
-        return tuple(change for change in world.changes(second, after) if change.where not in unstable)
+        return tuple(Unsteady(world.changes(second, first)).without(world.changes(second, after)))
+
+    async def shown(self, steps: Collection[str], before: Reading, after: Reading) -> frozenset[str]:
+        """Return those of the steps that change the world without faults."""
+        world = self._subject.world
+        assert world is not None
+        world.restore(before)
+        clean = await self._run(replace(self._subject, calls=None, oldest_first=False, closely=True))
+        world.restore(after)
+        touched = clean.evidence.touched
+        return frozenset(step for step in steps if touched is not None and touched.places(step))
 
     async def _left(self, world: World, before: Reading, entries: Sequence[Entry]) -> tuple[Reading, Sequence[Event]]:
         world.restore(before)

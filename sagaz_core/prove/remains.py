@@ -26,14 +26,31 @@ def left_behind(case: Case) -> Iterator[Finding]:
         if name not in case.alive or not step.has_compensation or name in case.expected_stuck:
             continue
         if name in case.state.stuck:
-            yield Finding(
-                Verdict.STUCK,
-                name,
-                f"the compensation of {name!r} did not succeed, and its effect is still there",
-                "make the compensation succeed however far its action got, and give it retries",
-            )
+            yield _stuck(case, name)
         else:
             yield Finding(Verdict.ORPHAN, name, f"the effect of {name!r} was left behind", _orphan_advice(case, name))
+
+
+def _stuck(case: Case, name: str) -> Finding:
+    sentence, changes = f"the compensation of {name!r} did not succeed", case.evidence.world_changes
+    places = None if case.evidence.touched is None else case.evidence.touched.places(name)
+    if changes is None or not places or len(apart_from(changes, places)) < len(changes):
+        return Finding(Verdict.STUCK, name, f"{sentence}, and its effect is still there", _stuck_advice(case, name))
+    return Finding(
+        Verdict.STUCK,
+        name,
+        f"{sentence}, although the world shows nothing more of its effect",
+        "let the compensation succeed when all is undone: what it does after that fails",
+    )
+
+
+def _stuck_advice(case: Case, name: str) -> str:
+    if above := [other for other in case.state.stuck if other in case.expected_stuck & case.model.descendants[name]]:
+        first = f"let it be undone also while {', '.join(above)}, which could not be undone, is still there"
+        if case.evidence.engine != "native":
+            return first
+        return f'{first}; or declare on_compensation_failure="skip_dependents", which leaves it as it is then'
+    return "make the compensation succeed however far its action got, and give it retries"
 
 
 def _orphan_advice(case: Case, name: str) -> str:
@@ -74,7 +91,7 @@ def world_differs(case: Case) -> Iterator[Finding]:
     culprits = () if evidence.touched is None else evidence.touched.culprits(evidence.world_changes)
     # A run that was killed is compared with one under the same plan that was not: what both leave is not the kill's.
     if kept and not (twice and evidence.touched is None and evidence.reference_changes != ()):
-        or_else = f"; or else {_takes_back(culprits)}" if culprits else ""
+        or_else = f"; or else {_takes_back(culprits)}" if culprits or evidence.touched is None else ""
         yield Finding(
             Verdict.ORPHAN,
             kept[0],
@@ -82,6 +99,14 @@ def world_differs(case: Case) -> Iterator[Finding]:
             f"add a compensation, put the step last, or declare the data append_only in the world{or_else}",
             culprits,
         )
+    elif (
+        not culprits and evidence.touched is not None and (again := evidence.touched.done_again(evidence.world_changes))
+    ):
+        advice = (
+            f"let the action of {', '.join(again)} notice that its effect is there already (an idempotency key): it "
+            f"had it more than once, and not all of that was taken back"
+        )
+        yield Finding(Verdict.LIE, None, sentence, advice, again)
     else:
         yield Finding(Verdict.LIE, None, sentence, _lie_advice(case, twice, kept, culprits), culprits)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections import Counter
+from itertools import product, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class Touched(Protocol):
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         """Return the steps whose compensation has not put these places right, as far as that can be said."""
 
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        """Return the steps whose action changed one of these places more than once."""
+
 
 class _Call(NamedTuple):
     step: str
@@ -30,12 +34,15 @@ class _Call(NamedTuple):
 
 
 class Touches:
-    """Looks at the fakes before and after each call of one run: of all steps, or of those whose effect may stay."""
+    """Looks at the fakes before and after each call of one run: of all steps, or of those whose effect may stay.
 
-    def __init__(self, world: World, model: SagaModel, *, everything: bool, stuck: Iterable[str]) -> None:
+    That is of those without a compensation, and of those that a fault has `struck` in theirs, or that come late.
+    """
+
+    def __init__(self, world: World, model: SagaModel, *, everything: bool, struck: Iterable[str]) -> None:
         self._world = world
         kept = (step.name for step in model.steps if not step.has_compensation)
-        self._watched = frozenset(model.names if everything else (*kept, *stuck))
+        self._watched = frozenset(model.names if everything else (*kept, *struck))
         self._calls: list[_Call] = []
 
     @property
@@ -67,10 +74,26 @@ class Touches:
         calls = [call for call in self._calls if call.step == step and not call.undo]
         return bool(calls) and bool(calls[-1].changes)
 
+    def did_again(self, step: str) -> bool:
+        """Whether a call of the step's action was seen to change anything after its compensation had run."""
+        calls = [call for call in self._calls if call.step == step]
+        later = takewhile(lambda call: not call.undo, reversed(calls))
+        return any(call.changes for call in later)
+
     def culprits(self, left: Sequence[Change]) -> tuple[str, ...]:
         """Return the steps whose compensation has not put these places right, as far as that can be said."""
         found = (self._culprit(change.where) for change in left)
         return tuple(dict.fromkeys(step for step in found if step is not None))
+
+    def done_again(self, left: Sequence[Change]) -> tuple[str, ...]:
+        """Return the steps whose action changed one of these places more than once."""
+        did = Counter(
+            (call.step, change.where)
+            for call in self._calls
+            for change in left
+            if not call.undo and change.where in call.changes
+        )
+        return tuple(dict.fromkeys(step for (step, _), times in did.items() if times > 1))
 
     def _culprit(self, where: str) -> str | None:
         calls = [call for call in self._calls if where in call.changes]

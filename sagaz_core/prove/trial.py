@@ -190,8 +190,8 @@ class Trial:
         world = subject.world or None
         before = await world.read() if world else None
         if world and world.restorable:
-            stuck = {fault.step for fault in plan if fault.described.undo}
-            self.touches = Touches(world, model, everything=subject.closely, stuck=stuck)
+            struck = {fault.step for fault in plan if fault.described.undo or fault.kind == "late"}
+            self.touches = Touches(world, model, everything=subject.closely, struck=struck)
         self._closely = self._looked_at_closely()
         claimed, exception = await self._ended(adapter, saga, self._context())
         self.leftovers.leave()
@@ -207,6 +207,7 @@ class Trial:
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
                     reference_changes = await again.changes(before, reference, after, self)
+        refused = await self._refused(model, before, after)
         noticed = (*await self.leftovers.findings(), *fought, *not_kept(self.events))
         evidence = Evidence(
             model=model,
@@ -229,6 +230,7 @@ class Trial:
             noticed=noticed,
             fights=self.pairs(),
             spoilt=self._spoilt(),
+            refused=refused,
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
 
@@ -248,6 +250,18 @@ class Trial:
     def pairs(self) -> frozenset[Fight]:
         """Return the steps that fight over a key, as far as is known now."""
         return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs)
+
+    async def _refused(self, model: SagaModel, before: Reading | None, after: Reading | None) -> frozenset[str]:
+        """Return the steps whose action came late and did nothing, although the world shows what it does."""
+        calls = {entry.step: entry for entry in self.ledger.entries}  # the last one of each
+        late = {fault.step for fault in self.injector.fired if fault.kind == "late"} & calls.keys()
+        came = [step for step in late if calls[step].happened and not calls[step].undo]
+        touches = self.touches
+        quiet = [step for step in came if touches is not None and not touches.did_again(step)]
+        if not quiet or before is None or after is None:
+            return frozenset()
+        again = Reference(self.subject, model, lambda other: Trial(other, NO_FAULTS).run())
+        return await again.shown(quiet, before, after)
 
     def _spoilt(self) -> frozenset[str]:
         late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
@@ -327,7 +341,7 @@ def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
     `began` is what it was, encoded; empty when no operation was called, so that nothing can have changed it.
     """
     context = state.context
-    if not began or state.status is not SagaStatus.ROLLED_BACK or encode(context, "context") == began:
+    if not began or state.status is not SagaStatus.ROLLED_BACK or _stored(context) == began:
         return {}
     before: dict[str, Any] = decode(began, resolve=importing_class)
     found = {}
@@ -336,9 +350,17 @@ def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
             found[key] = "gone"
         elif key not in before:
             found[key] = "still there"
-        elif encode(before[key]) != encode(context[key]):
+        elif encode(before[key]) != _stored(context[key]):
             found[key] = "changed"
     return found
+
+
+def _stored(value: Any) -> bytes:
+    """Return it encoded; `b""` for what cannot be stored, which is not what a stored value was."""
+    try:
+        return encode(value)
+    except CannotStoreError:
+        return b""
 
 
 async def reference_reading(subject: Subject) -> Reading | None:

@@ -162,6 +162,10 @@ class World:
         """The names of the fakes."""
         return tuple(self._fakes)
 
+    def has(self, thing: Any) -> bool:
+        """Whether it is one of the fakes."""
+        return any(fake is thing for fake in self._fakes.values())
+
     def state_of(self, name: str) -> Any:
         """Return the state of one fake, not copied."""
         return _state_now(self._fakes[name])
@@ -246,6 +250,14 @@ def _copied(value: Any) -> Any:
         return _copied_plain(value, set())
     except _NotPlainError:
         return copy.deepcopy(value)
+
+
+def plain_copy(value: Any) -> Any:
+    """Return a copy of plain data, and `None` of anything else."""
+    try:
+        return _copied_plain(value, set())
+    except _NotPlainError:
+        return None
 
 
 class _NotPlainError(Exception):

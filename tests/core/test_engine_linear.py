@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import itertools
 import logging
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -212,6 +214,35 @@ def test_a_thread_that_outlives_its_timeout_is_waited_for_before_anything_is_und
     result = asyncio.run(main())
     assert log == ["effect", "undo"]
     assert isinstance(result.exception, StepTimeoutError)
+
+
+def test_what_a_thread_returned_to_be_awaited_is_dropped_without_a_word_when_the_saga_was_cancelled() -> None:
+    log: list[str] = []
+    go = threading.Event()
+
+    async def effect() -> None:
+        log.append("effect")
+
+    def act(ctx: Any) -> Any:
+        go.wait(20)
+        return effect()
+
+    async def main() -> None:
+        saga: Saga[Any] = Saga("s").add_step("a", act, lambda ctx: log.append("undo"), timeout=5, in_doubt="compensate")
+        running = asyncio.ensure_future(saga.run())
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        gc.collect()  # a coroutine that was never awaited would be told of here
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+    assert [str(warning.message) for warning in told] == []
+    assert log == ["undo"]
 
 
 def test_a_thread_that_never_ends_is_given_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

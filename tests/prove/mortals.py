@@ -9,6 +9,7 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from sagaz_core import Saga, World, action, compensate
 from sagaz_core.engine import execution, rollback
@@ -132,6 +133,32 @@ class Twice(Sound):
     def charge(self, ctx: Any) -> dict[str, Any]:
         table().do_again(f"charged {ctx['reservation']}")
         return {"receipt": (1, ctx["reservation"])}
+
+
+class Draws(Saga):
+    """Keeps its row under an id that each run draws."""
+
+    saga_name = "draws"
+
+    @action("draw")
+    async def draw(self, ctx: Any) -> dict[str, Any]:
+        return {"id": str(uuid4())}
+
+    @action("put", in_doubt="compensate")
+    async def put(self, ctx: Any) -> None:
+        table().do(ctx["id"])
+
+    @compensate("put")
+    async def take(self, ctx: Any) -> None:
+        table().undo(ctx["id"])
+
+
+class DrawsAgain(Draws):
+    """Draws an id of each attempt."""
+
+    @action("put", in_doubt="compensate")
+    async def put(self, ctx: Any) -> None:
+        table().do(f"{uuid4()}")
 
 
 class Tells(Sound):

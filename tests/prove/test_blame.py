@@ -10,11 +10,12 @@ import pytest
 from pydantic import BaseModel
 from test_no_alarm import CHAIN, MODES, desk_saga, hold, let_go
 
-from sagaz_core import FaultPlan, Saga, StepRejected, World, explore
+from sagaz_core import FaultPlan, Saga, SagaConfig, StepRejected, World, explore
 from sagaz_core.faults.kinds import KINDS
 from sagaz_core.prove.explorer import explore_subject
 from sagaz_core.prove.search import Search
 from sagaz_core.prove.trial import Subject, run_trial
+from sagaz_core.prove.verdict import Verdict
 from sagaz_core.virtual_time import run
 
 
@@ -367,3 +368,72 @@ def test_a_task_that_is_in_none_of_the_users_code_is_named_without_a_place() -> 
     saga.add_step("a", act)
     (finding,) = explore(saga, kinds="before", world=World()).failures[0].findings
     assert finding.sentence == "the action of 'a' left a task running (sleep), whose effects may come at any time"
+
+
+@pytest.mark.parametrize("mode", ["auto", "packed"])
+def test_an_action_that_had_its_effect_several_times_is_blamed_and_not_its_compensation(mode: str) -> None:
+    def act(desk: Any, step: str) -> None:
+        desk["held"][step] = desk["held"].get(step, 0) + 1
+
+    def undo(desk: Any, step: str) -> None:
+        if desk["held"].get(step, 0) > 1:
+            desk["held"][step] -= 1
+        else:
+            desk["held"].pop(step, None)
+
+    saga, world, _ = desk_saga(CHAIN, act, undo)
+    lies = [o for o in explore(saga, world=world, mode=mode).failures if o.verdict is Verdict.LIE]
+    assert str(lies[0].plan) in ("a@after", "c@after")
+    (finding,) = lies[0].findings
+    assert finding.culprits == (lies[0].plan.faults[0].step,)
+    assert finding.advice == (
+        f"let the action of {finding.culprits[0]} notice that its effect is there already (an idempotency key): it had "
+        f"it more than once, and not all of that was taken back"
+    )
+
+
+def chained(policy: Any) -> tuple[Saga[Any], World]:
+    """A chain whose first step cannot be undone while the second one is there."""
+    desk: dict[str, Any] = {}
+    world = World()
+    world.fake(desk, "desk")
+
+    def empty(ctx: Any) -> None:
+        if "parcel" in desk:
+            raise LookupError("there is a parcel in it")
+        desk.pop("van", None)
+
+    saga: Saga[Any] = Saga("van", config=SagaConfig(on_compensation_failure=policy))
+    saga.add_step("van", lambda ctx: desk.update(van=1), empty, in_doubt="compensate")
+    parcel = lambda ctx: desk.update(parcel=1), lambda ctx: desk.pop("parcel", None)
+    saga.add_step("parcel", *parcel, in_doubt="compensate")
+    return saga, world
+
+
+def test_a_compensation_that_needs_a_later_one_is_told_of_the_policy_which_mends_it() -> None:
+    saga, world = chained("continue_on_error")
+    stuck = [finding for o in explore(saga, world=world).failures for finding in o.findings if finding.step == "van"]
+    (advice,) = {finding.advice for finding in stuck}
+    assert advice == (
+        "let it be undone also while parcel, which could not be undone, is still there; or declare "
+        'on_compensation_failure="skip_dependents", which leaves it as it is then'
+    )
+    saga, world = chained("skip_dependents")
+    assert {f.step for o in explore(saga, world=world, kinds="before,undo-fail").failures for f in o.findings} == set()
+
+
+def test_a_compensation_that_fails_when_it_has_undone_all_is_told_so() -> None:
+    def undo(desk: Any, step: str) -> None:
+        desk["held"].pop(step, None)
+        if step == "b":
+            raise LookupError("no receipt")
+
+    saga, world, _ = desk_saga(CHAIN, hold, undo)
+    outcome = run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("c@before")))
+    (finding,) = outcome.findings
+    assert (finding.verdict.value, finding.step, finding.sentence, finding.advice) == (
+        "STUCK",
+        "b",
+        "the compensation of 'b' did not succeed, although the world shows nothing more of its effect",
+        "let the compensation succeed when all is undone: what it does after that fails",
+    )

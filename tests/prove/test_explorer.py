@@ -878,6 +878,16 @@ def test_plans_that_failed_before_are_run_first() -> None:
     assert [str(outcome.plan) for outcome in exploration.failures] == ["b@before"]
 
 
+def test_a_plan_that_failed_before_and_shows_nothing_more_is_not_shown_beside_the_smallest() -> None:
+    saga, world, _ = shop(lambda desk, ctx: desk.update(n=1), lambda desk, ctx: None)
+    known = [FaultPlan.parse(plan) for plan in ("a@repeat+b@after", "b@cancel")]
+    search = Search(tuple(KINDS), 2, known=known)
+    exploration = run(explore_subject(Subject(lambda: saga, world=world), search))
+    (shown,) = [outcome for outcome in exploration.failures if outcome.verdict.value == "LIE"]
+    assert len(shown.plan.faults) == 1
+    assert not {str(outcome.plan) for outcome in exploration.failures} & set(map(str, known))
+
+
 @pytest.mark.parametrize(
     ("search", "first"),
     [

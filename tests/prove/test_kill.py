@@ -145,6 +145,17 @@ def test_what_is_left_without_the_kill_too_is_not_put_down_to_it(
     assert "these steps have no compensation: tell" in finding.sentence
 
 
+def test_ids_that_each_run_draws_are_not_put_down_to_the_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdicts(kill_everywhere(mortals.Draws, plans=[FORWARD], world=mortals.table_world)) == {}
+    killed = kill_everywhere(mortals.DrawsAgain, plans=[FORWARD], world=mortals.table_world)
+    assert verdicts(killed) == {"kill:put:effect": "NOT_IDEMPOTENT"}
+    monkeypatch.setenv("OUTSIDE", str(tmp_path))
+    world = World()
+    world.fake(mortals.Table(tmp_path))
+    assert verdicts(kill_everywhere(mortals.Draws, plans=[FORWARD], world=world)) == {}
+    assert mortals.Table(tmp_path).rows() == {}
+
+
 def test_what_is_kept_in_memory_is_gone(killer: Killer) -> None:
     outcome = killer.kill(mortal(mortals.Forgetful), Boundary("record", "reserve"))
     assert outcome.verdict.value == "NOT_IDEMPOTENT"

@@ -135,3 +135,51 @@ def test_of_probes_it_is_said_what_it_may_be() -> None:
         "once its compensation has run (book came late, and failed); or else let each compensation take back all that "
         "its action did, and nothing else"
     )
+
+
+def deliveries(*, marked: bool) -> tuple[Saga[Any], World]:
+    """A saga of two steps which, when they come late, do nothing and say nothing, if they are `marked`."""
+    desk: dict[str, Any] = {"marks": {}}
+    world = World()
+    world.fake(desk, "desk", append_only=["marks"])
+    saga: Saga[Any] = Saga("delivery")
+    for name in ("hotel", "flight"):
+
+        async def act(ctx: Any, name: str = name) -> dict[str, Any]:
+            if name not in desk["marks"]:
+                desk[name] = 1
+            return {f"{name}_booked": name in desk}
+
+        async def undo(ctx: Any, name: str = name) -> None:
+            if marked:
+                desk["marks"][name] = 1
+            desk.pop(name, None)
+
+        saga.add_step(name, act, undo, timeout=5.0, in_doubt="compensate", retries=1)
+    return saga, world
+
+
+@pytest.mark.parametrize("mode", ["merged", "tree", "packed"])
+def test_one_that_returns_without_its_effect_leaves_none(mode: str) -> None:
+    saga, world = deliveries(marked=True)
+    assert explore(saga, world=world, mode=mode).failures == ()
+    saga, world = deliveries(marked=False)
+    wrong = {str(o.plan): o.verdict.value for o in explore(saga, world=world, mode=mode).failures}
+    assert wrong == {"hotel@late": "ORPHAN", "flight@late": "ORPHAN"}
+
+
+def test_one_that_returns_without_its_effect_leaves_none_where_another_one_is_stuck() -> None:
+    saga, world = deliveries(marked=True)
+    outcome = run(run_trial(Subject(lambda: saga, world=world), FaultPlan.parse("flight@late+hotel@undo-fail")))
+    assert (outcome.findings, list(outcome.stuck)) == ((), ["hotel"])
+    assert world.save()["desk"]["hotel"] == 1
+
+
+def test_of_one_whose_effect_the_world_does_not_show_the_call_is_judged() -> None:
+    world = World()
+    world.fake({}, "desk")
+    saga: Saga[Any] = Saga("mail").add_step(
+        "mail", lambda ctx: None, lambda ctx: None, timeout=5.0, in_doubt="compensate"
+    )
+    (outcome,) = explore(saga, world=world).failures
+    assert (str(outcome.plan), outcome.verdict.value) == ("mail@late", "ORPHAN")
