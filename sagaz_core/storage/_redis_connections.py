@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 
 _UNAVAILABLE = (
     (ReadOnlyError, "it is read-only: name the primary server"),
-    (OutOfMemoryError, "its memory is full: raise its maxmemory, or prune"),
+    (OutOfMemoryError, "its memory is full: raise its maxmemory, or delete sagas"),
     (NoPermissionError, "this user may not do that there"),
     (AuthenticationError, "it does not let this user in"),
     (AuthorizationError, "it does not let this user in"),

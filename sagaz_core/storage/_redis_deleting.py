@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sagaz_core.errors import CorruptDataError
@@ -87,8 +88,12 @@ class RedisDeleting(RedisWriting):
         """Take snapshots out of their entries, and put others in the place of some. False if somebody was faster."""
         commands = saga.rewriting(gone, changed)
         (reply,) = await trip.transaction(commands)
-        self._remember(saga.saga_id, None)
         raise_first(reply)
+        self._remember(saga.saga_id, None)
+        if reply is not None:
+            with suppress(CorruptDataError):  # of the summary, which nobody asked for
+                # Entries stay when they are empty: what is known of them is still so.
+                self._remember(saga.saga_id, saga.known())
         return reply is not None
 
     async def delete_saga(self, saga_id: str) -> bool:

@@ -33,6 +33,8 @@ _AT_ONCE = 32
 _IN_A_LISTING = 1000
 _MARK = b"SgS1"
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # the second is what Azure says
+_ELSEWHERE = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|[Rr]eceived redirect")
+_NOT_PERMITTED = "access is not permitted: look at the credentials and the bucket's policy"
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 
 
@@ -79,6 +81,8 @@ class Objects:
             return None
         except NotModifiedError:
             raise Unchanged from None
+        except (AlreadyExistsError, PreconditionError) as error:  # of what was not conditional
+            raise self._unavailable(self._why(str(error))) from None
         data = memoryview(stored)[12:]
         if stored[:3] == _MARK[:3] and stored[3:4].isdigit() and stored[3:4] > _MARK[3:]:
             raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
@@ -155,9 +159,7 @@ class Objects:
                 raise self._unavailable(self._why(str(error))) from None
             raise
         except (PermissionDeniedError, UnauthenticatedError):
-            raise self._unavailable(
-                "access is not permitted: look at the credentials and the bucket's policy"
-            ) from None
+            raise self._unavailable(_NOT_PERMITTED) from None
         except (BaseError, OSError) as error:
             raise self._unavailable(self._why(str(error))) from None
 
@@ -166,9 +168,14 @@ class Objects:
             return "there is no such bucket"
         if "BadScheme" in text:
             return "its endpoint is without TLS: say allow_http=true if that is meant"
+        if _ELSEWHERE.search(text):
+            return "the bucket is in another region: look at the options region and endpoint"
         status = _STATUS.search(text)
+        if status and status[1][:3] in ("401", "403"):
+            return _NOT_PERMITTED
         if status:
-            return f"it answered {status[1].strip()}, for as long as {self._timeout:g} s"
+            patience = "" if status[1][0] == "4" and status[1][:3] != "429" else f", for as long as {self._timeout:g} s"
+            return f"it answered {status[1].strip()}{patience}"
         if "timed out" in text or "Timeout" in text:
             return f"it did not answer within {self._timeout:g} s"
         if "Connect" in text or "sending request" in text:

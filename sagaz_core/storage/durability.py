@@ -99,15 +99,20 @@ class BackgroundWriter:
             return False
         self._queue.append(_Queued(batch, size, forget_below))
         self._bytes += size
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        self._see_to_it()
         return True
+
+    def _see_to_it(self) -> None:
+        """Have a task that writes, also where one was cancelled before it had begun, as the loop is being closed."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
     async def written(self, saga_id: str) -> None:
         """Wait until nothing of this saga waits any more. Raises what the store said when it refused some of it."""
         if any(queued.batch.saga_id == saga_id for queued in (*self._queue, *self._writing)):
             end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._ends.append((saga_id, end))
+            self._see_to_it()
             await end
         if saga_id in self._refused:
             raise self._refused.pop(saga_id)

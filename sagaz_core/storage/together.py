@@ -77,19 +77,22 @@ class Together(Generic[Asked, Answer]):
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((asked, done))
-        if self._task is None:
+        if self._task is None or self._task.done():
             # It runs after all that are ready to ask now, so that they go together.
             self._task = loop.create_task(self._ask_all(), context=Context())
+            self._task.add_done_callback(self._ended)
         return await done
 
     async def _ask_all(self) -> None:
-        try:
-            while self._waiting:
-                together, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
-                await self._ask(together)
-        finally:
+        while self._waiting:
+            together, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            await self._ask(together)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for a task that was cancelled, as the loop is being closed: it may not even have begun."""
+        if self._task is task:
             self._task = None
-            for _, done in self._waiting:  # there are some only when the loop is being closed
+            for _, done in self._waiting:
                 done.cancel()
             self._waiting.clear()
 

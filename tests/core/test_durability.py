@@ -298,6 +298,47 @@ def test_what_waits_when_the_loop_ends_is_written():
     assert len(asyncio.run(store.list_sagas()).items) == 1
 
 
+def cancel_all_others():
+    """Do what `asyncio.run` does at its end."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+def test_a_group_whose_task_was_cancelled_before_it_had_begun_keeps_nobody_waiting():
+    async def main():
+        store = Distant()
+        writer = GroupWriter(store)
+        first = asyncio.create_task(writer.write(Batch("a", a_saga("a"))))
+        await asyncio.sleep(0)
+        cancel_all_others()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        waiting = asyncio.create_task(
+            asyncio.wait([asyncio.ensure_future(writer._together.ask(Batch("a", a_saga("a"))))])
+        )
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        writer._together._task.cancel()
+        await waiting  # it was not cancelled itself, as what is shielded is not
+        await writer.write(Batch("b", a_saga("b")))
+        return [record.saga_id for record in (await store.list_sagas()).items]
+
+    assert run(main()) == ["b"]
+
+
+def test_in_the_background_a_task_that_was_cancelled_before_it_had_begun_is_begun_again():
+    async def main():
+        store = Distant()
+        writer = BackgroundWriter(store)
+        assert writer.put(Batch("a", a_saga("a")))
+        cancel_all_others()
+        await asyncio.sleep(0)
+        await writer.written("a")
+        return [record.saga_id for record in (await store.list_sagas()).items], writer.losses.batches
+
+    assert run(main()) == (["a"], 0)
+
+
 def test_durability_is_one_of_three():
     with pytest.raises(UsageError, match="durability"):
         ReplayConfig(durability="never")

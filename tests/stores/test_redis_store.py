@@ -388,6 +388,29 @@ def test_a_step_whose_last_snapshots_have_expired_or_were_deleted_is_found_befor
     run(redis_url, work)
 
 
+def test_a_saga_of_which_only_so_many_snapshots_are_kept_is_still_appended_in_one_trip(redis_url):
+    proxy = Proxy(redis_url)
+
+    async def work(storage):
+        writer = FrameWriter()
+        await storage.write(Batch("s", a_saga("s")))
+        for seq in range(60):
+            before = proxy.trips
+            snapshot = writer.frame(a_snapshot("s", seq, step_name=f"step_{seq % 7}"), b"state %d" % seq)
+            await storage.write(Batch("s", None, [an_event("s", seq)], [snapshot]))
+            assert proxy.trips - before == 1
+            await storage.delete_snapshots("s", below_seq=seq - 9)
+            page = await storage.list_snapshots("s")
+            assert [(one.seq, state_bytes(one)) for one in page.items] == [
+                (n, b"state %d" % n) for n in range(max(0, seq - 9), seq + 1)
+            ]
+            found = await storage.latest_snapshot("s", step=f"step_{(seq - 3) % 7}")
+            assert (found and found.seq) == (seq - 3 if seq >= 3 else None)
+
+    run(proxy.url, work)
+    proxy.close()
+
+
 def of_an_earlier_release(redis_url, indexed_up_to=0):
     """Take what such a release does not write away, or all of it behind an entry."""
     prefix = redis_url.rpartition("prefix=")[2]

@@ -315,6 +315,29 @@ def test_what_does_not_pass_is_told_without_a_secret(s3, do, bucket):
     assert_discreet(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ("401 Unauthorized", "access is not permitted: look at the credentials and the bucket's policy"),
+        ("403 Forbidden", "access is not permitted: look at the credentials and the bucket's policy"),
+        ("301 Moved Permanently", "the bucket is in another region: look at the options region and endpoint"),
+        ("409 Conflict", "it answered 409 Conflict"),
+        ("412 Precondition Failed", "it answered 412 Precondition Failed"),
+    ],
+)
+def test_what_will_not_pass_is_told_alike_by_every_question(s3, do, bucket, status, why):
+    storage = open_storage(s3.url(bucket, retries=0, timeout=2))
+    said = set()
+    for ask in (storage.get_saga, storage.get_snapshot, storage.latest_snapshot, lambda _: storage.list_sagas()):
+        s3.fail(status, times=50)
+        with pytest.raises(StoreUnavailableError) as caught:
+            do(ask("s"))
+        s3.forget_faults()
+        assert_discreet(caught.value)
+        said.add(str(caught.value).partition("cannot be used: ")[2])
+    assert said == {why}
+
+
 def test_an_endpoint_without_tls_has_to_be_permitted(s3, do, bucket):
     storage = open_storage(s3.url(bucket, allow_http="false"))
     with pytest.raises(
