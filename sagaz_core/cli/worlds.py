@@ -39,6 +39,9 @@ def world_of(spec: str, saga: Any) -> World:
         world = make(saga) if inspect.signature(make).parameters else make()
     except Exception as error:  # the user's code
         raise UsageError(f"--world {spec!r} made no world: {message_of(error)}") from error
+    if inspect.iscoroutine(world):
+        world.close()
+        raise UsageError(f"--world {spec!r} is an async function: let it return the World at once")
     if not isinstance(world, World):
         raise UsageError(f"--world {spec!r} gives {type(world).__name__}, not a World: return sagaz_core.World()")
     return world

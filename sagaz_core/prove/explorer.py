@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ async def explore_subject(subject: Subject, search: Search) -> Exploration:
     What never ends is named (`ENDLESS`), and plans that do not get there are run from the start.
     """
     calls = Calls(asyncio.get_running_loop())
-    subject = replace(subject, calls=calls)
+    subject = replace(subject, calls=calls, variables=copy_context())  # before any step sets one
     try:
         with calls.bounded(), watched(calls.current):
             return await _explored(subject, search)

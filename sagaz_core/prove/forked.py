@@ -8,13 +8,16 @@ a run too, or, where it needs an order of steps that the engine does not take by
 from __future__ import annotations
 
 import asyncio
+import decimal
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sagaz_core._leftovers import SCOPE
 from sagaz_core.errors import CannotStoreError
 from sagaz_core.events import SagaStarted
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
@@ -27,6 +30,7 @@ from sagaz_core.prove.ends import Ends
 from sagaz_core.prove.exploration import Exploration, used_up
 from sagaz_core.prove.oracle import monitors
 from sagaz_core.prove.outcome import Outcome
+from sagaz_core.prove.packed import single_plans
 from sagaz_core.prove.runs import Runs
 from sagaz_core.prove.scripts import Scripts, plan_counts
 from sagaz_core.prove.shown import Shown
@@ -89,6 +93,7 @@ class Forked:
         self.worlds = Worlds(subject.world or None, ordered=model.linear)
         self._instance = dict(vars(saga))
         self._beside = Beside(saga, subject.world)
+        self._seen: list[Outcome] = []  # what a run from the start has shown, and no branch may show
         self.runs = Runs(subject, model, search, self.worlds)
         self.unsteady = Unsteady(())
         self.fails_alone = ""
@@ -108,8 +113,11 @@ class Forked:
                 self.merge = False
                 tree, root, summary = await self._searched(definition)
         self._check_beside(tree)
+        if self._sets_variables() and self.search.depth and not tree.spent:
+            await self._run_crashes(tree)
         failures = await Shown(self.runs, tree, root).failures(summary)
-        return self._exploration(tree, summary, with_others(failures, known))
+        seen = sorted([*known, *self._seen], key=lambda outcome: len(outcome.plan.faults))
+        return self._exploration(tree, summary, with_others(failures, seen))
 
     # ---- before
 
@@ -142,6 +150,24 @@ class Forked:
             if outcome.findings and not outcome.evidence.missed:  # else it is of another context
                 failed.append(outcome)
         return failed
+
+    def _sets_variables(self) -> bool:
+        """Whether a step has set a context variable, which the next one sees and another process does not."""
+        before, now = self.runs.subject.variables, copy_context()
+        return before is not None and any(
+            variable is not SCOPE and before.get(variable) is not value
+            for variable, value in now.items()
+            if value is not None and not isinstance(value, decimal.Context)  # which the first sum makes
+        )
+
+    async def _run_crashes(self, tree: Tree) -> None:
+        """Let the process die in runs from the start: context variables that a step sets are those of all branches."""
+        kinds = [kind for kind in ("crash", "crash-recorded") if kind in self.search.kinds]
+        for plan in single_plans(self.model, kinds, self.search.first):
+            outcome = await self.runs.trial(plan, closely=True)
+            if outcome.findings and not outcome.evidence.missed:
+                self._seen.append(outcome)
+                tree.unsound.update((fault.step, fault.kind) for fault in plan)
 
     # ---- the search
 
@@ -275,6 +301,8 @@ class Forked:
             got = frozenset((finding.verdict, finding.step) for finding in judged)
             if got != expected:
                 shown = ", ".join(sorted(f"{verdict.value} at {step}" for verdict, step in got ^ expected))
+                if got - expected and not outcome.evidence.missed:
+                    self._seen.append(outcome)
                 self._do_not_merge(
                     f"{outcome.plan} run from the start was not judged as the state it was merged with ({shown}): "
                     f"something that the steps see is not in the world or the context"

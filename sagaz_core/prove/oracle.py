@@ -97,8 +97,15 @@ def _benign_was_fatal(case: Case) -> Iterator[Finding]:
         faults[0].step,
         f"{evidence.plan} alone should have done no harm, but the saga ended {evidence.claimed.value}"
         f"{f' ({error})' if error else ''}",
-        "let the step notice that its effect is there already (an idempotency key), and return the same result",
+        _MEMORY if all("crash" in fault.kind for fault in faults) else _KEY,
     )
+
+
+_KEY = "let the step notice that its effect is there already (an idempotency key), and return the same result"
+_MEMORY = (
+    "keep what later steps need in the context, not in memory or context variables, and let an action that is run "
+    "again find its effect and return the same"
+)
 
 
 def _claim(case: Case) -> Iterator[Finding]:

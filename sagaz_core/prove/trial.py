@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context, copy_context
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -58,7 +59,8 @@ class Subject:
     command that runs a plan again, with `{plan}` in it. `calls` is told of each call, to be watched. `fails_at` is the
     step at which the saga is known to fail without any fault. `clock` is the loop's unless another one is given.
     `closely`: the fakes are looked at around each call, so that it is known whose is what is left. `fights` are pairs
-    of steps that another run has shown to fight over a key.
+    of steps that another run has shown to fight over a key. `variables` are the context variables that a process has
+    which takes a run up after a crash; those of the caller unless they are given.
     """
 
     make: Callable[[], Any]
@@ -75,6 +77,7 @@ class Subject:
     fails_at: str | None = None
     closely: bool = True
     fights: Collection[Fight] = ()
+    variables: Context | None = None
 
 
 async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
@@ -310,9 +313,10 @@ class Trial:
             adapter.run, saga, context, saga_id=subject.saga_id, served=subject.served, options=options
         )
         limit = MAX_RESUMES + len(self.injector.plan.faults)
-        for _ in range(limit):
+        variables = copy_context() if subject.variables is None else subject.variables
+        for resumes in range(limit):
             try:
-                result = await self._guarded(run)
+                result = await self._guarded(run, variables.copy() if resumes else None)
             except SimulatedCrash:
                 # Another process takes over: all it has is what was recorded, read back from bytes.
                 self.leftovers.died()
@@ -328,11 +332,12 @@ class Trial:
                 return result.status, result.exception
         raise PlanError(f"{self.injector.plan}: the saga did not end after {limit} resumed runs")
 
-    async def _guarded(self, run: Callable[[], Any]) -> Any:
-        if not any(fault.kind == "cancel" for fault in self.injector.plan):
+    async def _guarded(self, run: Callable[[], Any], variables: Context | None) -> Any:
+        if variables is None and not any(fault.kind == "cancel" for fault in self.injector.plan):
             return await run()
-        # The plan cancels the task that runs the saga, which must not be the one that judges.
-        return await asyncio.ensure_future(run())
+        # The plan cancels the task that runs the saga, which must not be the one that judges; or the process died, and
+        # another one has the context variables as they were before.
+        return await asyncio.get_running_loop().create_task(run(), context=variables)
 
 
 def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import SagazError, UsageError
 from sagaz_core.prove.alike import alike, equal, parts_of
 
 Reading = dict[str, Any]
@@ -136,9 +136,16 @@ class World:
         """Return what every probe and fake shows now, copied."""
         reading: Reading = {}
         for name, probe in self._probes.items():
-            value = probe.read()
-            value = await value if inspect.isawaitable(value) else value
-            reading[name] = _copied(value)
+            try:
+                value = probe.read()
+                value = await value if inspect.isawaitable(value) else value
+                reading[name] = _copied(value)
+            except SagazError:
+                raise
+            except Exception as error:  # the user's code
+                raise UsageError(
+                    f"the probe {name!r} cannot be read ({type(error).__name__}: {error}): let it return plain data"
+                ) from error
         for name, fake in self._fakes.items():
             reading[name] = _state_of(name, fake)
         return reading

@@ -94,6 +94,10 @@ def nothing():
     return None
 
 
+async def later(shop):
+    return fakes(shop)
+
+
 def broken(shop):
     raise ValueError("no fakes today")
 
@@ -325,6 +329,7 @@ def test_the_file_is_in_the_project_s_folder(cli: Cli, shop: str, place: Path, m
         (["--world", "{shop}:fake"], "module '{shop}' has no 'fake' (did you mean 'fakes'?)"),
         (["--world", "{shop}:nothing"], "--world '{shop}:nothing' gives NoneType, not a World: return sagaz_core."),
         (["--world", "{shop}:broken"], "--world '{shop}:broken' made no world: ValueError: no fakes today"),
+        (["--world", "{shop}:later"], "--world '{shop}:later' is an async function: let it return the World at once"),
         (["--world", "{shop}:not_a_function"], "--world '{shop}:not_a_function' made no world: TypeError: "),
         (["--world", "no_such_module:world"], "there is no module 'no_such_module'"),
         (["--kinds", "befor"], "there is no kind of fault 'befor' (did you mean 'before'?)"),

@@ -210,3 +210,13 @@ def test_what_may_grow_by_a_pattern_keeps_no_states_apart() -> None:
     assert (exploration.mode, exploration.reason, exploration.failures) == ("merged", "", ())
     facts = run(survey(lambda: saga, {}, world))
     assert {place[:2] for places in facts.places.values() for place in [p.path for p in places]} <= {("desk", "stock")}
+
+
+def test_a_probe_that_cannot_be_read_is_named() -> None:
+    world = World()
+    world.probe("rows", lambda: {}["orders"])
+    saga: Saga[Any] = Saga("s").add_step("a", lambda ctx: None)
+    with pytest.raises(
+        UsageError, match=r"^the probe 'rows' cannot be read \(KeyError: 'orders'\): let it return plain"
+    ):
+        explore(saga, world=world)
