@@ -8,7 +8,7 @@ from sagaz_core.clock import new_id
 from sagaz_core.storage._redis_core import RedisCore, with_scores
 from sagaz_core.storage._redis_reading import Stretch
 from sagaz_core.storage._redis_records import as_key
-from sagaz_core.storage._redis_runs import FIELDS, indices_to_ask
+from sagaz_core.storage._redis_runs import FIELDS, SHORT, indices_to_ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,8 @@ class AskedOfRuns(NamedTuple):
     in_time: bool
     """Whether the answer hangs on the clock not having gone back."""
     number: int
+    short: bool
+    """Whether the saga may be a short one, which has no runs."""
 
 
 class FoundRuns(NamedTuple):
@@ -41,8 +43,8 @@ class FoundRuns(NamedTuple):
 class RedisRuns(RedisCore):
     """How runs are read."""
 
-    async def _runs(self, trip: Trip, asked: AskedOfRuns) -> FoundRuns | None:
-        """Return the runs; `None` where they do not tell what is in the saga."""
+    async def _runs(self, trip: Trip, asked: AskedOfRuns) -> FoundRuns | Stretch | None:
+        """Return the runs, or all of a saga that is short; `None` of another one, of which the runs do not tell all."""
         ranges = self._ranges_of_runs(asked)
         runs, entries, *staged = (self._keys.of(b"tmp", b"run", new_id().encode()) for _ in range(2 + len(ranges)))
         fields = [part for field in FIELDS for part in (b"GET", self._keys.of(b"r", b"*->" + field))]
@@ -55,11 +57,18 @@ class RedisRuns(RedisCore):
             ("DEL", runs, entries, *staged),
             *self._whether(asked),
         ]
+        if asked.short:
+            last = "BY", "nosort", "LIMIT", 0, SHORT, *self._joined(b"log", b"st")
+            commands.append(("SORT_RO", self._keys.of(b"x", as_key(asked.saga_id)), *last))
         reply = await self._unless_read_only(trip, commands)
         if reply is None:
             return await self._runs_in_three_trips(trip, asked, ranges)
+        entries = reply.pop() if asked.short else []
         *_, found, _, unordered, indexed, written = reply
-        return _found(asked, max(reply[: len(ranges)]), found, (unordered, indexed, written))
+        runs_found = _found(asked, max(reply[: len(ranges)]), found, (unordered, indexed, written))
+        if runs_found is not None or not asked.short or written > SHORT:
+            return runs_found
+        return Stretch(asked.saga_id, entries[::2], entries[1::2])
 
     def _ranges_of_runs(self, asked: AskedOfRuns) -> list[Command]:
         indices = indices_to_ask(self._keys, asked.saga_id, asked.step, asked.phase)

@@ -5,6 +5,7 @@ each phase, and each pair of a step and a phase, there is an index of the runs t
 is of one run, and the runs follow each other as their snapshots do: the latest snapshot is in the latest run of its
 index. (What asks for a step alone looks into the indices of all phases.)
 Reading follows the index to the run, and the run to the entries, with no answer in between.
+A saga of few entries is read whole in one trip, and has none of this: the write that makes it longer does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sagaz_core.storage._redis_records import Keys
     from sagaz_core.storage._redis_sagas import Known
     from sagaz_core.storage.base import SagaSnapshot
+
+SHORT = 256
+"""How many entries a saga may have without being in runs."""
 
 _PHASES = ("before", "after", "undone", "final", "failed", "manual")
 MOST_ENTRIES = 32  # a keyframe comes every 16 snapshots

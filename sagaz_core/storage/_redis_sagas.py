@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.storage._redis_connections import Conditional
-from sagaz_core.storage._redis_parts import parts_of
 from sagaz_core.storage._redis_records import (
     as_key,
     index_names,
@@ -18,7 +17,7 @@ from sagaz_core.storage._redis_records import (
     pack_states,
     pack_summary,
 )
-from sagaz_core.storage._redis_runs import Runs
+from sagaz_core.storage._redis_runs import SHORT, Runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +51,13 @@ class Known:
     forgotten: int = -(2**63)
     last_times: tuple[int, int] = (LONG_AGO, LONG_AGO)
     run: Run | None = None
-    indexed: bool = True
+    indexed: bool = False
+
+    def before(self, entries: int) -> Known | None:
+        """Return what is known when so many entries are to be added; `None` where all are to be put into runs first."""
+        if self.indexed or (entries == 1 and self.entry < SHORT):  # several at once are large ones
+            return self
+        return None if self.entry else replace(self, indexed=True)
 
     def takes(self, batch: Batch) -> bool:
         """Whether the batch comes behind all that is known, and so cannot be in contradiction to it."""
@@ -108,13 +113,13 @@ class Known:
 
 
 class Addition:
-    """A batch to be added, as one entry or, if it is large, as several.
+    """A batch to be added, as one entry or, if it is large, as several: its `parts`.
 
     All of it is one transaction, which is done if there is no entry of the first number yet and nothing has the ids of
     the record and of the snapshots.
     """
 
-    def __init__(self, keys: Keys, batch: Batch, known: Known, now: datetime) -> None:
+    def __init__(self, keys: Keys, batch: Batch, parts: Sequence[Batch], known: Known, now: datetime) -> None:
         self.batch = batch
         self.after = known
         """What is known when it is added."""
@@ -127,7 +132,7 @@ class Addition:
         if batch.saga is not None:
             self._absent.append(of(b"saga", self._saga))
         self._absent += [of(b"id", as_key(snapshot.snapshot_id)) for snapshot in batch.snapshots]
-        for part in parts_of(batch):
+        for part in parts:
             self._add(part)
 
     def conditional(self) -> Conditional:
@@ -144,7 +149,8 @@ class Addition:
         place = self._place(entry)
         times = times_of(part.events, part.snapshots)
         runs = Runs(self._keys, part.saga_id, known, entry)
-        runs.add(part.snapshots, times[1])
+        if known.indexed:
+            runs.add(part.snapshots, times[1])
         values: list[bytes] = [of(b"log", place), pack_log(part.saga_id, len(part.events), part.snapshots, runs.names)]
         if part.saga is not None:
             values += [of(b"saga", saga), pack_saga(part.saga)]

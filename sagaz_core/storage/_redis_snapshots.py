@@ -9,6 +9,7 @@ from sagaz_core.storage._redis_core import Ranges
 from sagaz_core.storage._redis_reading import Stretch, checkpoint_of, events_in, read_cursor
 from sagaz_core.storage._redis_records import as_key, is_served, micros, unpack_log
 from sagaz_core.storage._redis_run_reading import AskedOfRuns, RedisRuns
+from sagaz_core.storage._redis_runs import SHORT
 from sagaz_core.storage.base import Page
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ class RedisSnapshots(RedisRuns):
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
         now, number = self.clock(), _BACK
-        if (step is not None or phase is not None) and max_seq is None:
-            known, found = await self._latest_by_run(saga_id, step, phase, until)
-            if known:
-                return found
-            number = _LAST
+        if step is not None or phase is not None:
+            number, known = SHORT, self._known.get(saga_id)
+            if max_seq is None and (known is None or known.indexed):
+                told, found = await self._latest_by_run(saga_id, step, phase, until, short=known is None)
+                if told:
+                    return found
         if until is not None:
             stretch = await self._up_to(saga_id, b"t", micros(until), number)
         elif max_seq is not None:
@@ -79,19 +81,22 @@ class RedisSnapshots(RedisRuns):
             stretch = await self._last(saga_id, number)
 
     async def _latest_by_run(
-        self, saga_id: str, step: str | None, phase: str | None, until: datetime | None
+        self, saga_id: str, step: str | None, phase: str | None, until: datetime | None, *, short: bool
     ) -> tuple[bool, SagaSnapshot | None]:
-        """Return the latest snapshot of that step and phase, and whether the saga's runs tell which it is.
+        """Return the latest snapshot of that step and phase, and whether one trip tells which it is.
 
-        They do not where it is not in order, or an earlier release wrote to it. The latest run is enough, unless what
-        was asked for in it has expired or was deleted.
+        It does not of a long saga that is not in order, or that an earlier release wrote to. The latest run is enough,
+        unless what was asked for in it has expired or was deleted.
         """
         now, most, number = self.clock(), "+inf" if until is None else micros(until), 1
         while True:
-            asked = AskedOfRuns(saga_id, step, phase, most, until is not None, number)
+            asked = AskedOfRuns(saga_id, step, phase, most, until is not None, number, short)
             runs = await self._connections.use(lambda trip, asked=asked: self._runs(trip, asked))  # type: ignore[misc] # a bound default
             if runs is None:
                 return False, None
+            if isinstance(runs, Stretch):
+                found = runs.latest(now, step, phase, until)
+                return True, None if found is None else runs.filled(found)
             found = runs.stretch.latest(now, step, phase, until)
             if found is not None:
                 if found.base_seq is None or (runs.since is not None and found.base_seq >= runs.since):

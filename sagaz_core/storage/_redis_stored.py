@@ -54,8 +54,8 @@ class StoredSaga:
                 for event in () if events is None else unpack_events(saga_id, events):
                     self._events[event.seq] = event
         self._numbers = sorted(self._entries)
-        self.indexed = int(indexed or 0) == max(self._numbers, default=0)
-        """Whether all entries are in runs and their indices, as they are if this release alone wrote them."""
+        self.indexed = bool(self._numbers) and int(indexed or 0) == self._numbers[-1]
+        """Whether all entries are in runs and their indices, as those of a long saga are."""
         self._headers = {number: unpack_log(log, saga_id)[1:] for number, (log, _) in self._entries.items()}
         self._runs = {name: run for _, headers in self._headers.values() for name, run in runs_in(headers).items()}
         # Those whose states have expired in the server are there too, until they are pruned.
@@ -134,7 +134,8 @@ class StoredSaga:
 
     def indexing(self) -> list[Command]:
         """Return what puts all entries into runs, and takes away what there is of these."""
-        commands: list[Command] = [("DEL", *self._keys_of_runs())]
+        before = self._keys_of_runs()
+        commands: list[Command] = [("DEL", *before)] if before else []
         known = Known()
         for number in self._numbers:
             stored = sorted(self._stored[number], key=_place)

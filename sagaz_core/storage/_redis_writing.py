@@ -13,6 +13,7 @@ from sagaz_core.storage._checks import check_batch, contested
 from sagaz_core.storage._network import says_nothing, unavailable
 from sagaz_core.storage._redis_connections import raise_first
 from sagaz_core.storage._redis_core import RedisCore
+from sagaz_core.storage._redis_parts import parts_of
 from sagaz_core.storage._redis_records import as_key
 from sagaz_core.storage._redis_sagas import Addition, Known
 from sagaz_core.storage._redis_stored import StoredSaga
@@ -47,7 +48,9 @@ class RedisWriting(RedisCore):
             known = Known() if batch.saga is not None else None
         if known is None or not known.takes(batch):
             return None
-        return Addition(self._keys, batch, known, self.clock())
+        parts = parts_of(batch)
+        ready = known.before(len(parts))
+        return None if ready is None else Addition(self._keys, batch, parts, ready, self.clock())
 
     async def _added(self, trip: Trip, additions: Sequence[Addition]) -> list[bool]:
         replies = await trip.conditionally([addition.conditional() for addition in additions])
@@ -108,21 +111,23 @@ class RedisWriting(RedisCore):
                 await trip.send([("UNWATCH",)])
                 self._remember(batch.saga_id, known)
                 return
-            addition = Addition(self._keys, missing, replace(known, indexed=True), self.clock())
-            if not known.indexed:
+            parts = parts_of(missing)
+            ready = known.before(len(parts))
+            addition = Addition(self._keys, missing, parts, ready or replace(known, indexed=True), self.clock())
+            if ready is None:
                 addition.commands[:0] = saga.indexing()
             addition.commands += saga.regrouped(missing, range(known.entry + 1, addition.after.entry + 1))
             if (await self._added(trip, [addition]))[0]:
                 return
 
     async def _index(self, saga_id: str) -> None:
-        """Put what an earlier release wrote of the saga into runs."""
+        """Put a long saga, which an earlier release wrote, into runs."""
         await self._connections.use(lambda trip: self._put_into_runs(trip, saga_id))
 
     async def _put_into_runs(self, trip: Trip, saga_id: str) -> None:
         while True:
             saga = await self._watched(trip, saga_id)
-            if saga.indexed:
+            if saga.known().before(1) is not None:
                 await trip.send([("UNWATCH",)])
                 return
             (reply,) = await trip.transaction(saga.indexing())

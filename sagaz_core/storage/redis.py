@@ -27,6 +27,7 @@ from sagaz_core.storage._redis_records import (
     unpack_saga,
     unpack_summary,
 )
+from sagaz_core.storage._redis_runs import SHORT
 from sagaz_core.storage._redis_snapshots import RedisSnapshots
 from sagaz_core.storage.base import Page, ReplayRecord, SagaRecord, StoreInfo
 from sagaz_core.storage.url import safe_url
@@ -179,7 +180,7 @@ class RedisSnapshotStorage(RedisSnapshots, RedisDeleting):
     async def upgrade(self) -> int:
         """See `SnapshotStorage.upgrade`. There is no older schema; the number is left for later releases to read.
 
-        Sagas that an earlier release wrote to are put into the indices that this one has; damaged ones are not.
+        Long sagas that an earlier release wrote to are put into the indices that this one has; damaged ones are not.
         """
         await self._send(("SET", self._keys.of(b"version"), SCHEMA_VERSION, "NX"))
         of = self._keys.of
@@ -187,7 +188,7 @@ class RedisSnapshotStorage(RedisSnapshots, RedisDeleting):
             asked = [part for saga in names for part in (("GET", of(b"c", saga)), ("ZCARD", of(b"x", saga)))]
             replies = await self._send(*asked)
             for saga, indexed, written in zip(names, replies[::2], replies[1::2], strict=True):
-                if int(indexed or 0) != written:
+                if written >= SHORT and int(indexed or 0) != written:
                     with suppress(CorruptDataError):
                         await self._index(saga.decode())
         return SCHEMA_VERSION

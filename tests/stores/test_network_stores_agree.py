@@ -5,8 +5,9 @@ import uuid
 import pytest
 from hypothesis import settings
 from naive_store import NaiveStore
+from test_redis_store import in_small_parts
 
-from sagaz_core.storage import _redis_snapshots, open_storage
+from sagaz_core.storage import open_storage
 from sagaz_core.storage.contract_machine import StoreMachine
 from tests import servers
 
@@ -56,8 +57,7 @@ class TestRedisInSmallPartsAgrees(TestRedisAgrees):
 
     @pytest.fixture(autouse=True)
     def _small_parts(self, monkeypatch):
-        for name, number in {"_BACK": 2, "_LAST": 2, "_TIES": 2, "_EVENTS": 2, "_EVENTS_AT_ONCE": 3}.items():
-            monkeypatch.setattr(_redis_snapshots, name, number)
+        in_small_parts(monkeypatch)
 
 
 class TestPostgresAgrees(PostgresMachine.TestCase):
