@@ -28,7 +28,7 @@ from sagaz_core.storage.codec import decode, encode, importing_class
 from sagaz_core.virtual_time import clock_of_loop, sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence, Set
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.clock import Clock
@@ -210,7 +210,8 @@ class Trial:
                 if reference_changes and claimed is SagaStatus.COMPLETED and world.restorable and self.plan:
                     again = Reference(subject, model, lambda other: Trial(other, NO_FAULTS).run())
                     reference_changes = await again.changes(before, reference, after, self)
-        refused = await self._refused(model, before, after)
+        late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
+        refused = await self._refused(late, model, before, after) if late else frozenset[str]()
         noticed = (*await self.leftovers.findings(), *fought, *not_kept(self.events))
         evidence = Evidence(
             model=model,
@@ -232,7 +233,7 @@ class Trial:
             touched=self.touches,
             noticed=noticed,
             fights=self.pairs(),
-            spoilt=self._spoilt(),
+            spoilt=self._spoilt(late) if late else frozenset(),
             refused=refused,
         )
         return Outcome(evidence, changes or (), subject.reproduce, exception, after, self.plan)
@@ -254,21 +255,24 @@ class Trial:
         """Return the steps that fight over a key, as far as is known now."""
         return frozenset(self.subject.fights).union(() if self.fights is None else self.fights.pairs)
 
-    async def _refused(self, model: SagaModel, before: Reading | None, after: Reading | None) -> frozenset[str]:
+    async def _refused(
+        self, late: Set[str], model: SagaModel, before: Reading | None, after: Reading | None
+    ) -> frozenset[str]:
         """Return the steps whose action came late and did nothing, although the world shows what it does."""
-        calls = {entry.step: entry for entry in self.ledger.entries}  # the last one of each
-        late = {fault.step for fault in self.injector.fired if fault.kind == "late"} & calls.keys()
-        came = [step for step in late if calls[step].happened and not calls[step].undo]
         touches = self.touches
-        quiet = [step for step in came if touches is not None and not touches.did_again(step)]
-        if not quiet or before is None or after is None:
+        if touches is None or before is None or after is None:
+            return frozenset()
+        calls = {entry.step: entry for entry in self.ledger.entries}  # the last one of each
+        came = [step for step in late & calls.keys() if calls[step].happened and not calls[step].undo]
+        quiet = [step for step in came if not touches.did_again(step)]
+        if not quiet:
             return frozenset()
         again = Reference(self.subject, model, lambda other: Trial(other, NO_FAULTS).run())
         return await again.shown(quiet, before, after)
 
-    def _spoilt(self) -> frozenset[str]:
-        late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
-        if not late or self.touches is None:
+    def _spoilt(self, late: Set[str]) -> frozenset[str]:
+        """Return the steps whose action came late, changed the world and failed."""
+        if self.touches is None:
             return frozenset()
         happened = {entry.step: entry.happened for entry in self.ledger.entries if not entry.undo}  # of the last call
         return frozenset(step for step in late if not happened.get(step, True) and self.touches.changed_last(step))

@@ -19,7 +19,7 @@ n+1 if there is none is to append behind what one knows. In keys an entry is `n:
 | `g:SNAPSHOT` | that one and those that its bases are in, a sorted set |
 | `r:SEQ:ID` | a run (see `_redis_runs.py`): its entries, and the `seq` from which on it has all snapshots, a hash |
 | `i:ID:STEP:PHASE` | the runs with a snapshot of that step and phase, by the time of the first; either may be missing |
-| `c:ID` | the last entry up to which all are in runs and their indices; earlier releases made none |
+| `c:ID` | the last entry up to which all are in runs and their indices; short sagas have none |
 | `all`, `sagas`, `sums` | the ids of all sagas, of those with a record, of those with a summary: sorted sets |
 | `f:…` | the ids of the sagas whose summary has, or had, that |
 | `exp` | the ids of sagas by their earliest `retention_until` |

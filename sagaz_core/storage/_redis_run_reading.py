@@ -58,17 +58,17 @@ class RedisRuns(RedisCore):
             *self._whether(asked),
         ]
         if asked.short:
-            last = "BY", "nosort", "LIMIT", 0, SHORT, *self._joined(b"log", b"st")
-            commands.append(("SORT_RO", self._keys.of(b"x", as_key(asked.saga_id)), *last))
+            first = "BY", "nosort", "LIMIT", 0, SHORT, *self._joined(b"log", b"st")
+            commands.append(("SORT_RO", self._keys.of(b"x", as_key(asked.saga_id)), *first))
         reply = await self._unless_read_only(trip, commands)
         if reply is None:
             return await self._runs_in_three_trips(trip, asked, ranges)
-        entries = reply.pop() if asked.short else []
+        all_of_it = reply.pop() if asked.short else []
         *_, found, _, unordered, indexed, written = reply
         runs_found = _found(asked, max(reply[: len(ranges)]), found, (unordered, indexed, written))
         if runs_found is not None or not asked.short or written > SHORT:
             return runs_found
-        return Stretch(asked.saga_id, entries[::2], entries[1::2])
+        return Stretch(asked.saga_id, all_of_it[::2], all_of_it[1::2])
 
     def _ranges_of_runs(self, asked: AskedOfRuns) -> list[Command]:
         indices = indices_to_ask(self._keys, asked.saga_id, asked.step, asked.phase)
