@@ -357,6 +357,35 @@ def test_the_latest_of_a_step_or_phase_is_one_trip_however_long_ago_it_was(redis
     proxy.close()
 
 
+def test_a_short_saga_has_no_runs_and_another_process_reads_the_latest_of_its_steps_in_one_trip(redis_url):
+    proxy = Proxy(redis_url)
+
+    def of_runs():
+        return sorted({key[:2] for key in keys(redis_url) if key[:2] in (b"c:", b"i:", b"r:")})
+
+    async def work(storage):
+        for seq in range(SHORT):
+            at = T0 + timedelta(seconds=seq)
+            snapshot = a_snapshot("s", seq, step_name=f"step_{seq}", created_at=at)
+            await storage.write(Batch("s", None if seq else a_saga("s"), snapshots=[snapshot]))
+        assert of_runs() == []
+        await storage.close()
+        for stranger in (False, True):
+            for until in (None, T0 + timedelta(seconds=SHORT)):
+                if stranger:
+                    storage._known.clear()
+                await storage.get_snapshot("s/0")  # connected
+                before = proxy.trips
+                assert (await storage.latest_snapshot("s", step="step_1", until=until)).seq == 1
+                assert await storage.latest_snapshot("s", step="none", until=until) is None
+                assert proxy.trips - before == 2
+        await storage.write(Batch("s", snapshots=[a_snapshot("s", SHORT)]))
+        assert of_runs() == [b"c:", b"i:", b"r:"]
+
+    run(proxy.url, work)
+    proxy.close()
+
+
 def test_several_keyframes_and_unfinished_runs_lead_to_the_latest(redis_url):
     """Of two processes, which write in turn and know nothing of each other's last snapshots."""
 
