@@ -56,7 +56,7 @@ class RedisSnapshots(RedisRuns):
         check_moment(until)
         now, number = self.clock(), _BACK
         if step is not None or phase is not None:
-            number, known = SHORT, self._known.get(saga_id)
+            number, known = SHORT + 1, self._known.get(saga_id)  # one more, by which all of a short one is known to be
             if max_seq is None and (known is None or known.indexed):
                 told, found = await self._latest_by_run(saga_id, step, phase, until, short=known is None)
                 if told:
