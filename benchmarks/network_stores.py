@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -23,16 +24,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
 
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
-from sagaz_core.storage import Batch, SnapshotStorage, open_storage
+from sagaz_core.storage import Batch, SagaSnapshot, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
 from tests.servers import execute, own_postgres, own_valkey
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+TESTS = Path(__file__).parents[1] / "tests" / "stores"
 ROUNDS = 9
 SAVES = 200
 S3_SAVES = 20
+S3_LENGTHS = 100, 1_000, 10_000
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
 DATA = os.urandom(1000)
@@ -200,7 +203,39 @@ async def of_s3() -> None:
         print(f"  bare obstore, one request                     {took[bare_name]:8.1f} µs")
         print(f"  s3, {title:40}  {took[name]:8.1f} µs   {took[name] / took[bare_name]:.2f}x")
     await storage.close()
+    await long_on_s3(server)
     server.stop()
+
+
+async def long_on_s3(server: Any) -> None:
+    """What is sent for a long saga, and what a listing of it takes in a new process: counts, and no times."""
+    url = server.url(server.bucket())
+    storage = open_storage(url)
+    await storage.write(Batch("s", a_saga("s")))
+    written = 0
+    print("a long saga, snapshots of 110 bytes in chains of 16, s3")
+    for length in S3_LENGTHS:
+        while written < length:
+            snapshots = [_link(seq) for seq in range(written, min(written + 100, length))]
+            await storage.write(Batch("s", None, (), snapshots))
+            written += len(snapshots)
+        server.sent = 0
+        for seq in range(written, written + S3_SAVES):
+            await storage.write(Batch("s", None, (), [_link(seq)]))
+        written += S3_SAVES
+        sent = server.sent / S3_SAVES
+        server.asked.clear()
+        command = [sys.executable, str(TESTS / "list_all.py"), url]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+        listed, peak = map(int, done.stdout.split())
+        figures = f"a save sends {sent / 1000:4.1f} KB, a listing takes {len(server.asked):3} requests"
+        print(f"  {listed:6,} snapshots: {figures} and {peak / 1e6:.2f} MB of memory")
+    await storage.close()
+
+
+def _link(seq: int) -> SagaSnapshot:
+    base_seq = seq - seq % 16 if seq % 16 else None
+    return a_snapshot("s", seq, step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq)
 
 
 async def of_time(storage: SnapshotStorage, pool: asyncpg.Pool) -> None:

@@ -295,9 +295,12 @@ def order(size: int) -> dict[str, Any]:
     """Return the context of an order whose JSON is of about that size."""
     chance = random.Random(1)
     made: dict[str, Any] = {"order_id": f"{chance.getrandbits(128):032x}", "email": "ada@example.org", "lines": []}
-    while len(json.dumps(made)) < size:
+    long = len(json.dumps(made))
+    while long < size:
         line = {"sku": f"W{chance.randrange(500):06}", "quantity": chance.randint(1, 9), "price": "19.90"}
-        made["lines"].append({**line, "note": chance.choice(["", "gift wrapping, please", "leave it at the door"])})
+        line["note"] = chance.choice(["", "gift wrapping, please", "leave it at the door"])
+        long += len(json.dumps(line)) + (2 if made["lines"] else 0)
+        made["lines"].append(line)
     return made
 
 
@@ -317,14 +320,14 @@ def ten_steps(context: dict[str, Any]) -> list[SagaSnapshot]:
 
 def sizes() -> None:
     print("bytes a snapshot, on average over a saga of 10 steps that each give a random id (the first; the others)")
-    for size, limit in ((1_000, 200), (10_000, None), (100_000, 2_000)):
+    for size, limit in ((1_000, 200), (10_000, None), (100_000, 2_000), (1_000_000, None), (10_000_000, None)):
         snapshots = ten_steps(order(size))
         data = [len(snapshot.data) for snapshot in snapshots]
         states = [len(state_bytes(snapshot)) for snapshot in snapshots]
         average = sum(data) / len(data)
         aim = f"   the limit: {limit:,}" if limit else ""
         others = f"{min(data[1:])} to {max(data[1:])}"
-        print(f"  context of {size:>7,} bytes  {average:8.0f}   ({data[0]:,}; {others}) of {max(states):,}{aim}")
+        print(f"  context of {size:>10,} bytes  {average:8.0f}   ({data[0]:,}; {others}) of {max(states):,}{aim}")
 
 
 def framing() -> None:

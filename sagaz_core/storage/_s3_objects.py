@@ -31,7 +31,10 @@ Result = TypeVar("Result")
 
 _AT_ONCE = 32
 _IN_A_LISTING = 1000
-_MARK = b"SgS1"
+FORMAT = 2
+"""That of a head with pages; all else is of format 1, which earlier releases read too."""
+_MARK = b"SgS%d"
+_LEAD = 12
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # the second is what Azure says
 _ELSEWHERE = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|[Rr]eceived redirect")
 _NOT_PERMITTED = "access is not permitted: look at the credentials and the bucket's policy"
@@ -83,19 +86,22 @@ class Objects:
             raise Unchanged from None
         except (AlreadyExistsError, PreconditionError) as error:  # of what was not conditional
             raise self._unavailable(self._why(str(error))) from None
-        data = memoryview(stored)[12:]
-        if stored[:3] == _MARK[:3] and stored[3:4].isdigit() and stored[3:4] > _MARK[3:]:
+        data = memoryview(stored)[_LEAD:]
+        newest = _MARK % FORMAT
+        if stored[:3] == newest[:3] and stored[3:4].isdigit() and stored[3:4] > newest[3:]:
             raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
-        if stored[:4] != _MARK or digest(data) != stored[4:12]:
+        if stored[:4] not in (newest, _MARK % 1) or digest(data) != stored[4:_LEAD]:
             raise CorruptDataError(f"the object {key} of {self.shown} is damaged: restore it")
         return data, Version(meta["e_tag"], meta["version"], meta["last_modified"])
 
-    async def put(self, key: str, data: bytes, *, known: Version | None = None, always: bool = False) -> Version:
+    async def put(
+        self, key: str, data: bytes, *, known: Version | None = None, always: bool = False, form: int = 1
+    ) -> Version:
         """Write the object if there is none, or if it is still the `known` one, or `always`. Raises `Changed`."""
         mode: Any = "overwrite" if always else "create"
         if known is not None:
             mode = {name: value for name, value in zip(known._fields[:2], known[:2], strict=True) if value is not None}
-        body = b"".join((_MARK, digest(data), data))
+        body = b"".join((_MARK % form, digest(data), data))
         try:
             result = await self._request(self._put, key, body, mode)
         except (AlreadyExistsError, PreconditionError):

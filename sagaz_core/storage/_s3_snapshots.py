@@ -1,47 +1,57 @@
-"""Reading a saga's snapshots and events from a bucket: its head, and the objects of what is not in there."""
+"""Answers about a saga's snapshots from a bucket: its head, and at the same time all that it says is needed."""
 
 from __future__ import annotations
 
-from itertools import chain
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import ormsgpack
 
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
-from sagaz_core.storage._rows import SnapshotEntry, digest, micros, micros_or_none
-from sagaz_core.storage._s3_core import S3Core
-from sagaz_core.storage._s3_head import OWN, Entry, Head
-from sagaz_core.storage._s3_keys import data_folder, snapshot_key
+from sagaz_core.storage._rows import micros, micros_or_none
+from sagaz_core.storage._s3_asking import PAGES_AT_ONCE, S3Asking
+from sagaz_core.storage._s3_claims import unpacked_claim
+from sagaz_core.storage._s3_head import Head
+from sagaz_core.storage._s3_keys import data_folder, hashed, snapshot_key
 from sagaz_core.storage._s3_objects import all_of
-from sagaz_core.storage.base import Base, Page, SagaSnapshot, StoredEvent
+from sagaz_core.storage._s3_pages import Asked, Folded, likely_large, may_have, surely_has
+from sagaz_core.storage._s3_window import Found, Window
+from sagaz_core.storage.base import Page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from sagaz_core.storage._s3_asking import Raw
+    from sagaz_core.storage._s3_claims import Claim
+    from sagaz_core.storage.base import SagaSnapshot
 
-class S3Snapshots(S3Core):
-    """What a store answers about one saga."""
+
+class S3Snapshots(S3Asking):
+    """What a store answers about the snapshots of one saga."""
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
         try:
             found = await self._objects.get(snapshot_key(snapshot_id))
+            claim = unpacked_claim(found[0]) if found is not None else None
         except CorruptDataError as error:
-            raise _damaged(snapshot_id, error) from error
-        if found is None:
+            raise CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}") from error
+        if claim is None or claim.snapshot_id != snapshot_id:
             return None
-        name, saga_id, _, own, *large = ormsgpack.unpackb(found[0])
-        bases = large[0] if large else []  # an earlier release did not name them
-        reads: list[Awaitable[Any]] = [self._head(saga_id), *map(self._large, bases)]
-        head, *objects = await all_of(reads)
-        slot = head.index.snapshots.find(snapshot_id)
-        if name != snapshot_id or slot is None or head.index.snapshots.expired(slot, micros(self.clock())):
+        keys = [hashed(name) for name in claim.large]
+        works: list[Any] = [self._head(claim.saga_id), *map(self._large, keys)]
+        head, *read = await all_of([*works, *(self._ahead(claim.saga_id, name) for name in claim.pages)])
+        large = {hashed(snapshot_id): claim.own, **dict(zip(keys, read, strict=False))}
+        pages = dict(zip(claim.pages, read[len(keys) :], strict=True))
+        return await self._answer(head, partial(self._got, claim, large, pages))
+
+    async def _got(self, claim: Claim, large: Mapping[str, Any], pages: Raw, head: Head) -> SagaSnapshot | None:
+        window = Window(head)
+        window.large.update(large)
+        found = await self._found(window, claim, pages)
+        if found is None or window.rows[found[0]].columns.expired(found[1], micros(self.clock())):
             return None
-        read = {snapshot_id: own, **dict(zip(bases, objects, strict=True))}
-        known = {name: data for name, data in read.items() if data is not None}
-        return (await self._snapshots(head, [slot], known))[0]
+        return (await self._made(window, [found], pages))[0]
 
     async def latest_snapshot(
         self,
@@ -54,107 +64,107 @@ class S3Snapshots(S3Core):
     ) -> SagaSnapshot | None:
         """See `SnapshotStorage.latest_snapshot`."""
         check_moment(until)
-        head = await self._head(saga_id)
-        last, now = micros_or_none(until), micros(self.clock())
-        slot = head.index.snapshots.latest(step, phase, last, max_seq, now)
-        return None if slot is None else (await self._snapshots(head, [slot], {}))[0]
+        asked = Asked(step, phase, micros_or_none(until), max_seq, micros(self.clock()))
+        return await self._answer(await self._head(saga_id), partial(self._latest, asked))
+
+    async def _latest(self, asked: Asked, head: Head) -> SagaSnapshot | None:
+        window = Window(head)
+        lines = head.snapshot_pages.lines
+        slot = head.index.snapshots.latest(*asked)
+        found = None if slot is None else (len(lines), slot)
+        left = [at for at, page in enumerate(lines) if may_have(page, asked)]
+        while found is None and left:
+            some = [left.pop()]
+            if left and not surely_has(lines[some[0]], asked):
+                some.append(left.pop())
+            before = _bases_before(window, some[0])
+            keys = [key for at in some for key in likely_large(lines[at], asked)]
+            keys += (part.key.hex() for at in before for part in lines[at].parts[-1:] if part.key)
+            await self._read(window, [*some, *before], keys)
+            slots = ((at, window.rows[at].columns.latest(*asked)) for at in some)
+            found = next(((at, slot) for at, slot in slots if slot is not None), None)
+        if found is None and head.snapshot_pages.older:
+            raise Folded
+        return None if found is None else (await self._made(window, [found]))[0]
 
     async def list_snapshots(self, saga_id: str, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SnapshotStorage.list_snapshots`."""
         check_limit(limit)
         place = read_snapshot_cursor(cursor)
-        head = await self._head(saga_id, self._listed)
-        slots = head.index.snapshots.page(place, limit, micros(self.clock()))
-        page = await self._snapshots(head, slots[:limit], {})
-        more = len(slots) > limit
-        self._listed = head if more else Head("")  # who asks for the next page is not sent it again
+        head = await self._head(saga_id, self._listed.head)
+        return await self._answer(head, partial(self._list, place, limit))
+
+    async def _list(self, place: tuple[int, str], limit: int, head: Head) -> Page:
+        window = Window(head, self._listed.rows if self._listed.head is head else None)
+        numbers, found = [head.snapshot_pages.at(place)], list[Found]()
+        while numbers:
+            await self._read(window, numbers)
+            for at in numbers:
+                slots = window.rows[at].columns.page(place, limit - len(found), micros(self.clock()))
+                found += ((at, slot) for slot in slots)
+                if len(found) > limit:
+                    break
+            numbers = _pages_for(head, numbers[-1] + 1, limit + 1 - len(found))
+        page, more = await self._made(window, found[:limit]), len(found) > limit
+        # Who asks for the next page is not sent the head again, nor the pages in which it begins.
+        kept = {at: window.rows[at] for at, _ in found[limit - 1 :]}
+        self._listed = Window(head, kept) if more else Window(Head(""))
         return Page(page, snapshot_cursor(page[-1]) if more else None)
-
-    async def _snapshots(self, head: Head, slots: Sequence[int], own: dict[str, bytes]) -> list[SagaSnapshot]:
-        """Return the snapshots with their bases, whose data are read at once. `own` are data that were read before."""
-        columns = head.index.snapshots
-        bases = {slot: columns.bases(slot) for slot in slots}
-        entries = {slot: columns.entry(slot) for slot in {*slots, *chain.from_iterable(bases.values())}}
-        needed = {entry.snapshot_id: entry for entry in entries.values()}
-        others = await self._others(head, list(needed.values()))
-        missing = [name for name, entry in needed.items() if entry.place == OWN and name not in own]
-        found = dict(zip(missing, await all_of([self._own(head, name) for name in missing]), strict=True)) | own
-        made = {
-            name: Base(name, _checked(head, entry, found[name] if entry.place == OWN else head.piece(entry, others)))
-            for name, entry in needed.items()
-        }
-        return [
-            _snapshot(head, entries[slot], made, [made[entries[base].snapshot_id] for base in bases[slot]])
-            for slot in slots
-        ]
-
-    async def _large(self, snapshot_id: str) -> bytes | None:
-        """Return the data that are in the snapshot's own object."""
-        try:
-            found = await self._objects.get(snapshot_key(snapshot_id))
-        except CorruptDataError as error:
-            raise _damaged(snapshot_id, error) from error
-        data = ormsgpack.unpackb(found[0])[3] if found else None
-        return None if data is None else bytes(data)
-
-    async def _own(self, head: Head, snapshot_id: str) -> bytes:
-        data = await self._large(snapshot_id)
-        if data is None:
-            raise CorruptDataError(
-                f"the data of snapshot {snapshot_id!r} of saga {head.saga_id!r} are gone: restore them"
-            )
-        return data
-
-    async def _others(self, head: Head, entries: Sequence[Entry]) -> dict[str, memoryview]:
-        """Return the objects of the saga that hold the entries' data, by name."""
-        names = sorted({entry.place[0] for entry in entries if not isinstance(entry.place, int)})
-        folder = data_folder(head.saga_id)
-        try:
-            found = await all_of([self._objects.get(f"{folder}/{name}") for name in names])
-        except CorruptDataError as error:
-            raise CorruptDataError(f"saga {head.saga_id!r} cannot be read as a whole: {error}") from error
-        return {name: one[0] if one else memoryview(b"") for name, one in zip(names, found, strict=True)}
 
     async def count_snapshots(self, saga_id: str) -> int:
         """See `SnapshotStorage.count_snapshots`."""
-        return (await self._head(saga_id)).index.snapshots.served(micros(self.clock()))
+        return await self._answer(await self._head(saga_id), self._count)
 
-    async def read_events(
-        self, saga_id: str, *, after_seq: int = -1, until: datetime | None = None
-    ) -> AsyncIterator[StoredEvent]:
-        """See `SnapshotStorage.read_events`."""
-        check_moment(until)
-        head = await self._head(saga_id)
-        others: dict[str, memoryview] = {}
-        columns = head.index.events
-        for entry in map(columns.entry, columns.between(after_seq, micros_or_none(until))):
-            if not isinstance(entry.place, int) and entry.place[0] not in others:
-                others = await self._others(head, [entry])
-            data = head.piece(entry, others)
-            if digest(data) != entry.digest:
-                raise CorruptDataError(f"event {entry.seq} of saga {saga_id!r} is damaged: restore its objects")
-            yield StoredEvent(saga_id, entry.seq, entry.at, entry.kind, entry.step, data)
+    async def _count(self, head: Head) -> int:
+        now = micros(self.clock())
+        count = head.index.snapshots.served(now)
+        some_expired = list[int]()
+        for older in head.snapshot_pages.older:
+            if older.first_end is not None and older.first_end < now:
+                raise Folded
+            count += older.length
+        for at, page in enumerate(head.snapshot_pages.lines):
+            if page.first_end is None or page.first_end >= now:
+                count += page.length
+            elif page.last_end is None or page.last_end >= now:
+                some_expired.append(at)
+        for start in range(0, len(some_expired), PAGES_AT_ONCE):
+            window, numbers = Window(head), some_expired[start : start + PAGES_AT_ONCE]
+            await self._read(window, numbers)
+            count += sum(window.rows[at].columns.served(now) for at in numbers)
+        return count
+
+    # ---- reading
+
+    async def _made(self, window: Window, some: Sequence[Found], read: Raw | None = None) -> list[SagaSnapshot]:
+        """Return the snapshots with their bases; what is not there yet is read at once."""
+        pages, keys = window.lacks(some)
+        await self._read(window, pages, keys, read)
+        if pages:
+            await self._read(window, (), window.lacks(some)[1])
+        needed = {one for found in some for one in (found, *window.bases(found))}
+        return window.snapshots(some, await self._folder(window.head, map(window.entry, needed)))
+
+    async def _ahead(self, saga_id: str, name: str) -> memoryview | None:
+        """Return the bytes of what is probably a page, if it is there already."""
+        try:
+            found = await self._objects.get(f"{data_folder(saga_id)}/{name}")
+        except CorruptDataError:
+            return None  # if it is needed it is read again, and the error then says of what it is
+        return None if found is None else found[0]
 
 
-def _checked(head: Head, entry: SnapshotEntry, data: bytes) -> bytes:
-    if digest(data) != entry.digest:
-        raise CorruptDataError(
-            f"snapshot {entry.snapshot_id!r} of saga {head.saga_id!r} is damaged: "
-            f"restore its object, or go on from another snapshot"
-        )
-    return data
+def _bases_before(window: Window, number: int) -> range:
+    """Return the page before that one, if some in that one are based on what is in there."""
+    base = window.head.snapshot_pages.lines[number].base
+    return range(0) if base is None else window.pages(number, base)[-1:]
 
 
-def _damaged(snapshot_id: str, error: CorruptDataError) -> CorruptDataError:
-    return CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}")
-
-
-def _snapshot(head: Head, entry: SnapshotEntry, made: Mapping[str, Base], bases: Sequence[Base]) -> SagaSnapshot:
-    name, saga_name, step, index, seq, phase, status, created_at, retention, base_seq, *_ = entry
-    data = made[name].data
-    return SagaSnapshot(
-        *(name, head.saga_id, saga_name, step, index, seq, phase, status, created_at, data, retention, base_seq),
-        tuple(bases),
-        entry.completed_steps,
-        entry.tags,
-    )
+def _pages_for(head: Head, number: int, wanted: int) -> list[int]:
+    """Return the pages from that number on which have so many snapshots, the head behind them if they have not."""
+    lines, found = head.snapshot_pages.lines, list[int]()
+    while wanted > 0 and number <= len(lines):
+        found.append(number)
+        wanted -= lines[number].length if number < len(lines) else 0
+        number += 1
+    return found

@@ -1,11 +1,10 @@
-"""Writing to a bucket, and deleting from it: each on the condition that the head is still the one that was read."""
+"""Writing to a bucket: objects that nothing belongs to yet, and then the head, if it is still the one that was read."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
-
-import ormsgpack
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import (
@@ -16,31 +15,36 @@ from sagaz_core.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from sagaz_core.storage._checks import another_snapshot, check_batch, check_prune, contested, raise_damaged
-from sagaz_core.storage._rows import SnapshotEntry, micros, summary_from_row, summary_row
-from sagaz_core.storage._s3_core import HEADS_AT_ONCE, S3Core, sound
-from sagaz_core.storage._s3_head import OWN, SMALL, Head, changed, packed_head, without
-from sagaz_core.storage._s3_keys import SNAPSHOTS, data_folder, saga_key, snapshot_key
+from sagaz_core.storage._checks import another_snapshot, check_batch, contested
+from sagaz_core.storage._network import says_nothing
+from sagaz_core.storage._rows import summary_from_row, summary_row
+from sagaz_core.storage._s3_asking import TRIES, S3Asking
+from sagaz_core.storage._s3_changes import changed
+from sagaz_core.storage._s3_claims import Claim, packed_claim, unpacked_claim
+from sagaz_core.storage._s3_head import Gone, Head, packed_head, unpacked_head
+from sagaz_core.storage._s3_keys import data_folder, snapshot_key
 from sagaz_core.storage._s3_objects import Changed, all_of
-from sagaz_core.storage._saga_index import News
+from sagaz_core.storage._s3_pages import Folded
+from sagaz_core.storage._s3_rows import OWN, SMALL, EventRows, entries, place_of
+from sagaz_core.storage._s3_window import Window
+from sagaz_core.storage._saga_index import Elsewhere, News
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Awaitable, Sequence
 
+    from sagaz_core.storage._s3_changes import Change, Read
 
-_TRIES = 50
 _ABANDONED = timedelta(hours=1)
 
 
-class S3Writing(S3Core):
-    """What a store does with batches, and how snapshots and sagas go."""
+class S3Writing(S3Asking):
+    """What a store does with batches."""
 
     async def write(self, batch: Batch) -> None:
         """See `SnapshotStorage.write`."""
         check_batch(batch)
-        if batch.saga is None and batch.summary is None and not batch.events and not batch.snapshots:
+        if says_nothing(batch):
             return
         saga_id = checked_id(batch.saga_id)
         head = self._known.get(saga_id)
@@ -49,62 +53,98 @@ class S3Writing(S3Core):
             # Who brings the record begins the saga: should it be there already, the condition of the write tells.
             fresh = batch.saga is None
             head = await self._head(saga_id) if fresh else Head(saga_id)
-        for _ in range(_TRIES):
+        claimed: dict[str, str] = {}
+        for _ in range(TRIES):
             try:
-                news = head.index.news(batch)
-                if (news and await self._written(head, news, batch)) or (not news and fresh):
+                read = await self._pages_of(head, batch)
+                news = head.index.news(batch, _elsewhere(read))
+                if (news and await self._written(head, news, read, batch, claimed)) or (not news and fresh):
                     return
-            except DuplicateSagaError:
-                if fresh:
+            except (CodecError, DuplicateSagaError, UsageError) as error:
+                self._known.pop(saga_id, None)
+                if fresh or not isinstance(error, DuplicateSagaError):
+                    find = head.index.snapshots.find
+                    await self._objects.delete([key for name, key in claimed.items() if find(name) is None])
                     raise
+            except (Folded, Gone) as reason:
+                if fresh or isinstance(reason, Folded):
+                    head = await self._again(head, reason)
+                    continue
             head, fresh = await self._head(saga_id), True
-        raise StoreUnavailableError(f"the store {self._objects.shown} has too many writers of saga {saga_id!r} at once")
+        raise self._too_many(saga_id)
 
-    async def _written(self, head: Head, news: News, batch: Batch) -> bool:
-        """Write the news, or say that the head is not what it was."""
-        before, claimed = head.version, list[str]()
+    async def _pages_of(self, head: Head, batch: Batch) -> Read:
+        """Return the pages, by name, in which something of the batch is, or would be: what comes late or again."""
+        events, snapshots = head.event_pages, head.snapshot_pages
+        event_places = {events.at((event.seq, "")) for event in batch.events} - {len(events.lines)}
+        places = {snapshots.at((one.seq, one.snapshot_id)) for one in batch.snapshots} - {len(snapshots.lines)}
+        if not event_places and not places:  # as nearly always
+            return {}
+        works: list[Any] = [self._event_rows(head, events.lines[at]) for at in sorted(event_places)]
+        works += (self._snapshot_rows(head, snapshots.lines[at]) for at in sorted(places))
+        names = [events.lines[at].name for at in sorted(event_places)]
+        names += (snapshots.lines[at].name for at in sorted(places))
+        return dict(zip(names, await all_of(works), strict=True))
+
+    async def _written(self, head: Head, news: News, read: Read, batch: Batch, claimed: dict[str, str]) -> bool:
+        """Write the news, or say that the head is not what it was. `claimed` takes in claims that are new."""
+        before = head.version
+        change = changed(head, news, read)
+        works: list[Awaitable[Any]] = [self._claim(claim, batch, claimed) for claim in _claims(head, news, change)]
+        folder = data_folder(head.saga_id)
         try:
-            pairs = zip(news.snapshots, news.snapshot_data, strict=True)
-            fits = await all_of([self._claim(head, entry, data, batch, claimed) for entry, data in pairs])
-            if not all(fits) or head.version != before:
+            found = await all_of(
+                [
+                    *works,
+                    *(
+                        self._objects.put(f"{folder}/{name}", body, always=True)
+                        for name, body in change.objects.items()
+                    ),
+                    *(self._put_numbered(folder, name, body, change) for name, body in change.numbered.items()),
+                ]
+            )
+            if not all(found[: len(works)]) or head.version != before:
                 return False
-            change = changed(head, news, new_id())
             body = packed_head(head, news, change)
-            folder = data_folder(head.saga_id)
-            for name, data in change.objects.items():
-                await self._objects.put(f"{folder}/{name}", data, always=True)
-            version = await self._objects.put(saga_key(head.saga_id), body, known=before)
+            version = await self._put_head(head, body, before, paged=change.is_paged)
         except Changed:
             self._known.pop(head.saga_id, None)
             return False
-        except (CodecError, DuplicateSagaError, UsageError):
+        if head.version != before:
             self._known.pop(head.saga_id, None)
-            await self._objects.delete(claimed)
-            raise
-        if head.version != before or change.anew or change.objects:
-            self._known.pop(head.saga_id, None)
-            return True
-        head.held, head.version = bytes(change.held), version
-        head.index.says(news.record, news.summary and summary_from_row(summary_row(news.summary)))
-        head.add(change.events, change.snapshots)
-        self._remember(head)
+        elif change.anew or change.replaced:
+            self._remember(unpacked_head(head.saga_id, memoryview(body), version))
+        else:
+            head.held, head.version = bytes(change.held), version
+            head.index.says(news.record, news.summary and summary_from_row(summary_row(news.summary)))
+            head.add(change.events, change.snapshots)
+            self._remember(head)
+        await self._objects.delete([f"{folder}/{name}" for name in change.replaced])
         return True
 
-    async def _claim(self, head: Head, entry: SnapshotEntry, data: bytes, batch: Batch, claimed: list[str]) -> bool:
-        """Have the snapshot's id for this saga, with its data when they are large, and the ids of those of its bases
-        whose data are in objects of their own. Says no when the saga has it.
+    async def _put_numbered(self, folder: str, name: str, body: bytes, change: Change) -> None:
+        """Write the page. Where a writer that died left another one of that name, it is written under a new name."""
+        try:
+            await self._objects.put(f"{folder}/{name}", body)
+        except Changed:
+            with suppress(CorruptDataError):
+                found = await self._objects.get(f"{folder}/{name}")
+                if found is not None and found[0] == body:
+                    return
+            other = new_id()
+            await self._objects.put(f"{folder}/{other}", body, always=True)
+            change.rename(name, other)
+            change.replaced.append(name)
 
-        Raises `DuplicateSagaError` when another saga has it, or its writer may be about to. After an hour what was
-        claimed and not written is taken for that of a writer that died.
+    async def _claim(self, claim: Claim, batch: Batch, claimed: dict[str, str]) -> bool:
+        """Have the snapshot's id for this saga. Says no when the saga has it.
+
+        Raises `DuplicateSagaError` when it is that of another snapshot, or its writer may be about to write it. After
+        an hour what was claimed and not written is taken for that of a writer that died.
         """
-        key, saga_id = snapshot_key(entry.snapshot_id), head.saga_id
-        own = data if entry.size > SMALL else None
-        columns = head.index.snapshots
-        bases = map(columns.entry, columns.bases_of_new(entry))
-        large = [base.snapshot_id for base in bases if base.place == OWN]
-        body = ormsgpack.packb([entry.snapshot_id, saga_id, entry.digest, own, large])
+        key, body = snapshot_key(claim.snapshot_id), packed_claim(claim)
         known = None
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             try:
                 await self._objects.put(key, body, known=known)
             except Changed:
@@ -112,18 +152,32 @@ class S3Writing(S3Core):
                 if found is None:
                     known = None
                     continue
-                (name, other_id, other_digest, *_), known = ormsgpack.unpackb(found[0]), found[1]
-                if (name, other_id, other_digest) == (entry.snapshot_id, saga_id, entry.digest):
+                other, known = unpacked_claim(found[0]), found[1]
+                mine = other[:3] == claim[:3]
+                if mine and other.seq == claim.seq:
                     return True
-                stored = (await self._head(other_id)).index.snapshots.find(name) is not None
-                if stored and other_id == saga_id:
+                stored = await self._stored(other)
+                if stored == claim.seq and other.saga_id == claim.saga_id:
                     return False
-                if stored or utc_now() - known.written_at < _ABANDONED:
+                if stored is not None or not (mine or utc_now() - known.written_at >= _ABANDONED):
+                    name = claim.snapshot_id
                     raise another_snapshot(next(s for s in batch.snapshots if s.snapshot_id == name)) from None
             else:
-                claimed.append(key)
+                claimed[claim.snapshot_id] = key
                 return True
-        raise StoreUnavailableError(f"the store {self._objects.shown} has too many writers of {entry.snapshot_id!r}")
+        raise StoreUnavailableError(
+            f"the store {self._objects.shown} has too many writers of {claim.snapshot_id!r} at once"
+        )
+
+    async def _stored(self, claim: Claim) -> int | None:
+        """Return the `seq` of the snapshot when its saga has it."""
+
+        async def ask(head: Head) -> int | None:
+            window = Window(head)
+            found = await self._found(window, claim)
+            return None if found is None else window.rows[found[0]].columns.seqs[found[1]]
+
+        return await self._answer(await self._head(claim.saga_id), ask)
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. Batches of one saga go one after the other, those of several at once."""
@@ -145,89 +199,30 @@ class S3Writing(S3Core):
         await all_of([write_in_order(numbers) for numbers in by_saga.values()])
         return results
 
-    async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
-        """See `SnapshotStorage.delete_snapshots`."""
-        for _ in range(_TRIES):
-            head = await self._head(saga_id)
-            gone, hidden, served = head.index.snapshots.below(below_seq, micros(self.clock()))
-            if await self._deleted(head, gone, hidden):
-                return served
-        raise self._too_many(saga_id)
 
-    async def _deleted(self, head: Head, slots: Sequence[int], hidden_slots: Sequence[int]) -> bool:
-        """Delete the snapshots, or say that the head is not what it was."""
-        if not slots and not hidden_slots:
-            return True
-        gone, hidden = (list(map(head.index.snapshots.id_of, some)) for some in (slots, hidden_slots))
-        head.index.snapshots.drop(gone, hidden)
-        change = without(head)
-        try:
-            await self._objects.put(saga_key(head.saga_id), packed_head(head, News(), change), known=head.version)
-        except Changed:
-            return False
-        finally:
-            self._known.pop(head.saga_id, None)
-        await self._objects.delete([snapshot_key(name) for name in gone])
-        return True
-
-    async def delete_saga(self, saga_id: str) -> bool:
-        """See `SnapshotStorage.delete_saga`. For a damaged one the objects of all snapshots of the store are read."""
-        self._known.pop(saga_id, None)
-        try:
-            head = await self._head(saga_id)
-            if not head.there:
-                return False
-            own = [snapshot_key(entry.snapshot_id) for entry in head.snapshot_entries()]
-        except CorruptDataError:
-            own = await self._own_keys(saga_id)
-        await self._objects.delete([saga_key(saga_id)])
-        rest = [key async for key in self._objects.keys(data_folder(saga_id))]
-        await self._objects.delete([*own, *rest])
-        return True
-
-    async def _own_keys(self, saga_id: str) -> list[str]:
-        """Return the keys of the snapshots that say they are of this saga."""
-        keys, own = [key async for key in self._objects.keys(SNAPSHOTS)], list[str]()
-        for start in range(0, len(keys), HEADS_AT_ONCE):
-            part = keys[start : start + HEADS_AT_ONCE]
-            owners = await all_of([self._owner(key) for key in part])
-            own += (key for key, owner in zip(part, owners, strict=True) if owner == saga_id)
-        return own
-
-    async def _owner(self, key: str) -> str | None:
-        try:
-            found = await self._objects.get(key)
-        except CorruptDataError:
-            return None  # whose it is cannot be told
-        return None if found is None else str(ormsgpack.unpackb(found[0])[1])
-
-    async def prune(self, now: datetime, *, batch: int = 500) -> int:
-        """See `SnapshotStorage.prune`. It reads the head of every saga."""
-        check_prune(now, batch)
-        deleted = 0
-        damaged: list[CorruptDataError] = []
-        async for saga_id, found in self._heads("", None, HEADS_AT_ONCE):
-            try:
-                deleted += await self._pruned(saga_id, sound(found), now, batch)
-            except CorruptDataError as error:
-                damaged.append(error)
-        raise_damaged(damaged)
-        return deleted
-
-    async def _pruned(self, saga_id: str, head: Head, now: datetime, batch: int) -> int:
-        deleted = tries = 0
-        while tries < _TRIES:
-            gone = head.index.snapshots.prunable(micros(now))[:batch]
-            if await self._deleted(head, gone, ()):
-                deleted += len(gone)
-                if len(gone) < batch:
-                    return deleted
+def _elsewhere(read: Read) -> Elsewhere:
+    found = Elsewhere()
+    for rows in read.values():
+        for entry in entries(rows):
+            if isinstance(rows, EventRows):
+                found.events[entry.seq] = entry
             else:
-                tries += 1
-            head = await self._head(saga_id)
-        raise self._too_many(saga_id)
+                found.snapshots[entry.snapshot_id] = entry
+    return found
 
-    def _too_many(self, saga_id: str) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"the store {self._objects.shown} has too many writers of saga {saga_id!r} at once"
-        )
+
+def _claims(head: Head, news: News, change: Change) -> list[Claim]:
+    """Return the claims of the new snapshots: with their data when they are large, and where their bases are."""
+    columns, pages = head.index.snapshots, head.snapshot_pages
+    claims, new_large = [], [one for one in news.snapshots if one.size > SMALL]
+    for entry, data in zip(news.snapshots, news.snapshot_data, strict=True):
+        large, where = list[str](), [change.pages_of[entry.snapshot_id]]
+        if entry.base_seq is not None:
+            place = place_of(entry)
+            bases = map(columns.entry, columns.bases_of_new(entry))
+            large += (base.snapshot_id for base in bases if base.place == OWN)
+            large += (one.snapshot_id for one in new_large if one.seq >= entry.base_seq and place_of(one) < place)
+            where += (page.name for page in pages.lines[pages.at((entry.base_seq, "")) : pages.at(place)])
+        own = data if entry.size > SMALL else None
+        claims.append(Claim(entry.snapshot_id, head.saga_id, entry.digest, own, large, entry.seq, where))
+    return claims

@@ -13,7 +13,7 @@ from sagaz_core.storage._rows import EventEntry, Row, SnapshotEntry, event_entry
 from sagaz_core.storage._snapshot_columns import SnapshotColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sagaz_core.storage.base import Batch, SagaSnapshot, SagaSummary, StoredEvent
 
@@ -39,6 +39,14 @@ class News:
         return bool(self.record or self.summary or self.events or self.snapshots)
 
 
+@dataclass(slots=True)
+class Elsewhere:
+    """Records of a saga that are not in its index, by `seq` and by id."""
+
+    events: dict[int, EventEntry] = field(default_factory=dict)
+    snapshots: dict[str, SnapshotEntry] = field(default_factory=dict)
+
+
 class SagaIndex:
     """The index of one saga. `record` is its row; how the rows of others are read is said by the store."""
 
@@ -55,9 +63,12 @@ class SagaIndex:
         self.record = record or self.record
         self.summary = summary or self.summary
 
-    def news(self, batch: Batch) -> News:
-        """Return what the batch would add. Raises `DuplicateSagaError` when it does not fit to what is there."""
-        news = News()
+    def news(self, batch: Batch, elsewhere: Elsewhere | None = None) -> News:
+        """Return what the batch would add. Raises `DuplicateSagaError` when it does not fit to what is there.
+
+        Of what is in the saga and not in here, all that the batch may have again is `elsewhere`.
+        """
+        news, other = News(), elsewhere or Elsewhere()
         if batch.saga is not None:
             row = saga_row(batch.saga)
             if self.record is None:
@@ -65,35 +76,35 @@ class SagaIndex:
             elif row != self.record:
                 raise another_saga(batch.saga)
         if batch.events:
-            self._new_events(batch.events, news)
+            self._new_events(batch.events, other.events, news)
         if batch.snapshots:
-            self._new_snapshots(batch.snapshots, news)
+            self._new_snapshots(batch.snapshots, other.snapshots, news)
         if batch.summary is not None and (self.summary is None or batch.summary.seq > self.summary.seq):
             news.summary = batch.summary
         return news
 
-    def _new_events(self, events: Sequence[StoredEvent], news: News) -> None:
+    def _new_events(self, events: Sequence[StoredEvent], others: Mapping[int, EventEntry], news: News) -> None:
         new: dict[int, tuple[EventEntry, bytes]] = {}
         for event in events:
             entry, slot = event_entry(event), self.events.find(event.seq)
-            if slot is None:
+            known = others.get(event.seq) if slot is None else self.events.entry(slot)
+            if known is None:
                 _check_numbers(entry.seq, None, entry.size)
                 known = new.setdefault(event.seq, (entry, event.data))[0]
-            else:
-                known = self.events.entry(slot)
             if known[:-1] != entry[:-1]:
                 raise another_event(event)
         news.events, news.event_data = _in_order(new.values(), _seq)
 
-    def _new_snapshots(self, snapshots: Sequence[SagaSnapshot], news: News) -> None:
+    def _new_snapshots(
+        self, snapshots: Sequence[SagaSnapshot], others: Mapping[str, SnapshotEntry], news: News
+    ) -> None:
         new: dict[str, tuple[SnapshotEntry, bytes]] = {}
         for snapshot in snapshots:
             entry, slot = snapshot_entry(snapshot), self.snapshots.find(snapshot.snapshot_id)
-            if slot is None:
+            known = others.get(snapshot.snapshot_id) if slot is None else self.snapshots.entry(slot)
+            if known is None:
                 _check_numbers(entry.seq, entry.base_seq, entry.size)
                 known = new.setdefault(snapshot.snapshot_id, (entry, snapshot.data))[0]
-            else:
-                known = self.snapshots.entry(slot)
             if known[:-1] != entry[:-1]:
                 raise another_snapshot(snapshot)
         news.snapshots, news.snapshot_data = _in_order(new.values(), _place)

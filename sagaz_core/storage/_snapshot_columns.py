@@ -21,6 +21,11 @@ _NO_BASE = -(2**63)
 _WORTH_KEEPING = 64
 
 
+def lowest(one: int | None, other: int | None) -> int | None:
+    """Return the lower one of those that there are."""
+    return other if one is None else one if other is None else min(one, other)
+
+
 class SnapshotColumns(Columns):
     """A saga's snapshots. `first_end` is the earliest time at which one of them ends, in microseconds."""
 
@@ -113,6 +118,16 @@ class SnapshotColumns(Columns):
         found: Sequence[int] = line.order[line.below(base) : own]
         return found
 
+    def base(self, slot: int) -> int | None:
+        """Return the lowest `seq` that is needed to read the snapshot, `None` when it stands alone."""
+        base = self._bases[slot]
+        return None if base == _NO_BASE else base
+
+    def since(self, seq: int) -> Sequence[int]:
+        """Return those that are not below that `seq`."""
+        found: Sequence[int] = self.line.order[self.line.below(seq) :]
+        return found
+
     def bases_of_new(self, entry: SnapshotEntry) -> Sequence[int]:
         """Return the same for a snapshot that is not here yet."""
         if entry.base_seq is None:
@@ -135,25 +150,33 @@ class SnapshotColumns(Columns):
         """Return how many snapshots have not expired."""
         return self._served(self.line.order, now)
 
-    def below(self, below_seq: int, now: int) -> tuple[Sequence[int], Sequence[int], int]:
-        """Return those below that `seq` which go, those which stay as bases, and how many were served."""
-        order, ends, bases = self.line.order, self._ends, self._bases
+    def below(self, below_seq: int, now: int, needed: int | None = None) -> tuple[Sequence[int], Sequence[int], int]:
+        """Return those below that `seq` which go, those which stay as bases, and how many were served.
+
+        `needed` is the lowest `seq` that snapshots need which are elsewhere.
+        """
+        order, ends = self.line.order, self._ends
         below = self.line.below(below_seq)
-        needed = (bases[slot] for slot in order[below:] if bases[slot] != _NO_BASE and ends[slot] >= now)
-        start = min(below, self.line.below(min(needed, default=below_seq)))
+        first = lowest(needed, self.needed(now, below_seq))
+        start = below if first is None else min(below, self.line.below(first))
         hidden = [slot for slot in order[start:below] if ends[slot] != _HIDDEN]
         return order[:start], hidden, self._served(order[:below], now)
 
-    def prunable(self, now: int) -> list[int]:
-        """Return those that have expired and that no other one needs, the oldest first."""
+    def needed(self, now: int, from_seq: int | None = None) -> int | None:
+        """Return the lowest `seq` that those need which are served, and not below that `seq`."""
+        slots = self.line.order if from_seq is None else self.since(from_seq)
+        bases, ends = self._bases, self._ends
+        return min((bases[slot] for slot in slots if bases[slot] != _NO_BASE and ends[slot] >= now), default=None)
+
+    def prunable(self, now: int, needed: int | None = None) -> list[int]:
+        """Return those that have expired and that no other one needs, the oldest first. For `needed` see `below`."""
         found = list[int]()
-        needed: int | None = None
         for slot in reversed(self.line.order):
             if self._ends[slot] < now:
                 if needed is None or self.seqs[slot] < needed:
                     found.append(slot)
-            elif self._bases[slot] != _NO_BASE:
-                needed = self._bases[slot] if needed is None else min(needed, self._bases[slot])
+            else:
+                needed = lowest(needed, self.base(slot))
         return found[::-1]
 
     # ---- deleting

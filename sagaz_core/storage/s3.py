@@ -4,9 +4,9 @@ Nothing is shared by sagas. A saga has one head object with its index and its sm
 the condition that it is still the one that was read: so of two writers one is told, reads again and goes on, and what a
 batch says is there as a whole or not at all.
 
-    PREFIX/sagas/<id, in order>          a saga's head
+    PREFIX/sagas/<id, in order>          a saga's head, with its last records
     PREFIX/snapshots/<hash of its id>    which saga a snapshot is of, and its data when they are large
-    PREFIX/data/<hash of the saga>/…     events' large data, and what a head cannot hold any longer
+    PREFIX/data/<hash of the saga>/…     pages of what a head has no room for any longer, and events' large data
     PREFIX/replays/…, replays-of/…       the log of replays
 """
 
@@ -24,10 +24,13 @@ from sagaz_core.storage._listing import Listing
 from sagaz_core.storage._network import count, seconds
 from sagaz_core.storage._rows import replay_from_row, replay_row, saga_from_row
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, sound
+from sagaz_core.storage._s3_deleting import S3Deleting
+from sagaz_core.storage._s3_events import S3Events
 from sagaz_core.storage._s3_head import Head
 from sagaz_core.storage._s3_keys import SAGAS, hashed, replay_key, replay_marks
-from sagaz_core.storage._s3_objects import all_of
+from sagaz_core.storage._s3_objects import FORMAT, all_of
 from sagaz_core.storage._s3_snapshots import S3Snapshots
+from sagaz_core.storage._s3_window import Window
 from sagaz_core.storage._s3_writing import S3Writing
 from sagaz_core.storage.base import Page, ReplayRecord, SagaRecord, StoreInfo
 from sagaz_core.storage.url import safe_url
@@ -36,11 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-FORMAT = 1
 _ENDPOINT = re.compile(r"https?://[^\s/?#@\\\"<>^`{|}%]+(/[\w/.~-]*)?", re.ASCII | re.IGNORECASE)
 
 
-class S3SnapshotStorage(S3Snapshots, S3Writing):
+class S3SnapshotStorage(S3Snapshots, S3Events, S3Writing, S3Deleting):
     """A store below a prefix of a bucket, safe for any number of machines at once.
 
     `url` is `s3://bucket/prefix` with options (see `open_s3`). A request is tried again for at most `timeout` seconds.
@@ -110,8 +112,8 @@ class S3SnapshotStorage(S3Snapshots, S3Writing):
             if isinstance(head, CorruptDataError):
                 continue
             sagas += head.index.record is not None
-            events += len(head.index.events)
-            snapshots += len(head.index.snapshots)
+            events += len(head.index.events) + head.event_pages.length
+            snapshots += len(head.index.snapshots) + head.snapshot_pages.length
         async for _ in self._objects.keys("replays"):
             replays += 1
         return StoreInfo(self.url, FORMAT, sagas, events, snapshots, replays, await self._objects.size())
@@ -125,7 +127,7 @@ class S3SnapshotStorage(S3Snapshots, S3Writing):
     async def close(self) -> None:
         """See `SnapshotStorage.close`."""
         self._known.clear()
-        self._listed = Head("")
+        self._listed = Window(Head(""))
         self._objects.close()
 
 

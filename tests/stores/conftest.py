@@ -1,5 +1,6 @@
 """Fixtures for the tests of stores."""
 
+import asyncio
 import uuid
 from types import SimpleNamespace
 
@@ -73,3 +74,21 @@ def s3():
 
     yield running()
     running().stop()
+
+
+@pytest.fixture
+def do():
+    """Do a work of a store on one event loop, and return what it gives."""
+    with asyncio.Runner() as runner:
+
+        async def main(work):
+            return await work
+
+        yield lambda work: runner.run(main(work))
+
+
+@pytest.fixture
+def bucket(s3):
+    """The name of an empty bucket."""
+    s3.forget_faults()
+    return s3.bucket()

@@ -1,6 +1,8 @@
 """An S3 server on 127.0.0.1 that says what it was asked, and fails when it is told to."""
 
+import asyncio
 import logging
+from contextlib import closing
 from functools import cache
 from itertools import count
 from urllib.parse import urlencode
@@ -13,13 +15,16 @@ _names = count()
 
 
 class Server:
-    """A running server. `asked` are the requests since it was cleared, as method and path."""
+    """A running server. `asked` are the requests since it was cleared, as method and path; `sent` and `given` are the
+    bytes of all that it was sent and that it gave.
+    """
 
     def __init__(self):
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         self.asked = []
+        self.sent = self.given = 0
         self._faults = []
         self._app = self._server._server.app
         self._server._server.app = self._answer
@@ -52,6 +57,7 @@ class Server:
     def _answer(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
+        self.sent += int(environ.get("CONTENT_LENGTH") or 0)
         for fault in self._faults:
             status, part, wanted, done = fault
             if part in path and wanted in ("", method):
@@ -63,7 +69,10 @@ class Server:
                     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response(status, [("Content-Type", "application/xml"), ("Content-Length", "0")])
                 return [b""]
-        return self._app(environ, start_response)
+        with closing(self._app(environ, start_response)) as answer:
+            parts = list(answer)
+        self.given += sum(map(len, parts))
+        return parts
 
     def forget_faults(self):
         self._faults.clear()
@@ -77,3 +86,42 @@ class Server:
 def running():
     """Return this process's server, started by the first call."""
     return Server()
+
+
+class Trips:
+    """Counts the round trips of a store: requests are held until none can come before an answer, and go together."""
+
+    def __init__(self, storage):
+        objects = storage._objects
+        self._request, objects._request = objects._request, self._held
+        self._waiting = []
+        self.count = self.requests = 0
+
+    def of(self, do, work):
+        """Return what the work gives, the trips one after the other that it took, and the requests."""
+        self.count = self.requests = 0
+        return do(work), self.count, self.requests
+
+    async def _held(self, *asked):
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        self._waiting.append((asked, done))
+        if len(self._waiting) == 1:
+            loop.create_task(self._go()).add_done_callback(lambda task: task.result())
+        return await done
+
+    async def _go(self):
+        held = 0
+        while held < len(self._waiting):
+            held = len(self._waiting)
+            for _ in range(50):  # so many turns of the loop as one request may be apart from the next
+                await asyncio.sleep(0)
+        together, self._waiting = self._waiting, []
+        self.count += 1
+        self.requests += len(together)
+        answers = await asyncio.gather(*(self._request(*asked) for asked, _ in together), return_exceptions=True)
+        for (_, done), answer in zip(together, answers, strict=True):
+            if isinstance(answer, BaseException):
+                done.set_exception(answer)
+            else:
+                done.set_result(answer)

@@ -13,9 +13,9 @@ from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
 FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
 FEW_ON_S3, MANY_ON_S3 = 500, 1500  # where each one is a request, and the server a slow one
 PART = 100
-MOST = {"file": 150, "s3": 700, "sqlite": 40, "redis": 80, "postgres": 80}
-"""How many bytes a snapshot and its event may take, where the saga's index is in memory a few machine words each;
-elsewhere none, but for what drivers keep or not."""
+MOST = {"file": 150, "s3": 50, "sqlite": 40, "redis": 80, "postgres": 80}
+"""How many bytes a snapshot and its event may take: where the saga's index is in memory a few machine words each, in a
+bucket what is said of their page; elsewhere none, but for what drivers keep or not."""
 
 
 async def fill(url, count):
@@ -29,7 +29,7 @@ async def fill(url, count):
             )
             for seq in range(start, start + PART)
         ]
-        if url.startswith("s3"):  # whose every write is of the whole index
+        if url.startswith("s3"):  # where one saga's batches go one after the other
             batches = [Batch("s", None, *([one for b in batches for one in b[field]] for field in (2, 3)))]
         assert not any(await storage.write_many(batches))
     await storage.close()

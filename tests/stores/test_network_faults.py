@@ -2,13 +2,14 @@
 
 import asyncio
 import signal
+from collections import Counter
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from proxy import Proxy
 
-from sagaz_core import Saga, action
+from sagaz_core import ReplayConfig, Saga, action
 from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
@@ -216,6 +217,47 @@ def test_postgresql_restarts_between_two_steps(postgres_server, monkeypatch, how
         postgres_server.start()
 
     run_with_a_restart(f"{postgres_server.url()}?schema=restart_{how.name.lower()}", restart, monkeypatch)
+
+
+@pytest.mark.parametrize("durability", ["group", "background"])
+@pytest.mark.parametrize("server", ["valkey_server", "postgres_server"])
+def test_a_restart_among_many_sagas_neither_loses_nor_doubles(request, server, durability):
+    server = request.getfixturevalue(server)
+    postgres = hasattr(server, "stop")
+    url = f"{server.url()}?schema=many_{durability}" if postgres else f"{server.url}?prefix=many-{durability}"
+    calls, restarted = Counter(), asyncio.Event()
+
+    def restart():
+        if postgres:
+            server.stop(signal.SIGQUIT)
+        else:
+            server.kill()
+        server.start()
+
+    async def act(ctx):
+        calls[ctx["id"]] += 1
+        if calls.total() == 60:  # of 120
+            await asyncio.to_thread(restart)
+            restarted.set()
+        return {f"call {calls.total()}": 1}
+
+    async def main():
+        async with opened(url) as storage:
+            config = ReplayConfig(durability=durability, capture_timeout=60)
+            saga = Saga("many", snapshot_storage=storage, replay_config=config)
+            for number in range(6):
+                saga.add_step(f"step_{number}", act)
+            ids = [f"s{number}" for number in range(20)]
+            await asyncio.gather(*(saga.run({"id": saga_id}, saga_id=saga_id) for saga_id in ids))
+            assert restarted.is_set()
+            assert calls == dict.fromkeys(ids, 6)
+            for saga_id in ids:
+                kinds = [event.kind async for event in storage.read_events(saga_id)]
+                assert kinds == ["SagaStarted", *["StepStarted", "StepSucceeded"] * 6, "SagaCompleted"]
+                seqs = [snapshot.seq for snapshot in (await storage.list_snapshots(saga_id)).items]
+                assert seqs == [0, 2, 4, 6, 8, 10, 13]
+
+    asyncio.run(main())
 
 
 def test_a_server_that_is_started_late_is_waited_for(valkey_server):

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 
 import pytest
+from small_pages import have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract import SnapshotStorageContract
@@ -94,3 +95,13 @@ class TestS3(SnapshotStorageContract):
 
     def address(self, storage):
         return self.url  # the store's own has no credentials
+
+
+class TestS3InSmallPages(TestS3):
+    """The same where a few records are a long saga already."""
+
+    shared = False  # with processes that have small pages too
+
+    @pytest.fixture(autouse=True)
+    def _small_pages(self, monkeypatch):
+        have_small_pages(monkeypatch)

@@ -6,6 +6,8 @@ import tempfile
 import pytest
 from hypothesis import settings
 from naive_store import NaiveStore
+from obstore.store import MemoryStore
+from small_pages import have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
@@ -40,6 +42,28 @@ class S3Machine(StoreMachine):
         from s3_server import running
 
         return open_storage(running().url(running().bucket()))
+
+
+class BucketMachine(StoreMachine):
+    """A bucket in memory, behind the same driver: so there can be many more operations than over HTTP."""
+
+    def make(self):
+        storage = open_storage("s3://bucket/prefix?region=x&access_key_id=x&secret_access_key=x")
+        storage._objects._store = MemoryStore()
+        return storage
+
+    def make_right(self):
+        return NaiveStore()
+
+
+class TestS3InSmallPagesAgrees(BucketMachine.TestCase):
+    """Where a few records are a long saga already, a few bytes large data, and a few pages a very long saga."""
+
+    settings = settings(TestMemoryAgrees.settings, max_examples=60)
+
+    @pytest.fixture(autouse=True)
+    def _small_pages(self, monkeypatch):
+        have_small_pages(monkeypatch, lines=150, small=2)
 
 
 TestSqliteAgrees = SqliteMachine.TestCase
