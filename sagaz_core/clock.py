@@ -80,6 +80,10 @@ def _real_time_ms() -> int:
     return _TIME_NS[0]() // 1_000_000
 
 
+_RANDOM = 10
+_IDS_AT_ONCE = 32  # for which random bytes are asked of the system
+
+
 class _IdMaker:
     """UUID version 7 of RFC 9562, with the counter of its section 6.2, method 1 (as in Python 3.14's `uuid7`).
 
@@ -94,26 +98,39 @@ class _IdMaker:
         self._lock = threading.Lock()
         self._milliseconds = 0
         self._counter = 0
+        self._random, self._at = b"", 0
+        self._first = ""  # what ids of this millisecond begin with, until 16 bits of the counter have gone round
 
     def __call__(self) -> str:
         now = _real_time_ms()
-        random = int.from_bytes(os.urandom(10), "big")
         with self._lock:
+            self._at += _RANDOM
+            if self._at >= len(self._random):
+                self._random, self._at = os.urandom(_RANDOM * _IDS_AT_ONCE), 0
+            random = int.from_bytes(self._random[self._at : self._at + _RANDOM], "big")
             if now > self._milliseconds:
                 self._milliseconds = now
                 self._counter = random >> 39  # 41 bits: the highest of the 42 is left for counting
+                self._first = ""
             else:
                 self._counter += 1
                 if self._counter >> 42:
                     self._milliseconds += 1
                     self._counter = random >> 39
-            milliseconds, counter = self._milliseconds, self._counter
-        return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - takes two thirds of the time
+                    self._first = ""
+            low = self._counter & 0xFFFF
+            if not low or not self._first:
+                self._first = self._begin()
+            first = self._first
+        return first + "%012x" % (low << 32 | random & 0xFFFF_FFFF)
+
+    def _begin(self) -> str:
+        milliseconds, counter = self._milliseconds, self._counter
+        return "%08x-%04x-7%03x-%04x-" % (  # noqa: UP031 - takes two thirds of the time
             milliseconds >> 16 & 0xFFFF_FFFF,
             milliseconds & 0xFFFF,
             counter >> 30,
             0x8000 | counter >> 16 & 0x3FFF,  # the variant
-            (counter & 0xFFFF) << 32 | random & 0xFFFF_FFFF,
         )
 
 

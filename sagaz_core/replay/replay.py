@@ -130,7 +130,8 @@ class SagaReplay:
         _check_live(plan, adapter)
         start = await self._start(saga, model, step_name, found, dict(context_override or {}), migration, strict=strict)
         check_runs(plan, start.served, step_name)
-        start = replace(start, warnings=(*start.warnings, *drift))
+        if drift:
+            start = replace(start, warnings=(*start.warnings, *drift))
         if dry_run:
             return self._dry_run(step_name, start, model)
         return await self._run(saga, adapter, source, step_name, start, plan, dict(context_override or {}))
@@ -257,9 +258,8 @@ class SagaReplay:
         # What an engine claims is one thing (result.status), a step that is left undone another.
         status = ReplayStatus.FAILED if result.stuck else STATUS_OF.get(result.status, ReplayStatus.FAILED)
         await self._log_end(entry, status, str(result.error or ""))
-        return replace(
-            self._result(status, step, start, result, replay_id), missed=tuple(str(fault) for fault in injector.missed)
-        )
+        missed = tuple(str(fault) for fault in injector.missed)
+        return self._result(status, step, start, result, replay_id, missed)
 
     def _config(self, own: ReplayConfig | None) -> ReplayConfig | None:
         """Return the saga's configuration, `None` for its own. Replays that run at the same time write together."""
@@ -268,12 +268,16 @@ class SagaReplay:
         return _TOGETHER if own is None else own.model_copy(update={"durability": "group"})
 
     async def _log_end(self, entry: ReplayRecord, status: ReplayStatus, error: str) -> None:
-        await log_replay(
-            self._storage, replace(entry, status=status.value, completed_at=self._clock(), error=error[:1000])
-        )
+        await log_replay(self._storage, entry.ended(status.value, self._clock(), error[:1000]))
 
     def _result(
-        self, status: ReplayStatus, step: str, start: Start, result: SagaResult, replay_id: str
+        self,
+        status: ReplayStatus,
+        step: str,
+        start: Start,
+        result: SagaResult,
+        replay_id: str,
+        missed: tuple[str, ...],
     ) -> ReplayResult:
         ran = dict.fromkeys(event.step for event in result.events if isinstance(event, StepStarted))
         return ReplayResult(
@@ -288,6 +292,7 @@ class SagaReplay:
             stuck=result.stuck,
             context=result.context,
             warnings=start.warnings,
+            missed=missed,
             error=str(result.error or ""),
             result=result,
             replay_id=replay_id,

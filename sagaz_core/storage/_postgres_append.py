@@ -36,6 +36,8 @@ _FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_
 _RECORD_TYPES = ("text", "text", "text", "text", "text", "timestamptz", "text", "text", "text", "bigint")
 _SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb", "bigint")
 _LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
+_BEGUN = (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES)
+_APPENDED = ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES)
 _MOST_EVENTS, _MOST_SNAPSHOTS = 8, 2
 _ADD_EVENTS = "INSERT INTO {s}saga_events (saga_id, seq, at, floor, kind, step, data)"
 _ADD_SNAPSHOTS = f"INSERT INTO {{s}}saga_snapshots ({OWN}, floor)"
@@ -117,11 +119,15 @@ def _table(rows: list[list[str]], alias: str) -> str:
 
 
 def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
-    """Return the parameters: events and snapshots, by column; then what is said of sagas (one batch of each)."""
+    """Return the parameters: events and snapshots, by column; then what is said of sagas (one batch of each).
+
+    All of the batches have a record, or none has.
+    """
     events = [row for rows in some for row in rows.events]
     snapshots = [row for rows in some for row in rows.snapshots]
     sagas = [_of_saga(rows) for rows in some]
-    return (*columns(events, len(EVENT_TYPES)), *columns(snapshots, len(SNAPSHOT_TYPES)), *columns(sagas, 0))
+    types = _APPENDED if some[0].record is None else _BEGUN
+    return (*columns(events, EVENT_TYPES), *columns(snapshots, SNAPSHOT_TYPES), *columns(sagas, types))
 
 
 def _of_saga(rows: Rows) -> tuple[Any, ...]:
@@ -154,7 +160,7 @@ MANY_BEGIN = f"""
             coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
             coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
             coalesce(last_snapshot_at, '-infinity')
-        FROM unnest({arrays(_OF_SAGAS, (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES))})
+        FROM unnest({arrays(_OF_SAGAS, _BEGUN)})
             AS n ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
         ON CONFLICT DO NOTHING RETURNING saga_id
     ) {_ADDED}
@@ -163,7 +169,7 @@ MANY_BEGIN = f"""
 MANY = f"""
     WITH saga AS (
         UPDATE {{s}}sagas g SET {_NEWER}, {_LATER}
-        FROM {sought(_OF_SAGAS, ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES))}
+        FROM {sought(_OF_SAGAS, _APPENDED)}
             AS n (saga_id, {SET_OF_SUMMARY}, {_LAST}, {_FIRST}, place)
         WHERE g.saga_id = n.saga_id
             AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)

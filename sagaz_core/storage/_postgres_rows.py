@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage._postgres_statements import NONE, SEPARATOR
 from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 from sagaz_core.storage.together import Checkpoint, EventHead
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Row = Any
 _NUL, _ONE, _TWO = "\0", "\1", "\2"
@@ -112,6 +113,8 @@ def summary_row(summary: SagaSummary | None) -> tuple[Any, ...]:
 
 def tags_json(tags: Mapping[str, str]) -> str:
     """Return the tags as JSON, whose texts have no NUL."""
+    if not tags:
+        return "{}"
     return json.dumps({as_text(key): as_text(value) for key, value in tags.items()}, ensure_ascii=False)
 
 
@@ -208,15 +211,31 @@ def ends_of_checkpoint(row: Row) -> list[datetime]:
     return [_moment(end) for end in (row[11], row[25]) if end is not None]
 
 
-def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
-    """Return the rows' columns, which are `width` in number also of no row.
+def columns(rows: Sequence[tuple[Any, ...]], types: Sequence[str]) -> list[Any]:
+    """Return the rows' columns of these types, as `_postgres_statements.arrays` takes them.
 
     A column of `None` alone is empty: `unnest` fills it up to the others, and nothing of it is encoded.
     """
-    if not rows:
-        return [()] * width
-    many = len(rows)
-    return [() if column.count(None) == many else column for column in zip(*rows, strict=True)]
+    found = zip(*rows, strict=True) if rows else ((),) * len(types)
+    return [_column(kind, column) for kind, column in zip(types, found, strict=True)]
+
+
+_WRITTEN: dict[str, Callable[[Any], str]] = {"bigint": str, "integer": str, "timestamptz": datetime.isoformat}
+
+
+def _column(kind: str, values: tuple[Any, ...]) -> Sequence[Any]:
+    missing = values.count(None)
+    if missing == len(values):
+        return () if kind == "bytea" else ""
+    if kind == "bytea":
+        return values
+    written = _WRITTEN.get(kind)
+    texts: Iterable[str] = values
+    if missing:
+        texts = [NONE if value is None else value if written is None else written(value) for value in values]
+    elif written is not None:
+        texts = map(written, values)
+    return SEPARATOR + SEPARATOR.join(texts)
 
 
 # ---- replays

@@ -132,7 +132,7 @@ class PostgresSnapshots(PostgresCore):
 
     async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
         """See `AnswersTogether.read_checkpoints`. Where one of the snapshots has expired it takes some trips more."""
-        by_column = columns([(as_text(saga_id), as_text(step)) for saga_id, step in asked], 0)
+        by_column = columns([(as_text(saga_id), as_text(step)) for saga_id, step in asked], sql.CHECKPOINT_TYPES)
         rows, now = await self._rows(sql.READ_CHECKPOINTS, _ALL, *by_column), self.clock()
         if not rows:
             return [Checkpoint(None, None, None, ())] * len(asked)

@@ -118,7 +118,7 @@ class PostgresWriting(PostgresCore):
             await connection.execute(text(sql.SET_LAST), rows.saga_id)
 
     async def _merge_events(self, connection: Connection, batch: Batch, rows: Rows) -> None:
-        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, len(sql.EVENT_TYPES)))
+        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, sql.EVENT_TYPES))
         if len(added) < len(rows.events):
             seqs = [event.seq for event in batch.events]
             found = await connection.fetch(self._text(sql.KNOWN_EVENTS), rows.saga_id, seqs)
@@ -131,10 +131,10 @@ class PostgresWriting(PostgresCore):
             await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
 
     async def _merge_snapshots(self, connection: Connection, rows: Rows, batch: Batch) -> None:
-        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, len(sql.SNAPSHOT_TYPES)))
+        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, sql.SNAPSHOT_TYPES))
         if len(added) < len(rows.snapshots):
-            ids = [row[0] for row in rows.snapshots]
-            found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), ids)
+            ids = [(row[0],) for row in rows.snapshots]
+            found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), *columns(ids, ("text",)))
             known = {from_text(row[0]): snapshot_from(row, bases=False) for row in found}
             for snapshot in batch.snapshots:
                 if known.get(snapshot.snapshot_id) != snapshot._replace(bases=()):

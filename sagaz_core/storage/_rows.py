@@ -7,6 +7,7 @@ written again.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -135,7 +136,12 @@ def summary_from_row(row: Row) -> SagaSummary:
 
 def saga_sum(record: SagaRecord, model: str | None = None) -> int:
     """Return a checksum of the record, whose model may be given as text. Raises `CannotStoreError`."""
-    return _sum(_saga_row(record, model_to_json(record) if model is None else canonical_json(model)))
+    row = _saga_row(record, model_to_json(record) if model is None else canonical_json(model))
+    texts = *map(repr, row[:4]), _quoted(row[4]), *map(repr, row[5:])
+    return _sum_of_text(f"[{', '.join(texts)}]")
+
+
+_quoted = lru_cache(maxsize=128)(repr)  # a model's text is long, and thousands of sagas have the same one
 
 
 def summary_sum(summary: SagaSummary) -> int:
@@ -155,7 +161,11 @@ def check_sum(stored: int | None, found: int, what: str) -> None:
 
 
 def _sum(row: Row) -> int:
-    return crc32(repr(row).encode("utf-8", "surrogatepass"))
+    return _sum_of_text(repr(row))
+
+
+def _sum_of_text(text: str) -> int:
+    return crc32(text.encode("utf-8", "surrogatepass"))
 
 
 def replay_row(record: ReplayRecord) -> Row:

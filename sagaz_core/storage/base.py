@@ -126,6 +126,13 @@ class ReplayRecord:
     completed_at: datetime | None = None
     error: str = ""
 
+    def ended(self, status: str, completed_at: datetime, error: str = "") -> ReplayRecord:
+        """Return the record of the same replay when it has ended."""
+        return ReplayRecord(
+            *(self.replay_id, self.original_saga_id, self.new_saga_id, self.checkpoint, self.initiated_by, status),
+            *(self.created_at, self.override, self.plan, completed_at, error),
+        )
+
 
 class Batch(NamedTuple):
     """What is written together, all of it or nothing. All of it is of the one saga."""

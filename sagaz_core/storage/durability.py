@@ -95,7 +95,8 @@ class BackgroundWriter:
         size = sum(len(event.data) for event in batch.events) + sum(len(one.data) for one in batch.snapshots)
         full = len(self._queue) + len(self._writing) >= self.max_batches
         if full or (self._queue and self._bytes + size > self.max_bytes):
-            self._lose(batch, f"{len(self._queue):,} batches wait already")
+            waiting = f"{len(self._queue):,} batches" if full else f"{self._bytes:,} bytes"
+            self._lose(batch, f"{waiting} wait already")
             return False
         self._queue.append(_Queued(batch, size, forget_below))
         self._bytes += size

@@ -24,6 +24,7 @@ begins and by its length.
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
@@ -47,6 +48,8 @@ _OWNER: Final = slice(10, 14)
 _BASE: Final = slice(14, 22)
 _LARGEST: Final = MAX_BYTES + 64  # with the codec's header
 _LEVEL: Final = 3
+_SMALL: Final = 17  # bits of a state's size
+_WINDOW: Final = 27  # bits: what every reader takes
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -235,20 +238,66 @@ def _owner(snapshot: SagaSnapshot, digest: bytes, base_seq: int | None) -> bytes
 def _compressed(state: bytes, before: bytes) -> bytes:
     import zstandard  # reading an event or a record does without
 
-    words = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
-    how = _parameters(len(state).bit_length(), len(before).bit_length())
+    size = len(state).bit_length()
+    if not before:
+        made: bytes = _of_thread.compressor(size).compress(state)
+        return made
+    words = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    how = _parameters(size, len(before).bit_length())
     return zstandard.ZstdCompressor(dict_data=words, compression_params=how).compress(state)
+
+
+class _OfThread(threading.local):
+    """What needs no dictionary is used again: to make it takes five times as long as a state of 1 KB.
+
+    A thread has its own, as they let others run while they work. What is made for large states is large itself.
+    """
+
+    def __init__(self) -> None:
+        self._compressors: dict[int, Any] = {}
+        self._decompressor: Any = None
+
+    def compressor(self, size: int) -> Any:
+        """Return one for states of that many bits of size."""
+        found = self._compressors.get(size)
+        if found is None:
+            import zstandard
+
+            found = zstandard.ZstdCompressor(compression_params=_parameters(size, 0))
+            if size <= _SMALL:
+                self._compressors[size] = found
+        return found
+
+    def decompressor(self) -> Any:
+        """Return one for frames that stand alone."""
+        if self._decompressor is None:
+            import zstandard
+
+            self._decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        return self._decompressor
+
+
+_of_thread = _OfThread()
 
 
 @lru_cache(maxsize=256)
 def _parameters(size: int, words: int) -> Any:
-    """Return the compressor's settings for that many bits of size: to find them costs as much as to compress 1 KB."""
+    """Return the compressor's settings for that many bits of size: to find them costs as much as to compress 1 KB.
+
+    Those of the level are for files, in which what matches is near. A state matches the one before it, whatever its
+    size, and has its initial context twice. So the window reaches over both states, and the table of hashes has a
+    place for each 8 bytes of the dictionary: Zstandard takes in no more of one than 8 bytes for each place
+    (`ZSTD_loadDictionaryContent` in its zstd_compress.c).
+    """
     import zstandard
 
+    sizes = {"source_size": 1 << size, "dict_size": 1 << words if words else 0}
+    usual = zstandard.ZstdCompressionParameters.from_level(_LEVEL, **sizes)
     return zstandard.ZstdCompressionParameters.from_level(
         _LEVEL,
-        source_size=1 << size,
-        dict_size=1 << words if words else 0,
+        **sizes,
+        window_log=max(usual.window_log, min(max(size, words) + 1, _WINDOW)),
+        hash_log=max(usual.hash_log, words - 3),
         format=zstandard.FORMAT_ZSTD1_MAGICLESS,
         write_checksum=False,
         write_content_size=True,
@@ -263,13 +312,16 @@ def _state_of(frame: _Frame, before: bytes, snapshot: SagaSnapshot) -> bytes:
     import zstandard
 
     form = zstandard.FORMAT_ZSTD1_MAGICLESS
-    words = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if before else None
     try:
         size = zstandard.get_frame_parameters(frame.payload, format=form).content_size
         if not 0 < size <= _LARGEST:
             raise _damaged(snapshot, f"is damaged: a state of {size:,} bytes")
-        return zstandard.ZstdDecompressor(dict_data=words, format=form).decompress(
-            frame.payload, max_output_size=size, allow_extra_data=False
-        )
+        if before:
+            words = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            reader = zstandard.ZstdDecompressor(dict_data=words, format=form)
+        else:
+            reader = _of_thread.decompressor()
+        state: bytes = reader.decompress(frame.payload, max_output_size=size, allow_extra_data=False)
+        return state
     except zstandard.ZstdError as error:
         raise _damaged(snapshot, f"is damaged: {error}") from error

@@ -168,7 +168,7 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
         """See `AnswersTogether.log_replays`. It is one statement, unless something of it cannot be stored."""
         last = {record.replay_id: record for record in records}
         try:
-            by_column = columns([replay_row(last[name]) for name in sorted(last)], 0)
+            by_column = columns([replay_row(last[name]) for name in sorted(last)], sql.REPLAY_TYPES)
             await self._change(lambda connection: connection.execute(self._text(sql.PUT_REPLAYS), *by_column))
         except UsageError:
             return [await self._refused(self.log_replay(record)) for record in records]

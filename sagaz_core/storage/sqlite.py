@@ -273,7 +273,10 @@ class SqliteSnapshotStorage:
 
     async def upgrade(self) -> int:
         """See `SnapshotStorage.upgrade`."""
-        self._connections.write(lambda connection: None)
+        if not self._connections.read(
+            lambda connection: True, False
+        ):  # an earlier schema is none any more when it is read
+            self._connections.write(lambda connection: None)
         return sql.SCHEMA_VERSION
 
     async def close(self) -> None:

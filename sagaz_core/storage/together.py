@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
-from weakref import WeakKeyDictionary
 
+from sagaz_core._per_loop import PerLoop
 from sagaz_core.errors import UsageError
 from sagaz_core.storage.base import SnapshotStorage
 
@@ -115,15 +115,15 @@ class Together(Generic[Asked, Answer]):
                 done.set_result(answer)
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], Any]] = WeakKeyDictionary()
+_shared: PerLoop[dict[tuple[str, int], Any]] = PerLoop(dict, lambda _: None)
 
 
 def shared(kind: str, storage: SnapshotStorage, make: Callable[[], Answer]) -> Answer:
     """Return what the running loop has of that kind for the store, made by the first call."""
-    of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
-    found: Answer | None = of_loop.get((kind, id(storage)))
+    of_loop, key = _shared.get(), (kind, id(storage))
+    found: Answer | None = of_loop.get(key)
     if found is None:
-        found = of_loop[kind, id(storage)] = make()
+        found = of_loop[key] = make()
     return found
 
 

@@ -67,6 +67,21 @@ def test_whatever_the_numbers_are_each_base_comes_before(steps):
     assert [state_bytes(snapshot) for snapshot in snapshots] == contents
 
 
+@pytest.mark.parametrize("size", [1_000, 100_000, 600_000, 1_500_000, 5_000_000])
+def test_a_difference_is_small_whatever_the_state_is(size):
+    chance = random.Random(size)
+    text = chance.randbytes(size // 2)
+
+    def state(done):  # the initial context, and the present one
+        return b"seq %d;" % done + text + b"now;" * done + text + b"step %d is done;" % done
+
+    snapshots = with_bases(written([state(done) for done in range(3)]))
+    key, *others = (len(snapshot.data) for snapshot in snapshots)
+    assert key < 0.51 * size + 100
+    assert max(others) < 200 + size / 500
+    assert state_bytes(snapshots[2]) == state(2)
+
+
 def test_one_in_sixteen_stands_alone():
     snapshots = written(states(40))
     assert [one.seq for one in snapshots if one.base_seq is None] == [0, 16, 32]

@@ -9,6 +9,7 @@ import pytest
 
 from sagaz_core.storage import Batch, SagaSummary, _postgres_append, open_storage
 from sagaz_core.storage import _postgres_statements as sql
+from sagaz_core.storage._postgres_rows import columns
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -37,7 +38,7 @@ QUERIES = {
     "events at a time": (sql.READ_EVENTS_UNTIL, ("saga3", 20, 256, AT), 31),
     "replays": (sql.LIST_REPLAYS, ("saga3",), 1),
     "known events": (sql.KNOWN_EVENTS, ("saga3", [1, 2]), 2),
-    "known snapshots": (sql.KNOWN_SNAPSHOTS, (["saga3/1", "saga3/2"],), 2),
+    "known snapshots": (sql.KNOWN_SNAPSHOTS, tuple(columns([("saga3/1",), ("saga3/2",)], ("text",))), 2),
     "failed at a step": (
         sql.FIND_SAGAS.replace("{where}", " AND failed_step = $2 AND failed_at BETWEEN $3 AND $4"),
         (100, "charge", T0 + timedelta(seconds=10), T0 + timedelta(seconds=20)),

@@ -140,6 +140,13 @@ def test_the_file_says_what_it_is(path, storage):
         assert connection.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"SAGA", "big"),)
 
 
+def test_to_upgrade_what_is_up_to_date_writes_nothing(path, storage):
+    assert drive.now(storage.upgrade()) == SCHEMA_VERSION
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # nobody else may write
+        assert drive.now(storage.upgrade()) == SCHEMA_VERSION
+
+
 # ---- what is wrong with the file
 
 
