@@ -134,12 +134,14 @@ def _sigchld_bell() -> int:
 
 def _wait(bell: int) -> tuple[int, int]:
     """Wait until a child has ended, and return its number and status. If our parent is gone, end all that runs."""
+    either = select.poll()  # and not select(), which takes no file above 1,023
+    either.register(0, select.POLLIN)
+    either.register(bell, select.POLLIN)
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             return pid, status
-        readable, _, _ = select.select([0, bell], [], [])
-        if 0 in readable:  # nothing is asked while a request is answered, so this is its end
+        if 0 in dict(either.poll()):  # nothing is asked while a request is answered, so this is its end
             os.killpg(0, signal.SIGKILL)
         with contextlib.suppress(BlockingIOError):
             os.read(bell, 4096)
