@@ -197,4 +197,3 @@ EVENT_TYPES: dict[str, type[Event]] = {
         SagaResumed,
     )
 }
-EVENT_SIZES: dict[type[Event], int] = {kind: len(kind._fields) for kind in EVENT_TYPES.values()}

@@ -58,8 +58,8 @@ def put_back(context: Any) -> Callable[[], None]:
 class Interceptor(Protocol):
     """Wraps a call. It may call `proceed` never, once or again, and what it returns or raises is the call's outcome."""
 
-    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
-        """Make the call by `await proceed()`, or not."""
+    def intercept(self, call: StepCall, proceed: Proceed) -> Awaitable[Any]:
+        """Make the call by `await proceed()`, or not; most are `async def`."""
 
 
 def run_intercepted(interceptors: Sequence[Interceptor], call: StepCall, function: Proceed) -> Awaitable[Any]:

@@ -173,6 +173,11 @@ class SagaModel:
         return frozenset(step.name for step in self.steps if step.has_compensation)
 
     @cached_property
+    def pivots(self) -> frozenset[str]:
+        """The names of the steps behind which nothing is undone."""
+        return frozenset(step.name for step in self.steps if step.pivot)
+
+    @cached_property
     def linear(self) -> bool:
         """Whether the steps form one chain."""
         return all(len(self.ancestors[name]) == index for index, name in enumerate(self.order))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from sagaz_core.events import (
     NO_DELTA,
@@ -60,8 +60,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "error": (list, tuple, type(None)),
     "seq": (int,),
 }
-_ENDED = frozenset({SagaStatus.COMPLETED, SagaStatus.ROLLED_BACK, SagaStatus.FAILED})
+# For what is run by the thousand: to read a member from an enumeration takes twenty times as long, until Python 3.12.
+EXECUTING, COMPENSATING = SagaStatus.EXECUTING, SagaStatus.COMPENSATING
+COMPLETED, ROLLED_BACK, FAILED = SagaStatus.COMPLETED, SagaStatus.ROLLED_BACK, SagaStatus.FAILED
+_ENDED = frozenset({COMPLETED, ROLLED_BACK, FAILED})
 _MISSING = object()
+
+Fields: TypeAlias = tuple[Any, ...]
+"""What an event is made of."""
 
 
 class SagaState:
@@ -275,116 +281,121 @@ def _text(value: object) -> str:
     return value
 
 
-def _saga_started(state: SagaState, event: SagaStarted) -> None:
-    state.saga_id = event.saga_id
-    state.saga_name = event.saga_name
-    state.version = event.version
-    state.fingerprint = event.fingerprint
-    state.started_at = event.at
-    state.initial = state.context = dict(event.context)
-    state.status = SagaStatus.EXECUTING
+# Each takes an event, or the plain tuple of its fields, and unpacks it: that is twice as fast as to read by names, and
+# fails where there are too few.
 
 
-def _step_started(state: SagaState, event: StepStarted) -> None:
-    state.running[event.step] = event.attempt
-    state.attempts[event.step] = event.attempt
+def _saga_started(state: SagaState, event: Fields) -> None:
+    _, at, state.saga_id, state.saga_name, state.version, state.fingerprint, context = event
+    state.started_at = at
+    state.initial = state.context = dict(context)
+    state.status = EXECUTING
 
 
-def _step_succeeded(state: SagaState, event: StepSucceeded) -> None:
-    step = event.step
+def _step_started(state: SagaState, event: Fields) -> None:
+    _, _, step, attempt = event
+    state.running[step] = state.attempts[step] = attempt
+
+
+def _step_succeeded(state: SagaState, event: Fields) -> None:
+    _, _, step, _, result, delta, _ = event
     state.running.pop(step, None)
     state.ambiguous.pop(step, None)
-    state.results[step] = event.result
-    if state.failed_step == step and state.status is SagaStatus.EXECUTING:
+    state.results[step] = result
+    if state.failed_step == step and state.status is EXECUTING:
         state.failed_step = state.error = None
-    delta = event.delta
     if delta is not NO_DELTA:
         state.layers.pop(step, None)
         state.layers[step] = delta
         state._put_in(delta)
 
 
-def _step_failed(state: SagaState, event: StepFailed) -> None:
-    if event.step is not None:
-        state.running.pop(event.step, None)
-        if event.in_doubt:
-            state.ambiguous[event.step] = None
-    if state.status is not SagaStatus.COMPENSATING:
-        state.failed_step = event.step
-        state.error = event.error
-        if event.final:
-            state.status = SagaStatus.COMPENSATING
+def _step_failed(state: SagaState, event: Fields) -> None:
+    _, _, step, _, error, in_doubt, final = event
+    if step is not None:
+        state.running.pop(step, None)
+        if in_doubt:
+            state.ambiguous[step] = None
+    if state.status is not COMPENSATING:
+        state.failed_step = step
+        state.error = error
+        if final:
+            state.status = COMPENSATING
 
 
-def _retry_scheduled(state: SagaState, event: StepRetryScheduled) -> None:
-    """Nothing to keep: the next `StepStarted` says it."""
+def _retry_scheduled(state: SagaState, event: Fields) -> None:
+    _, _, _, _, _, _ = event  # nothing to keep: the next `StepStarted` says it
 
 
-def _compensation_started(state: SagaState, event: CompensationStarted) -> None:
-    state.status = SagaStatus.COMPENSATING
-    state.undoing = event.step
-    state.undo_attempts[event.step] = event.attempt
+def _compensation_started(state: SagaState, event: Fields) -> None:
+    _, _, step, attempt = event
+    state.status = COMPENSATING
+    state.undoing = step
+    state.undo_attempts[step] = attempt
 
 
-def _compensation_succeeded(state: SagaState, event: CompensationSucceeded) -> None:
-    step = event.step
+def _compensation_succeeded(state: SagaState, event: Fields) -> None:
+    _, _, step, _, result, delta = event
     state.undoing = None
     state.results.pop(step, None)
     state.ambiguous.pop(step, None)
-    state._take_out(step)
-    state.undone[step] = event.result
+    if step in state.layers:
+        state._take_out(step)
+    state.undone[step] = result
     if state.stuck:  # it was given up before, and tried once more
-        state.stuck = tuple(name for name in state.stuck if name != step)
-    if event.delta is not NO_DELTA:
+        state.stuck = tuple([name for name in state.stuck if name != step])
+    if delta is not NO_DELTA:
         layer = f"undo:{step}"  # no step has a colon in its name
-        state.layers[layer] = event.delta
-        state._put_in(event.delta)
+        state.layers[layer] = delta
+        state._put_in(delta)
 
 
-def _compensation_failed(state: SagaState, event: CompensationFailed) -> None:
+def _compensation_failed(state: SagaState, event: Fields) -> None:
+    _, _, step, _, _, final = event
     state.undoing = None
-    if event.final and event.step not in state.stuck:
-        state.stuck = (*state.stuck, event.step)
+    if final and step not in state.stuck:
+        state.stuck = (*state.stuck, step)
 
 
-def _saga_completed(state: SagaState, event: SagaCompleted) -> None:
-    state.status = SagaStatus.COMPLETED
+def _saga_completed(state: SagaState, event: Fields) -> None:
+    _, _ = event
+    state.status = COMPLETED
 
 
-def _saga_rolled_back(state: SagaState, event: SagaRolledBack) -> None:
+def _saga_rolled_back(state: SagaState, event: Fields) -> None:
+    _, _ = event
     # What is left are steps without a compensation: there is nothing to undo, but their keys go.
     for step in reversed(state.results):
         state._take_out(step)
-    state.status = SagaStatus.ROLLED_BACK
+    state.status = ROLLED_BACK
 
 
-def _saga_failed(state: SagaState, event: SagaFailed) -> None:
-    state.status = SagaStatus.FAILED
-    state.stuck = event.stuck
-    state.error = state.error or event.error
+def _saga_failed(state: SagaState, event: Fields) -> None:
+    _, _, stuck, error = event
+    state.status = FAILED
+    state.stuck = stuck
+    state.error = state.error or error
 
 
-def _saga_resumed(state: SagaState, event: SagaResumed) -> None:
+def _saga_resumed(state: SagaState, event: Fields) -> None:
+    _, _ = event
     for step in state.running:
         state.ambiguous[step] = None
     state.running.clear()
     state.undoing = None
 
 
-FOLD = cast(
-    dict[type[Event], Callable[[SagaState, Event], None]],
-    {
-        SagaStarted: _saga_started,
-        StepStarted: _step_started,
-        StepSucceeded: _step_succeeded,
-        StepFailed: _step_failed,
-        StepRetryScheduled: _retry_scheduled,
-        CompensationStarted: _compensation_started,
-        CompensationSucceeded: _compensation_succeeded,
-        CompensationFailed: _compensation_failed,
-        SagaCompleted: _saga_completed,
-        SagaRolledBack: _saga_rolled_back,
-        SagaFailed: _saga_failed,
-        SagaResumed: _saga_resumed,
-    },
-)
+FOLD: dict[type[Event], Callable[[SagaState, Fields], None]] = {
+    SagaStarted: _saga_started,
+    StepStarted: _step_started,
+    StepSucceeded: _step_succeeded,
+    StepFailed: _step_failed,
+    StepRetryScheduled: _retry_scheduled,
+    CompensationStarted: _compensation_started,
+    CompensationSucceeded: _compensation_succeeded,
+    CompensationFailed: _compensation_failed,
+    SagaCompleted: _saga_completed,
+    SagaRolledBack: _saga_rolled_back,
+    SagaFailed: _saga_failed,
+    SagaResumed: _saga_resumed,
+}

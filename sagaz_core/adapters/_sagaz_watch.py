@@ -152,7 +152,7 @@ class Watch:
                 delta = capture.prepare(name, delta, result)
             except Exception as error:  # a result or a value that cannot be kept
                 delta, result, unfit = NO_DELTA, None, error
-        self._journal.emit(StepSucceeded, name, attempt, result, delta)
+        self._journal.emit(StepSucceeded, name, attempt, result, delta, "run")
         if unfit is not None:
             self._abort(unfit)
         if capture is not None:
@@ -167,7 +167,7 @@ class Watch:
         in_doubt = not isinstance(error, StepRejected)
         self._journal.emit(StepFailed, name, attempt, describe_error(error), in_doubt, failure and not again)
         if again:
-            self._journal.emit(StepRetryScheduled, name, attempt + 1, self._prepared.backoff(attempt))
+            self._journal.emit(StepRetryScheduled, name, attempt + 1, self._prepared.backoff(attempt), False)
         else:
             self._note(name, error)
 
@@ -178,7 +178,7 @@ class Watch:
         try:
             await self._call(END, "end", 1, _nothing)
         except Exception as error:  # an interceptor's, so anything
-            self._journal.emit(StepFailed, END, 1, describe_error(error))
+            self._journal.emit(StepFailed, END, 1, describe_error(error), False, True)
             self._note(END, error)
             raise
 
@@ -231,7 +231,7 @@ class Watch:
             self._finish_forward()
         else:
             if error is not None and self._state.error is None:
-                self._journal.emit(StepFailed, None, 0, describe_error(error))
+                self._journal.emit(StepFailed, None, 0, describe_error(error), False, True)
             await self._turn_back()
             self._finish_back()
         await self.close()
@@ -314,7 +314,7 @@ class Watch:
             self.abort = error
             self.exception = self.exception or error
             if not self._turned and not self._over:
-                self._journal.emit(StepFailed, None, 0, describe_error(error))
+                self._journal.emit(StepFailed, None, 0, describe_error(error), False, True)
 
     async def _captured(self, take: Callable[[], object] | None) -> None:
         capture = self._journal.capture

@@ -10,7 +10,7 @@ from sagaz_core.errors import DefinitionError
 from sagaz_core.saga.base import Saga
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from sagaz_core.engine.result import SagaResult
     from sagaz_core.model import SagaModel
@@ -37,6 +37,8 @@ class NativeAdapter:
         try:
             made: Saga[Any] = target()
         except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from inside: it was made as it wants to be
             raise DefinitionError(
                 f"{target.__name__} cannot be made without arguments ({error}): "
                 f"give an instance or a function that makes one, in tests by the saga_factory fixture"
@@ -47,7 +49,7 @@ class NativeAdapter:
         """Return the saga's model."""
         return (await saga.prepare()).model
 
-    async def run(
+    def run(
         self,
         saga: Saga[Any],
         context: Mapping[str, Any] | None,
@@ -55,9 +57,9 @@ class NativeAdapter:
         saga_id: str | None = None,
         served: Sequence[Served] = (),
         options: RunOptions = _DEFAULT,
-    ) -> SagaResult:
+    ) -> Coroutine[Any, Any, SagaResult]:
         """Run it by our engine."""
-        return await run_saga(saga, context, saga_id=saga_id, served=served, options=options)
+        return run_saga(saga, context, saga_id=saga_id, served=served, options=options)
 
     async def resume(self, saga: Saga[Any], state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
         """Run it on by our engine."""

@@ -54,6 +54,8 @@ class SagazAdapter:
         try:
             return target()
         except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from inside: it was made as it wants to be
             raise DefinitionError(
                 f"{target.__name__} cannot be made without arguments ({error}): "
                 f"give an instance or a function that makes one, in tests by the saga_factory fixture"
@@ -101,7 +103,7 @@ class SagazAdapter:
             await watch.finish(claimed, error)
         if watch.abort is not None:
             raise watch.abort
-        return replace(result_of(state, journal.events, watch.exception), status=claimed)
+        return replace(result_of(journal, watch.exception), status=claimed)
 
     async def resume(self, saga: Any, state: SagaState, *, options: RunOptions = _DEFAULT) -> SagaResult:
         """Raise `UsageError`: that engine cannot."""

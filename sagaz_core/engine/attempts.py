@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import DefinitionError, SagazError, StepRejected
@@ -11,6 +12,8 @@ from sagaz_core.saga.context import SagaContext, context_for_undo, delta_of
 from sagaz_core.saga.definition import Recovery, is_rejection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sagaz_core.engine.execution import Execution
     from sagaz_core.saga.step import Step
 
@@ -33,49 +36,54 @@ class Attempts:
         self._emit = execution.journal.emit
         self._capture = execution.journal.capture
 
-    async def run(self, name: str, retried: int = 0) -> None:
-        """Run the step's attempts, but for those that were made already, each of which is a retry less.
+    async def run(self, names: Iterable[str], retried: int = 0) -> None:
+        """Run the steps, one after the other, until the saga turns back. To begin a coroutine for each takes longer.
 
-        Raises only what is no `Exception`: the end of the process.
+        Each has its attempts, but for those that were `retried` already, each of which is a retry less. Raises only
+        what is no `Exception`: the end of the process.
         """
-        step = self._steps[name]
-        operation = step.action
-        plain = operation.is_async and operation.timeout is None and self._execution.interceptors is None
-        execution, state, typed = self._execution, self._state, self._typed
-        attempt = state.attempts.get(name, 0) + 1
-        first = attempt - retried
-        while True:
-            if self._capture is None:
-                self._emit(StepStarted, name, attempt)
-            elif not await self._started(name, attempt):
-                return
-            given, view = state.context, None
-            try:
-                view = SagaContext(given) if typed is None else typed.view(given, {})
-                result = await (
-                    operation.function(view) if plain else execution.call(operation, (view,), "action", name, attempt)
-                )
-            except asyncio.CancelledError as error:
-                if execution.dead:
-                    raise
-                if execution.being_cancelled():
-                    self._cancelled(name, attempt, error, in_doubt=True)
+        execution, state, typed, steps = self._execution, self._state, self._typed, self._steps
+        emit, capture, watched = self._emit, self._capture, self._execution.interceptors is not None
+        for name in names:
+            step = steps[name]
+            operation = step.action
+            function, plain = operation.function, not watched and operation.is_async and operation.timeout is None
+            attempt = state.attempts.get(name, 0) + 1
+            first = attempt - retried
+            while True:
+                if capture is None:
+                    emit(StepStarted, name, attempt)
+                elif not await self._started(name, attempt):
                     return
-                failure: BaseException = error
-            except Exception as error:  # the user's code: anything
-                failure = error
-            else:
-                if execution.dead:
+                given, view = state.context, None
+                try:
+                    view = SagaContext(given) if typed is None else typed.view(given, {})
+                    result = await (
+                        function(view) if plain else execution.call(operation, (view,), "action", name, attempt)
+                    )
+                except asyncio.CancelledError as error:
+                    if execution.dead:
+                        raise
+                    if execution.being_cancelled():
+                        self._cancelled(name, attempt, error, in_doubt=True)
+                        return
+                    failure: BaseException = error
+                except Exception as error:  # the user's code: anything
+                    failure = error
+                else:
+                    break
+                again = not execution.dead and await self._again(step, attempt, attempt - first, failure)
+                del failure  # its traceback has this frame
+                if not again:
                     return
-                self._succeeded(name, attempt, result, given, view)
-                if self._capture is not None and (self._capture.after_each or not self._written_soon(name)):
-                    await self._stored(name)
+                attempt += 1
+            if execution.dead:
                 return
-            again = not execution.dead and await self._again(step, attempt, attempt - first, failure)
-            del failure  # its traceback has this frame
-            if not again:
+            self._succeeded(name, attempt, result, given, view)
+            if capture is not None and (capture.after_each or not self._written_soon(name)):
+                await self._stored(name)
+            if execution.abort is not None or execution.cancelled is not None:
                 return
-            attempt += 1
 
     def stand_in(self, name: str, result: dict[str, Any] | None) -> None:
         """Take the result, or nothing, for that of a step that failed after a pivot."""
@@ -87,7 +95,7 @@ class Attempts:
     def _succeeded(
         self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any, how: str = "run"
     ) -> None:
-        delta = NO_DELTA
+        delta, capture, emit = NO_DELTA, self._capture, self._emit
         error: Exception | None = None
         try:
             if self._typed is None:
@@ -98,11 +106,11 @@ class Attempts:
             error = DefinitionError(f"step {name!r}: {raised}") if self._typed is None else raised
         except Exception as raised:  # a mapping of the user's that cannot be read
             error = raised
-        if self._capture is not None:
-            delta = self._capture.prepare(name, delta, result)
+        if capture is not None:
+            delta = capture.prepare(name, delta, result)
         if error is None and delta is not NO_DELTA and not self._linear:
             error = self._execution.conflict(name, delta)
-        self._emit(StepSucceeded, name, attempt, result, delta, how)
+        emit(StepSucceeded, name, attempt, result, delta, how)
         if error is not None:
             self._abort(error)
 
@@ -118,7 +126,7 @@ class Attempts:
         self._emit(StepFailed, step.name, attempt, describe_error(failure), not rejected, final)
         if retry:
             delay = operation.backoff.delay(retried + 1)
-            self._emit(StepRetryScheduled, step.name, attempt + 1, delay)
+            self._emit(StepRetryScheduled, step.name, attempt + 1, delay, False)
             try:
                 await execution.sleep(delay)
             except asyncio.CancelledError as error:
@@ -217,7 +225,7 @@ class Attempts:
         try:
             view: Any
             if self._typed is None:
-                view = context_for_undo(state.context, state.undone)
+                view = context_for_undo(state.context, MappingProxyType(state.undone))
             else:
                 view = self._typed.view(state.context, state.undone)
             arguments = (view, error) if step.recovery.takes_second else (view,)

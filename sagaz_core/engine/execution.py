@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sagaz_core.engine.attempts import Attempts
@@ -26,15 +27,17 @@ from sagaz_core.events import (
     StepRetryScheduled,
     describe_error,
 )
-from sagaz_core.interceptor import CallKind, Interceptor, StepCall, run_intercepted
+from sagaz_core.interceptor import CallKind, Interceptor, StepCall
 from sagaz_core.model import END
 from sagaz_core.saga.definition import Definition, Recovery
-from sagaz_core.state import SagaStatus
+from sagaz_core.saga.step import Operation
+from sagaz_core.state import EXECUTING
 
 if TYPE_CHECKING:
     from sagaz_core.engine.journal import Journal
-    from sagaz_core.saga.step import Operation
 
+
+_new = object.__new__
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
 """Waits so many seconds."""
@@ -48,6 +51,7 @@ class Execution:
     """
 
     _attempts: Attempts
+    _cancel: Callable[[], object]
 
     oldest_first = False
     """Whether what nothing orders is undone in the order in which it was done, to see whether that does no harm."""
@@ -59,15 +63,15 @@ class Execution:
         self,
         definition: Definition,
         journal: Journal,
-        *,
-        interceptors: Sequence[Interceptor] = (),
+        interceptors: tuple[Interceptor, ...] = (),
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.definition = definition
         self.model = definition.model
         self.journal = journal
         self.state = journal.state
-        self.interceptors = tuple(interceptors) or None
+        self.interceptors = interceptors or None
+        self._interceptor = interceptors[0] if len(interceptors) == 1 else None
         self.exception: BaseException | None = None
         self.abort: Exception | None = None
         self.failed: dict[str, BaseException] = {}
@@ -88,13 +92,14 @@ class Execution:
         takes it up again.
         """
         status = self.state.status
-        if status is not SagaStatus.EXECUTING and status.ended:
+        if status is not EXECUTING and status.ended:
             return
         self.task = asyncio.current_task()
         self._cancelling = self.task.cancelling() if self.task is not None else 0
         self._attempts = Attempts(self)
+        self._cancel = self.cancel
         try:
-            if status is SagaStatus.EXECUTING and await self._forward():
+            if status is EXECUTING and await self._forward():
                 self.exception = None  # what a recovery after a pivot has overcome
                 self.journal.emit(SagaCompleted)
             elif not self.past_pivot:
@@ -112,7 +117,7 @@ class Execution:
                 raise self.abort
         finally:
             self.task = self._side_by_side = None
-            del self._attempts
+            del self._attempts, self._cancel
 
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
@@ -143,12 +148,22 @@ class Execution:
         """Return the awaitable of one call of an operation, through the interceptors."""
         if self.interceptors is None:
             return call_operation(operation, arguments, None, None)
-        call = StepCall(self.state.saga_id, step, kind, attempt, arguments[0], result, self.cancel)
-        if operation.is_async and len(self.interceptors) == 1:
-            # What `call_operation` does with most calls of a run that is watched.
-            begun = self.interceptors[0].intercept(call, partial(operation.function, *arguments))
-            return begun if operation.timeout is None else within(operation, begun, call)
-        return call_operation(operation, arguments, call, self.interceptors)
+        call = _new(StepCall)  # what `StepCall(…)` does, in half the time
+        call.saga_id = self.state.saga_id
+        call.step = step
+        call.kind = kind
+        call.attempt = attempt
+        call.context = view = arguments[0]
+        call.result = result
+        call.cancel_saga = self._cancel
+        call.renew_time = None
+        interceptor, function = self._interceptor, operation.function
+        if interceptor is None or not operation.is_async:
+            return call_operation(operation, arguments, call, self.interceptors)
+        # What `call_operation` does with most calls of a run that is watched; a method is made and called the quickest.
+        proceed = MethodType(function, view) if len(arguments) == 1 else partial(function, *arguments)
+        begun = interceptor.intercept(call, proceed)
+        return begun if operation.timeout is None else within(operation, begun, call)
 
     def sleep(self, delay: float) -> Awaitable[object]:
         """Wait this many seconds before the next attempt."""
@@ -164,12 +179,13 @@ class Execution:
     @property
     def past_pivot(self) -> bool:
         """Whether the point of no return is behind."""
-        return any(pivot in self.state.results for pivot in self.definition.pivots)
+        pivots = self.definition.pivots
+        return bool(pivots) and not self.state.results.keys().isdisjoint(pivots)
 
     def may_pass_pivot(self, failing: str | None) -> bool:
         """Whether the failure of this step does not turn the saga back, or not yet: a pivot is done, or still runs."""
-        running = self.state.running
-        return self.past_pivot or any(pivot in running and pivot != failing for pivot in self.definition.pivots)
+        pivots, running = self.definition.pivots, self.state.running
+        return bool(pivots) and (self.past_pivot or any(p in running and p != failing for p in pivots))
 
     def being_cancelled(self) -> bool:
         """Whether the current task is cancelled, in contrast to a `CancelledError` that user code made up.
@@ -207,8 +223,13 @@ class Execution:
     # ---- forward
 
     async def _forward(self) -> bool:
-        if self.in_order:
-            return await self._one_at_a_time()
+        done = self.state.results
+        if order := self._one_at_a_time():
+            while left := [name for name in order if name not in done] if done else order:
+                await self._attempts.run(left)
+                if self.turning_back and not await self._recover():
+                    return False
+            return self.interceptors is None or await self._end()
         waits, ready = self._frontier()
         dependents, beside = self.model.dependents, self._side_by_side
         finished: Iterable[str]
@@ -222,26 +243,23 @@ class Execution:
                 finished = await beside.next_ended()
             else:
                 finished = ready
-                await self._attempts.run(ready[0])
+                await self._attempts.run(ready)
             ready = []
             if not self.turning_back:
                 for name in finished:
                     for dependent in dependents[name]:
                         waits[dependent] -= 1
-                        if not waits[dependent]:
+                        if not waits[dependent] and dependent not in done:
                             ready.append(dependent)
             elif not beside:
                 if not await self._recover():
                     return False
                 waits, ready = self._frontier()
-        return self.interceptors is None or await self._end(self.interceptors)
+        return self.interceptors is None or await self._end()
 
-    async def _one_at_a_time(self) -> bool:
-        while left := [name for name in self.in_order if name not in self.state.results]:
-            await self._attempts.run(left[0])
-            if self.turning_back and not await self._recover():
-                return False
-        return self.interceptors is None or await self._end(self.interceptors)
+    def _one_at_a_time(self) -> Sequence[str]:
+        """Return the steps in order if they are to be run, or can only be run, one after the other; else `()`."""
+        return self.model.order if self.model.linear and not self.in_order else self.in_order
 
     def _frontier(self) -> tuple[dict[str, int], list[str]]:
         """Return how many dependencies each step still waits for, and the steps that can start."""
@@ -253,10 +271,9 @@ class Execution:
                 waits[dependent] -= 1
         return waits, [name for name in self.model.order if not waits[name] and name not in done]
 
-    async def _end(self, interceptors: Sequence[Interceptor]) -> bool:
-        call = StepCall(self.state.saga_id, END, "end", 1, self.state.context, None, self.cancel)
+    async def _end(self) -> bool:
         try:
-            await run_intercepted(interceptors, call, _nothing)
+            await self.call(_NOTHING, (self.state.context,), "end", END, 1)
         except asyncio.CancelledError as error:
             if self.being_cancelled():
                 self.note_cancelled(error)
@@ -267,7 +284,7 @@ class Execution:
         else:
             return True
         self.note_failed(END, failure)
-        self.journal.emit(StepFailed, END, 1, describe_error(failure))
+        self.journal.emit(StepFailed, END, 1, describe_error(failure), False, True)
         del failure  # its traceback has this frame
         return False
 
@@ -276,7 +293,7 @@ class Execution:
     def _turn_back(self) -> None:
         """Say that the saga turns back, where that was not known when a step failed, or no step did."""
         self._alone = True
-        if self.state.status is not SagaStatus.EXECUTING:
+        if self.state.status is not EXECUTING:
             return
         step = next(iter(self.failed), None)
         attempt = self.state.attempts.get(step, 0) if step is not None else 0
@@ -333,11 +350,11 @@ class Execution:
             decision = await self._attempts.ask_recovery(step, self.failed[name], retry)
         if decision is Recovery.RETRY:
             delay = step.action.backoff.delay(retry)
-            self.journal.emit(StepRetryScheduled, name, self.state.attempts.get(name, 0) + 1, delay)
+            self.journal.emit(StepRetryScheduled, name, self.state.attempts.get(name, 0) + 1, delay, False)
             if await self._slept(delay):
                 others, self.failed = self.failed, {}  # so that its own retries count: nothing else is under way
                 error = others.pop(name)
-                await self._attempts.run(name)
+                await self._attempts.run((name,))
                 if name not in self.state.results:
                     self.failed.setdefault(name, error)
                 self.failed = {**self.failed, **others}
@@ -361,5 +378,9 @@ class Execution:
         return True
 
 
-async def _nothing() -> None:
+async def _nothing(context: Any) -> None:
     return None
+
+
+_NOTHING = Operation(_nothing)
+"""What is done at the end, which interceptors may let fail."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sagaz_core.engine.journal import Journal, events_of
 from sagaz_core.errors import SagazError
 from sagaz_core.events import ErrorInfo, Event
-from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.state import SagaStatus
 
 
 class SagaNotCompletedError(SagazError):
@@ -46,7 +47,7 @@ class SagaResult:
     failed_step: str | None = None
     error: ErrorInfo | None = None
     exception: BaseException | None = None
-    events: tuple[Event, ...] = field(default=(), repr=False)
+    events: tuple[Event, ...] = field(default_factory=tuple, repr=False)
 
     @property
     def success(self) -> bool:
@@ -59,22 +60,38 @@ class SagaResult:
             raise SagaNotCompletedError(self) from self.exception
 
 
-def result_of(state: SagaState, events: list[Event], exception: BaseException | None = None) -> SagaResult:
-    """Return the result that a state stands for."""
+class _Events:
+    """The events of a result of a run, made when they are asked for: most results are not."""
+
+    def __get__(self, result: SagaResult | None, owner: type | None = None) -> tuple[Event, ...]:
+        if result is None:
+            return ()
+        fields = result.__dict__
+        events = fields["events"] = tuple(events_of(fields["_log"]))
+        return events
+
+
+SagaResult.events = _Events()  # type: ignore[assignment] # which an instance's own events stand before
+
+
+def result_of(journal: Journal, exception: BaseException | None = None) -> SagaResult:
+    """Return the result of the run whose journal this is."""
+    state = journal.state
     made = object.__new__(SagaResult)
-    made.__dict__.update(  # a frozen dataclass of so many fields takes longer to make than a step to run
-        saga_id=state.saga_id,
-        saga_name=state.saga_name,
-        status=state.status,
-        context=state.context,
-        completed_steps=tuple(state.results),
-        compensated_steps=tuple(state.undone),
-        stuck=state.stuck,
-        results=state.results,
-        compensation_results=state.undone,
-        failed_step=state.failed_step,
-        error=state.error,
-        exception=exception,
-        events=tuple(events),
-    )
+    fields = {
+        "saga_id": state.saga_id,
+        "saga_name": state.saga_name,
+        "status": state.status,
+        "context": state.context,
+        "completed_steps": tuple(state.results),
+        "compensated_steps": tuple(state.undone),
+        "stuck": state.stuck,
+        "results": state.results,
+        "compensation_results": state.undone,
+        "failed_step": state.failed_step,
+        "error": state.error,
+        "exception": exception,
+        "_log": journal.log,
+    }
+    object.__setattr__(made, "__dict__", fields)  # one by one takes longer than to run a step
     return made

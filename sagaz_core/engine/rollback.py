@@ -7,6 +7,8 @@ every run. They are shielded: cancelling the saga's task again does not stop the
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.events import (
@@ -64,81 +66,86 @@ class Rollback:
         self._capture = execution.journal.capture
         self._state = execution.state
         self._model = execution.model
+        self._typed = execution.definition.typed
+        self._results = MappingProxyType(self._state.undone)
 
     async def run(self) -> None:
         """Undo all that can be undone, to the end, even if the task is cancelled meanwhile."""
         steps = steps_to_undo(self._execution)
         if steps or self._capture is not None:
             await self._execution.shielded(self._undo_all(steps))
-        left = tuple(step for step in steps if step not in self._state.undone)
-        if left:
-            self._emit(SagaFailed, left, None)
-        else:
+        undone = self._state.undone
+        if undone.keys() >= set(steps):
             self._emit(SagaRolledBack)
+        else:
+            self._emit(SagaFailed, tuple([step for step in steps if step not in undone]), None)
 
     async def _undo_all(self, steps: list[str]) -> None:
         if self._capture is not None:
             await self._captured(self._capture.failed)
         undoing = Undoing(tuple(steps))
-        while undoing.todo:
-            step = undoing.todo[0]
-            undoing = undoing.after(step, await self.undo(step), self._model)
+        while todo := undoing.todo:
+            undone = await self.undo(todo)
+            if undone == len(todo) and not undoing.failed:
+                return
+            last = min(undone, len(todo) - 1)
+            undoing = undoing._replace(todo=todo[last:]).after(todo[last], undone == len(todo), self._model)
 
-    async def undo(self, name: str, retried: int = 0) -> bool:
-        """Undo one step, with all the attempts that its compensation has left, and say whether it is undone."""
-        operation = self._execution.definition.steps[name].compensation
-        assert operation is not None
-        execution, state, capture = self._execution, self._state, self._capture
-        attempt = state.undo_attempts.get(name, 0) + 1
-        first = attempt - retried
-        while True:
-            self._emit(CompensationStarted, name, attempt)
-            if capture is not None:
-                await self._captured(None)
-            given, view = state.context, None
-            try:
-                view = self._view()
-                result = state.results.get(name)
-                arguments = (view, result) if operation.takes_second else (view,)
-                result = await execution.call(operation, arguments, "compensation", name, attempt, result)
-            except asyncio.CancelledError as error:
-                if execution.dead or execution.being_cancelled():
-                    raise
-                failure: BaseException = error
-            except Exception as error:  # the user's code: anything
-                failure = error
-            else:
-                self._undone(name, attempt, result, given, view)
+    async def undo(self, names: Sequence[str], retried: int = 0) -> int:
+        """Undo the steps, one after the other, until one cannot be undone, and return how many were.
+
+        Each has the attempts that its compensation has, but for those that were `retried` already.
+        """
+        execution, state, capture, emit = self._execution, self._state, self._capture, self._emit
+        typed, results, steps = self._typed, self._results, self._execution.definition.steps
+        for place, name in enumerate(names):
+            operation = steps[name].compensation
+            assert operation is not None
+            attempt = state.undo_attempts.get(name, 0) + 1
+            first = attempt - retried
+            while True:
+                emit(CompensationStarted, name, attempt)
                 if capture is not None:
-                    await self._captured(lambda: capture.undone(name))
-                return True
+                    await self._captured(None)
+                given, view = state.context, None
+                try:
+                    view = context_for_undo(given, results) if typed is None else typed.view(given, state.undone)
+                    result = state.results.get(name)
+                    arguments = (view, result) if operation.takes_second else (view,)
+                    result = await execution.call(operation, arguments, "compensation", name, attempt, result)
+                except asyncio.CancelledError as error:
+                    if execution.dead or execution.being_cancelled():
+                        raise
+                    failure: BaseException = error
+                except Exception as error:  # the user's code: anything
+                    failure = error
+                else:
+                    break
+                if capture is not None:
+                    capture.forget_changes_in_place()
+                final = attempt - first >= operation.retries
+                emit(CompensationFailed, name, attempt, describe_error(failure), final)
+                del failure  # its traceback has this frame
+                if final:
+                    return place
+                attempt += 1
+                delay = operation.backoff.delay(attempt - first)
+                emit(StepRetryScheduled, name, attempt, delay, True)
+                await execution.sleep(delay)
+            self._undone(name, attempt, result, given, view)
             if capture is not None:
-                capture.forget_changes_in_place()
-            final = attempt - first >= operation.retries
-            self._emit(CompensationFailed, name, attempt, describe_error(failure), final)
-            del failure  # its traceback has this frame
-            if final:
-                return False
-            attempt += 1
-            delay = operation.backoff.delay(attempt - first)
-            self._emit(StepRetryScheduled, name, attempt, delay, True)
-            await execution.sleep(delay)
-
-    def _view(self) -> Any:
-        typed, state = self._execution.definition.typed, self._state
-        view = context_for_undo if typed is None else typed.view
-        return view(state.context, state.undone)
+                await self._captured(partial(capture.undone, name))
+        return len(names)
 
     def _undone(self, name: str, attempt: int, result: Any, given: dict[str, Any], view: Any) -> None:
-        typed = self._execution.definition.typed
-        delta = NO_DELTA
+        typed, delta, emit = self._typed, NO_DELTA, self._emit
         try:
             delta = delta_of(given, view, None) if typed is None else typed.delta(name, given, view, None)
         except Exception as error:  # what it wrote does not fit the model; what it undid is undone all the same
             self._note(error)
         if self._capture is not None:
             delta = self._capture.prepare_undo(name, delta, result)
-        self._emit(CompensationSucceeded, name, attempt, result, delta)
+        emit(CompensationSucceeded, name, attempt, result, delta)
 
     async def _captured(self, take: Callable[[], object] | None) -> None:
         # Undoing is worth more than its record: a store that fails now is an error of the run, but not the end of it.

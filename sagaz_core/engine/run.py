@@ -117,13 +117,12 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
         )
     state = await load_state_to_resume(storage, identity)
     if state.status.ended:
-        return result_of(state, [])
+        return result_of(Journal(state, utc_now))
     return await resume_saga(saga, state, options=RunOptions(plan=record.plan, source=record.source))
 
 
 def _execution_of(saga: Saga[Any], definition: Definition, journal: Journal, options: RunOptions) -> Execution:
-    interceptors = (*saga.interceptors, *options.interceptors)
-    execution = Execution(definition, journal, interceptors=interceptors, sleep=options.sleep)
+    execution = Execution(definition, journal, (*saga.interceptors, *options.interceptors), options.sleep)
     execution.oldest_first, execution.in_order = options.oldest_first, options.in_order
     return execution
 
@@ -136,7 +135,7 @@ async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
         else:
             with capture:
                 await start()
-        return result_of(execution.state, execution.journal.events, execution.exception)
+        return result_of(execution.journal, execution.exception)
     finally:
         execution.let_go()
 
@@ -159,8 +158,8 @@ def open_journal(
     `storage`, `config` and `source` are the saga's own, which those of the options stand above. `snapshot_ids`: what
     the ids of its snapshots may begin with, because no other run's do.
     """
-    journal = Journal(state, options.clock, observers=options.observers)
     storage, config = options.storage or storage, options.replay_config or config
+    capture = None
     if storage is not None and (config is None or config.enable_snapshots):
         from sagaz_core.engine.capture import Capture  # a run without a store does not load the codec
 
@@ -179,7 +178,11 @@ def open_journal(
             adapter=adapter,
             plan=options.plan,
         )
-        journal.capture = Capture(storage, config, record, state, snapshot_ids or options.new_id(), resumed=resumed)
+        capture = Capture(storage, config, record, state, snapshot_ids or options.new_id(), resumed=resumed)
+    return _opened(Journal(state, options.clock, capture=capture, observers=options.observers), options)
+
+
+def _opened(journal: Journal, options: RunOptions) -> Journal:
     if options.on_journal is not None:
         options.on_journal(journal)
     return journal
@@ -195,6 +198,8 @@ def _journal_of(
     resumed: bool = False,
     snapshot_ids: str = "",
 ) -> Journal:
+    if options.storage is None and saga.snapshot_storage is None:
+        return _opened(Journal(state, options.clock, observers=options.observers), options)
     return open_journal(
         definition.model,
         state,

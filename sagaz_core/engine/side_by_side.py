@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -26,7 +26,7 @@ class SideBySide:
 
     __slots__ = ("_deaths", "_ended", "_execution", "_run", "_waiter", "stopped", "tasks")
 
-    def __init__(self, execution: Execution, run: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, execution: Execution, run: Callable[[Sequence[str]], Coroutine[Any, Any, None]]) -> None:
         self._execution = execution
         self._run = run
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -61,7 +61,7 @@ class SideBySide:
         held = _holds_on(task)
         for place, name in enumerate(names, 1):
             task.set_name(name)
-            run, context = self._run(name), copy_context()
+            run, context = self._run((name,)), copy_context()
             self._execution.another_follows = place < len(names)
             try:
                 rest = Rest(run, context.run(run.send, None), context)

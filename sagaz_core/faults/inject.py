@@ -9,8 +9,10 @@ from typing import Any
 
 from sagaz_core.errors import InjectedFaultError
 from sagaz_core.events import CompensationFailed, CompensationSucceeded, Event, StepSucceeded
+from sagaz_core.faults.kinds import KINDS
 from sagaz_core.faults.plan import Fault, FaultPlan
 from sagaz_core.interceptor import Proceed, StepCall, put_back
+from sagaz_core.model import END
 
 
 class SimulatedCrash(BaseException):  # no error to be handled: the process is gone
@@ -26,57 +28,59 @@ class Injector:
     """
 
     def __init__(self, plan: FaultPlan) -> None:
-        self.plan = plan.completed()
-        self._fired = [0] * len(self.plan.faults)
-        self._late: dict[str, list[Proceed]] = {}
+        self.plan = plan = plan.completed()
+        self._fired = [0] * len(plan.faults)
+        self.late: dict[str, list[Proceed]] = {}  # effects that are still under way, by step
         self.due: dict[str, None] = {}  # steps whose compensation was given up: what is late of them comes next
         self.calls: dict[tuple[str, str], list[int]] = {}  # by kind of call and step: places in the plan
         self._recorded: dict[tuple[type[Event], str], list[int]] = {}
-        for index, fault in enumerate(self.plan):
-            undo = fault.described.undo
-            if fault.kind.endswith("crash-recorded"):
-                self._recorded.setdefault((CompensationSucceeded if undo else StepSucceeded, fault.step), []).append(
-                    index
-                )
-                continue
-            kind = "compensation" if undo else "end" if fault.step == "end" else "action"
-            self.calls.setdefault((kind, fault.step), []).append(index)
-            if fault.kind == "late":
-                self.calls.setdefault(("compensation", fault.step), [])
-
-    @property
-    def observes(self) -> bool:
+        self._steps: set[str] = set()
+        self.observes = False
         """Whether `observe` is needed: for a fault that strikes when something is recorded, or for what is late."""
-        return bool(self._recorded) or any(fault.kind == "late" for fault in self.plan)
+        for index, fault in enumerate(plan.faults):
+            step, undo = fault.step, KINDS[fault.kind].undo
+            self._steps.add(step)
+            if fault.kind.endswith("crash-recorded"):
+                self.observes = True
+                self._recorded.setdefault((CompensationSucceeded if undo else StepSucceeded, step), []).append(index)
+                continue
+            kind = "compensation" if undo else "end" if step == END else "action"
+            self.calls.setdefault((kind, step), []).append(index)
+            if fault.kind == "late":
+                self.observes = True
+                self.calls.setdefault(("compensation", step), [])
 
     @property
     def fired(self) -> list[Fault]:
         """The faults of the plan that happened."""
-        return [fault for fault, times in zip(self.plan, self._fired, strict=True) if times]
+        return [fault for place, fault in enumerate(self.plan.faults) if self._fired[place]]
 
     @property
     def missed(self) -> list[Fault]:
         """The faults of the plan that never happened."""
-        return [fault for fault, times in zip(self.plan, self._fired, strict=True) if not times]
+        return [fault for place, fault in enumerate(self.plan.faults) if not self._fired[place]]
 
     def concerns(self, call: StepCall) -> bool:
         """Whether the plan has a fault for calls of this kind at this step, or something happens before it."""
         return (call.kind, call.step) in self.calls or bool(self.due)
 
-    async def intercept(self, call: StepCall, proceed: Proceed) -> Any:
+    def intercept(self, call: StepCall, proceed: Proceed) -> Awaitable[Any]:
         """Make the call, as the plan has it."""
+        return self._made(call, proceed) if call.step in self._steps or self.due else proceed()
+
+    async def _made(self, call: StepCall, proceed: Proceed) -> Any:
         while self.due:
-            await _deliver(self._late.pop(self.due.popitem()[0], []))
+            await _deliver(self.late.pop(self.due.popitem()[0], []))
         result = await self._struck(call, proceed)
-        if call.kind == "compensation" and call.step in self._late:
+        if call.kind == "compensation" and call.step in self.late:
             if call.renew_time is not None:
                 call.renew_time(False)  # what comes late takes none of the compensation's time
-            await _deliver(self._late.pop(call.step))
+            await _deliver(self.late.pop(call.step))
         return result
 
     def observe(self, event: Event) -> None:
         """Die when what the plan names has been recorded, and take in which compensations are given up."""
-        if self._late and type(event) is CompensationFailed and event.final and event.step in self._late:
+        if self.late and type(event) is CompensationFailed and event.final and event.step in self.late:
             self.due[event.step] = None
         for index in self._recorded.get((type(event), getattr(event, "step", "")), ()):
             fault = self.plan.faults[index]
@@ -86,7 +90,7 @@ class Injector:
 
     async def deliver_late(self) -> None:
         """Let the effects happen that are still under way."""
-        late, self._late = self._late, {}
+        late, self.late = self.late, {}
         for calls in late.values():
             await _deliver(calls)
 
@@ -122,7 +126,7 @@ class Injector:
         await asyncio.get_running_loop().create_future()
 
     async def _late_effect(self, index: int, call: StepCall, proceed: Proceed) -> Any:
-        self._late.setdefault(call.step, []).append(proceed)
+        self.late.setdefault(call.step, []).append(proceed)
         await asyncio.get_running_loop().create_future()
 
     async def _cancel(self, index: int, call: StepCall, proceed: Proceed) -> Any:

@@ -91,9 +91,12 @@ class FaultPlan:
 
     def completed(self) -> FaultPlan:
         """Return the plan as it runs: compensation faults alone imply `end@before`, or nothing would be undone."""
-        if self.faults and all(fault.described.undo for fault in self.faults):
-            return FaultPlan((Fault(END, "before"), *self.faults))
-        return self
+        if not self.faults:
+            return self
+        for fault in self.faults:
+            if not KINDS[fault.kind].undo:
+                return self
+        return FaultPlan((Fault(END, "before"), *self.faults))
 
     def check(self, model: SagaModel) -> None:
         """Raise `PlanError` when a fault names a step that the saga does not have, or cannot strike it."""

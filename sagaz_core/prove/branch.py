@@ -16,7 +16,6 @@ from sagaz_core.engine.attempts import Attempts
 from sagaz_core.engine.journal import Journal
 from sagaz_core.engine.rollback import Rollback, Undoing, steps_to_undo
 from sagaz_core.events import (
-    EVENT_SIZES,
     NO_DELTA,
     Event,
     SagaCompleted,
@@ -61,7 +60,6 @@ class _Quick(Journal):
         self.state = state
         self.clock = clock
         self.capture = None
-        self.observers = ()
         self.made: list[Event] = []
 
     def emit(self, kind: type[Event], *fields: Any) -> None:
@@ -69,10 +67,9 @@ class _Quick(Journal):
         if kind is not StepRetryScheduled:
             state = self.state
             state.seq = seq = state.seq + 1
-            made: Any = (seq, state.at, *fields)
-            event = _new(kind, made) if len(made) == EVENT_SIZES[kind] else kind(*made)
-            self.made.append(event)
-            FOLD[kind](state, event)
+            made = (seq, state.at) + fields  # noqa: RUF005 - as in the journal
+            FOLD[kind](state, made)
+            self.made.append(_new(kind, made))
 
 
 class Branch(Scripted):
@@ -139,7 +136,7 @@ class Branch(Scripted):
         if self.entries is not None:
             other.entries = self.entries.copy()
             other.journal = Journal(state, self.journal.clock)
-            other.journal.events = self.journal.events.copy()
+            other.journal.log = self.journal.log.copy()
         return other
 
     def ready(self) -> list[str]:
@@ -203,7 +200,7 @@ class Branch(Scripted):
             self._resume()
             self.begin_undoing()
             return
-        undone = made.result
+        undone = bool(made.result)
         if undone:
             assert self.last is not None
             self._forget(name, self.last)
@@ -231,7 +228,7 @@ class Branch(Scripted):
         error = exception_of(fault)
         self.fatal += (fault,)
         self.note_failed(END, error)
-        self.journal.emit(StepFailed, END, 1, describe_error(error))
+        self.journal.emit(StepFailed, END, 1, describe_error(error), False, True)
 
     def begin_undoing(self) -> None:
         """Turn back, or take a rollback up again."""
@@ -284,7 +281,9 @@ class Branch(Scripted):
 
     # ---- a transition is worked out once for all that it depends on
 
-    async def _transition(self, name: str, run: Callable[[str, int], Awaitable[Any]], *, undo: bool) -> Transition:
+    async def _transition(
+        self, name: str, run: Callable[[Sequence[str], int], Awaitable[Any]], *, undo: bool
+    ) -> Transition:
         """Let the engine run an operation, or do again what that came to."""
         effects = self.effects
         key, looks = transition_key(self, name, self._script, self._place, undo), effects.looks_grown
@@ -301,7 +300,7 @@ class Branch(Scripted):
         self._under_way = (name, before) if self.entries is None else None
         died, result = False, None
         try:
-            result = await run(name, self._place)
+            result = await run((name,), self._place)
         except SimulatedCrash:
             died = True
         finally:

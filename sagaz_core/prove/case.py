@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sagaz_core.events import StepSucceeded
@@ -24,15 +25,19 @@ class Case:
         ledger = evidence.ledger
         done: dict[str, list[int]] = {name: [0] for name in ledger.served}
         undone: dict[str, list[int]] = {}
-        for entry in ledger.entries:
-            if entry.happened:
-                (undone if entry.undo else done).setdefault(entry.step, []).append(entry.ended)
+        for step, undo, _, _, ended, happened in ledger.entries:
+            if happened:
+                (undone if undo else done).setdefault(step, []).append(ended)
         self.done, self.undone = done, undone
         alive = {step for step, moments in done.items() if moments[-1] > undone.get(step, (-1,))[-1]}
         self.alive = alive - evidence.refused
-        self.succeeded = {event.step for event in evidence.events if isinstance(event, StepSucceeded)}
-        self.past_pivot = any(step.pivot and step.name in self.state.results for step in self.model.steps)
+        self.past_pivot = not self.model.pivots.isdisjoint(self.state.results)
         self.expected_stuck = self._expected_stuck()
+
+    @cached_property
+    def succeeded(self) -> set[str]:
+        """The steps of which an attempt succeeded, as the events say."""
+        return {event.step for event in self.evidence.events if isinstance(event, StepSucceeded)}
 
     def _expected_stuck(self) -> set[str]:
         """The steps that may be left because a fault says so, and those that the failure policy leaves with them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.state import COMPLETED, SagaState, SagaStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence, Set
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sagaz_core.prove.world import Change
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes a microsecond each time
 class Evidence:
     """What the witnesses say of one run. `claimed` is what the engine says, `state` the fold of what happened.
 
@@ -58,12 +58,12 @@ class Evidence:
     @property
     def turned_back(self) -> bool:
         """Whether the run ended, or was left, without having completed."""
-        return self.claimed is not SagaStatus.COMPLETED
+        return self.claimed is not COMPLETED
 
     def exhausted(self, *, undo: bool) -> set[str]:
         """Return the steps at which more transient faults happened than the operation has retries."""
         count: dict[str, int] = {}
-        for fault in self.plan:
+        for fault in self.plan.faults:
             if "flaky" in fault.kind and fault.described.undo is undo and fault not in self.missed:
                 count[fault.step] = count.get(fault.step, 0) + fault.times
         found = set()
@@ -75,4 +75,4 @@ class Evidence:
 
     def struck(self, *kinds: str) -> set[str]:
         """Return the steps at which a fault of one of these kinds happened."""
-        return {f.step for f in self.plan if f.kind in kinds and f not in self.missed}
+        return {f.step for f in self.plan.faults if f.kind in kinds and f not in self.missed}

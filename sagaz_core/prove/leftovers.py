@@ -22,25 +22,28 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self._scopes: dict[tuple[str, str], Scope] = {}
+        self._scopes: dict[tuple[str, str], Scope] = {}  # by kind of call and step
         self._told = tells_scopes(asyncio.get_running_loop())
         self._whole = None
         if not self._told and asyncio.all_tasks() == {asyncio.current_task()}:
             self._whole = NewTasks()
 
-    def enter(self, call: StepCall) -> None:
-        """Take what is begun from now on, in this context, to be the call's, until another one is entered."""
-        if self._told and call.kind in _OPERATIONS:
-            key = call.step, call.kind
-            scope = self._scopes.get(key)
-            if scope is None:
-                scope = self._scopes[key] = Scope()
-            SCOPE.set(scope)
+    def enter(self, call: tuple[str, str]) -> None:
+        """Take what is begun from now on, in this context, to be of this call, until another one is entered.
+
+        The call is the kind and the step.
+        """
+        scope = self._scopes.get(call)
+        if scope is None:
+            if not self._told or call[0] not in _OPERATIONS:
+                return
+            scope = self._scopes[call] = Scope()
+        SCOPE.set(scope)
 
     async def watch(self, call: StepCall, proceed: Proceed) -> Any:
         """Make the call."""
         before = SCOPE.get()
-        self.enter(call)
+        self.enter((call.kind, call.step))
         try:
             return await proceed()
         finally:
@@ -60,7 +63,7 @@ class Leftovers:
         """Return what is wrong now that the run has ended, and end what is left."""
         self.leave()
         begun = [(of, scope) for of, scope in self._scopes.items() if scope.begun]
-        found = [left_by(step, kind, left) for (step, kind), scope in begun if (left := scope.end())]
+        found = [left_by(step, kind, left) for (kind, step), scope in begun if (left := scope.end())]
         if self._whole is not None and (left := self._whole.end()):
             found.append(left_by(None, "", left))
         if found:

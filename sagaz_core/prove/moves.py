@@ -60,7 +60,7 @@ class Moves:
         try:
             at, moves = root.fork(), path.moves
             at.entries = []
-            at.journal.events = root.journal.events.copy()
+            at.journal.log = root.journal.log.copy()
             while moves is not None:
                 move, moves = moves
                 at = await self._moved(at.fork(), move)

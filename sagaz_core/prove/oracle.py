@@ -19,7 +19,7 @@ from sagaz_core.prove.remains import left_behind, world_differs
 from sagaz_core.prove.undone import double_undo, out_of_order, undo_without_do, unexpectedly_stuck
 from sagaz_core.prove.unordered import fails_out_of_order
 from sagaz_core.prove.verdict import Finding, Verdict
-from sagaz_core.state import SagaStatus
+from sagaz_core.state import COMPLETED, FAILED, ROLLED_BACK, SagaState
 
 Rule = Callable[[Case], Iterator[Finding]]
 Monitor = Callable[[Evidence], Iterable[Finding]]
@@ -59,10 +59,10 @@ def _vacuous(evidence: Evidence) -> Iterator[Finding]:
 
 def _swallowed(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
-    if evidence.claimed is not SagaStatus.COMPLETED or case.past_pivot:
+    if evidence.claimed is not COMPLETED or case.past_pivot:
         return
     died = bool(evidence.struck("crash", "crash-recorded"))
-    for fault in evidence.plan:
+    for fault in evidence.plan.faults:
         kind = fault.described
         if fault.kind == "cancel" and died:
             continue  # whoever was cancelled died with the process, and the one that resumed knows nothing of it
@@ -77,7 +77,7 @@ def _swallowed(case: Case) -> Iterator[Finding]:
 
 def _benign_was_fatal(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
-    faults = list(evidence.plan)
+    faults = evidence.plan.faults
     if not faults or any(f.described.fatal or f.attempt is not None for f in faults) or not evidence.turned_back:
         return
     if evidence.exhausted(undo=False) or evidence.exhausted(undo=True):
@@ -110,7 +110,7 @@ _MEMORY = (
 
 def _claim(case: Case) -> Iterator[Finding]:
     evidence, state = case.evidence, case.state
-    if evidence.claimed is SagaStatus.ROLLED_BACK and state.status is SagaStatus.FAILED:
+    if evidence.claimed is ROLLED_BACK and state.status is FAILED:
         stuck = ", ".join(state.stuck)
         yield Finding(
             Verdict.LIE,
@@ -120,7 +120,7 @@ def _claim(case: Case) -> Iterator[Finding]:
             else f"the engine says rolled back, but these compensations failed: {stuck}",
             "do not trust this status: look at each compensation's own result",
         )
-    elif evidence.claimed is SagaStatus.COMPLETED:
+    elif evidence.claimed is COMPLETED:
         for name in case.model.order:
             if name not in case.alive and name not in state.results:
                 yield Finding(Verdict.LIE, name, f"the saga says completed, but {name!r} was not done")
@@ -128,7 +128,7 @@ def _claim(case: Case) -> Iterator[Finding]:
 
 def _not_idempotent(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
-    if evidence.claimed is SagaStatus.COMPLETED and evidence.reference_changes:
+    if evidence.claimed is COMPLETED and evidence.reference_changes:
         changes = "; ".join(map(str, evidence.reference_changes[:3]))
         step = next(iter(evidence.plan)).step if evidence.plan else None
         yield Finding(
@@ -140,14 +140,26 @@ def _not_idempotent(case: Case) -> Iterator[Finding]:
 
 
 def _context_leak(case: Case) -> Iterator[Finding]:
-    if case.state.status is SagaStatus.ROLLED_BACK and case.evidence.left_in_context:
-        keys = ", ".join(f"{key!r} ({how})" for key, how in case.evidence.left_in_context.items())
+    left = case.evidence.left_in_context
+    if case.state.status is ROLLED_BACK and left:
+        writers = {key: _writer(case.state, key) for key in left}
+        by = {key: f", from the compensation of {step!r}" if step else "" for key, step in writers.items()}
+        keys = ", ".join(f"{key!r} ({how}{by[key]})" for key, how in left.items())
+        steps = set(writers.values())
         yield Finding(
             Verdict.CONTEXT_LEAK,
-            None,
+            steps.pop() if len(steps) == 1 else None,
             f"after the rollback the context is not what it was: {keys}",
             "return new values instead of changing them in place, and let compensations return what they have to say",
         )
+
+
+def _writer(state: SagaState, key: str) -> str | None:
+    """Return the step whose compensation wrote the key last, `None` if none has: it was changed in place."""
+    for name, layer in reversed(state.layers.items()):
+        if key in layer.set or key in layer.deleted:
+            return name.removeprefix("undo:")  # what the steps themselves wrote was taken out
+    return None
 
 
 RULES: tuple[Rule, ...] = (

@@ -21,9 +21,9 @@ def left_behind(case: Case) -> Iterator[Finding]:
     evidence = case.evidence
     if not evidence.turned_back or case.past_pivot:
         return
-    for name in case.model.order:
-        step = case.model.step(name)
-        if name not in case.alive or not step.has_compensation or name in case.expected_stuck:
+    left = case.alive & case.model.compensable - case.expected_stuck
+    for name in case.model.order if left else ():
+        if name not in left:
             continue
         if name in case.state.stuck:
             yield _stuck(case, name)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CannotStoreError
-from sagaz_core.events import NO_DELTA, Event, StepSucceeded
+from sagaz_core.events import NO_DELTA, StepSucceeded
 from sagaz_core.prove.verdict import Finding, Verdict
 from sagaz_core.prove.world import ATOMS
 from sagaz_core.storage.codec import decode, encode, importing_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sagaz_core.engine.journal import Noted
 
 
 def changed_by_store(step: str) -> Finding:
@@ -22,13 +26,15 @@ def changed_by_store(step: str) -> Finding:
     )
 
 
-def not_kept(events: Iterable[Event]) -> Iterator[Finding]:
+def not_kept(log: Iterable[Noted]) -> Iterator[Finding]:
     """Yield what is wrong with what each step of a run has left. What cannot be stored at all is told of elsewhere."""
-    for event in events:
-        if type(event) is not StepSucceeded or (event.result is None and event.delta is NO_DELTA):
-            continue
-        if not all(map(_is_kept, (event.result, *event.delta.set.values()))):
-            yield changed_by_store(event.step)
+    for kind, fields in log:
+        if kind is StepSucceeded:
+            _, _, step, _, result, delta, _ = fields
+            if delta is NO_DELTA and result is None:
+                continue
+            if not all(map(_is_kept, (result, *delta.set.values()))):
+                yield changed_by_store(step)
 
 
 def _is_kept(value: Any) -> bool:

@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.adapters.locate import adapter_for
+from sagaz_core.engine.journal import LateEvents
 from sagaz_core.engine.run import RunOptions, Served
 from sagaz_core.errors import CannotStoreError, PlanError, SagazError
 from sagaz_core.faults.inject import Injector, SimulatedCrash
@@ -23,16 +24,16 @@ from sagaz_core.prove.outcome import Outcome
 from sagaz_core.prove.reference import Reference
 from sagaz_core.prove.round_trip import not_kept
 from sagaz_core.prove.touches import Touches
-from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.state import ROLLED_BACK, SagaState, SagaStatus
 from sagaz_core.storage.codec import decode, encode, importing_class
 from sagaz_core.virtual_time import clock_of_loop, sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence, Set
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 
     from sagaz_core.adapters.base import Adapter
     from sagaz_core.clock import Clock
-    from sagaz_core.engine.journal import Journal
+    from sagaz_core.engine.journal import Journal, Noted
     from sagaz_core.events import Event
     from sagaz_core.interceptor import Interceptor, Proceed, StepCall
     from sagaz_core.model import SagaModel
@@ -90,7 +91,7 @@ async def describe(subject: Subject) -> tuple[Adapter, SagaModel]:
 def check_runnable(adapter: Adapter, model: SagaModel, plan: FaultPlan) -> None:
     """Raise `PlanError` for a plan that does not fit, `NotRunnableError` for one that the saga's engine cannot have."""
     plan.check(model)
-    for fault in plan:
+    for fault in plan.faults:
         if fault.kind in adapter.cannot:
             raise NotRunnableError(f"{fault} was not run: {adapter.cannot[fault.kind]}")
 
@@ -125,24 +126,24 @@ class Trial:
         self.plan = plan
         self.injector = Injector(plan)
         self.ledger = Ledger(step.step for step in subject.served)
-        self.events: list[Event] = []
+        self._journal: Journal | None = None
         self.leftovers = Leftovers()
         self.fights: Fights | None = None
         self.touches: Touches | None = None
-        self.state = SagaState()
         self.began = b""
         self.stored = True
         self.cancelled = False
         self.endless: Finding | None = None
         self._closely: frozenset[tuple[str, str]] | None = None
 
-    def intercept(self, call: StepCall, proceed: Proceed) -> Coroutine[Any, Any, Any]:
+    def intercept(self, call: StepCall, proceed: Proceed) -> Awaitable[Any]:
         """Be the innermost interceptor: the ledger, below the faults of the plan where it has any."""
         if not self.began and self.stored:
             self._note_beginning()
         closely = self._closely
-        if closely is not None and (call.kind, call.step) not in closely and not self.injector.due:
-            self.leftovers.enter(call)
+        key = call.kind, call.step
+        if closely is not None and key not in closely and not self.injector.due:
+            self.leftovers.enter(key)
             return self.ledger.intercept(call, proceed)
         calls = self.subject.calls
         if calls is not None and calls.of_runs:
@@ -157,7 +158,7 @@ class Trial:
             return self.injector.intercept(call, lambda: self.ledger.intercept(call, watched))
         if self.subject.interceptors:  # those that go on after the call are no part of it
             return self.ledger.intercept(call, partial(self.leftovers.watch, call, proceed))
-        self.leftovers.enter(call)
+        self.leftovers.enter(key)
         return self.ledger.intercept(call, proceed)
 
     def _note_beginning(self) -> None:
@@ -174,11 +175,25 @@ class Trial:
             return None
         return frozenset(self.injector.calls).union(() if self.touches is None else self.touches.calls)
 
+    @property
+    def state(self) -> SagaState:
+        """What the events come to so far."""
+        return SagaState() if self._journal is None else self._journal.state
+
+    @property
+    def log(self) -> list[Noted]:
+        """All that happened so far, as it was noted."""
+        return [] if self._journal is None else self._journal.log
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """All that happened so far."""
+        return LateEvents(self.log)
+
     def _on_journal(self, journal: Journal) -> None:
-        self.state = journal.state
-        self.events = journal.events if not self.events else self.events
-        if journal.events is not self.events:
-            journal.events = self.events  # a resumed run goes on in the same history
+        if self._journal is not None:
+            journal.log = self._journal.log  # a resumed run goes on in the same history
+        self._journal = journal
 
     async def run(self, reference: Reading | None = None) -> Outcome:
         """Run it and judge."""
@@ -196,11 +211,13 @@ class Trial:
             struck = {fault.step for fault in plan if fault.described.undo or fault.kind == "late"}
             self.touches = Touches(world, model, everything=subject.closely, struck=struck)
         self._closely = self._looked_at_closely()
-        claimed, exception = await self._ended(adapter, saga, self._context())
+        run = self._run_to_its_end(adapter, saga, self._context())
+        claimed, exception = await (run if subject.calls is None else self._ended(run))
         self.leftovers.leave()
-        if self.endless is None:
+        if self.injector.late and self.endless is None:
             await self._deliver_late()
-        fought = () if self.fights is None else self.fights.findings(self.events, model)
+        events = self.events
+        fought = () if self.fights is None else self.fights.findings(events, model)
         changes = reference_changes = after = None
         if world and before is not None:
             after = await world.read()
@@ -212,21 +229,21 @@ class Trial:
                     reference_changes = await again.changes(before, reference, after, self)
         late = {fault.step for fault in self.injector.fired if fault.kind == "late"}
         refused = await self._refused(late, model, before, after) if late else frozenset[str]()
-        noticed = (*await self.leftovers.findings(), *fought, *not_kept(self.events))
+        state, noticed = self.state, (*await self.leftovers.findings(), *fought, *not_kept(self.log))
         evidence = Evidence(
             model=model,
             plan=plan,
             missed=self.injector.missed,
             claimed=claimed,
-            state=self.state,
-            events=self.events,
+            state=state,
+            events=events,
             ledger=self.ledger,
             engine=adapter.name,
             # Served steps never touched this world, but their compensations do: then it is no witness.
             world_changes=None if subject.served else changes,
             reference_changes=None if subject.served else reference_changes,
             cancelled=self.cancelled,
-            left_in_context=left_in_context(self.state, self.began),
+            left_in_context=left_in_context(state, self.began),
             oldest_first=subject.oldest_first,
             fails_at=subject.fails_at,
             endless=self.endless,
@@ -290,13 +307,11 @@ class Trial:
         )
 
     async def _ended(
-        self, adapter: Adapter, saga: Any, context: dict[str, Any]
+        self, run: Awaitable[tuple[SagaStatus, BaseException | None]]
     ) -> tuple[SagaStatus, BaseException | None]:
-        run, calls = self._run_to_its_end(adapter, saga, context), self.subject.calls
-        if calls is None:
-            return await run
+        assert self.subject.calls is not None
         try:
-            return await calls.ended(run)
+            return await self.subject.calls.ended(run)
         except NeverEndsError as error:
             self.endless = error.finding
             return SagaStatus.EXECUTING, error
@@ -336,12 +351,13 @@ class Trial:
                 return result.status, result.exception
         raise PlanError(f"{self.injector.plan}: the saga did not end after {limit} resumed runs")
 
-    async def _guarded(self, run: Callable[[], Any], variables: Context | None) -> Any:
-        if variables is None and not any(fault.kind == "cancel" for fault in self.injector.plan):
-            return await run()
+    def _guarded(self, run: Callable[[], Any], variables: Context | None) -> Awaitable[Any]:
+        if variables is None and "cancel" not in [fault.kind for fault in self.injector.plan.faults]:
+            ran: Awaitable[Any] = run()
+            return ran
         # The plan cancels the task that runs the saga, which must not be the one that judges; or the process died, and
         # another one has the context variables as they were before.
-        return await asyncio.get_running_loop().create_task(run(), context=variables)
+        return asyncio.get_running_loop().create_task(run(), context=variables)
 
 
 def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
@@ -350,7 +366,7 @@ def left_in_context(state: SagaState, began: bytes) -> dict[str, str]:
     `began` is what it was, encoded; empty when no operation was called, so that nothing can have changed it.
     """
     context = state.context
-    if not began or state.status is not SagaStatus.ROLLED_BACK or _stored(context) == began:
+    if not began or state.status is not ROLLED_BACK or _stored(context) == began:
         return {}
     before: dict[str, Any] = decode(began, resolve=importing_class)
     found = {}

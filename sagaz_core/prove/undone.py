@@ -9,7 +9,7 @@ from sagaz_core.events import CompensationFailed, CompensationStarted, Compensat
 from sagaz_core.prove.case import UNDONE_AGAIN, Case
 from sagaz_core.prove.ledger import Entry
 from sagaz_core.prove.verdict import Finding, Verdict
-from sagaz_core.state import SagaStatus
+from sagaz_core.state import FAILED, ROLLED_BACK
 
 
 def out_of_order(case: Case) -> Iterator[Finding]:
@@ -66,8 +66,9 @@ def _alive_at(case: Case, step: str, moment: int) -> bool:
 
 def double_undo(case: Case) -> Iterator[Finding]:
     """Yield the steps that were undone twice, where no fault asked for it."""
-    excused = case.evidence.struck(*UNDONE_AGAIN)
-    for name, moments in case.undone.items():
+    twice = [(name, moments) for name, moments in case.undone.items() if len(moments) > 1]
+    excused = case.evidence.struck(*UNDONE_AGAIN) if twice else ()
+    for name, moments in twice:
         if name in excused:
             continue
         done = case.done.get(name, [])
@@ -84,6 +85,8 @@ def double_undo(case: Case) -> Iterator[Finding]:
 
 def undo_without_do(case: Case) -> Iterator[Finding]:
     """Yield the steps that were undone and never done."""
+    if case.undone.keys() <= case.done.keys():
+        return
     for name in case.undone:
         if name in case.done:
             continue
@@ -100,7 +103,7 @@ def undo_without_do(case: Case) -> Iterator[Finding]:
 def unexpectedly_stuck(case: Case) -> Iterator[Finding]:
     """Yield the steps whose compensation fails where there is nothing to undo, or whose failure is hidden."""
     evidence, state = case.evidence, case.state
-    if state.status is SagaStatus.FAILED and not case.past_pivot:
+    if state.status is FAILED and not case.past_pivot:
         for name in state.stuck:
             if name not in case.expected_stuck and name not in case.alive:
                 yield Finding(
@@ -110,7 +113,7 @@ def unexpectedly_stuck(case: Case) -> Iterator[Finding]:
                     "make the compensation succeed when there is nothing to undo",
                 )
     for name in evidence.struck("undo-fail", "undo-fail-after", "undo-hang"):
-        if evidence.claimed is SagaStatus.ROLLED_BACK and state.status is SagaStatus.ROLLED_BACK:
+        if evidence.claimed is ROLLED_BACK and state.status is ROLLED_BACK:
             yield Finding(
                 Verdict.LIE, name, f"the compensation of {name!r} failed for good, and the saga says rolled back"
             )

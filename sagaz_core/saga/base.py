@@ -149,7 +149,8 @@ class Saga(Generic[ContextT]):
 
         Steps that `build` adds are in it only after `build` ran (see `prepare`).
         """
-        if self._definition is None:
+        definition = self._definition
+        if definition is None:
             steps = {**self._declared.bound_to(self), **self._added}
             config = self.config
             policy = "continue_on_error" if config is None else config.on_compensation_failure
@@ -169,8 +170,7 @@ class Saga(Generic[ContextT]):
                 made.forward_retries = config.forward_retries
             if not self._added:
                 self._declared.models[key] = made.model
-            self._definition = made
-        definition = self._definition
+            definition = self._definition = made
         for change in self._changes:
             definition = change(definition)
         return definition

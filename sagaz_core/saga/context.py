@@ -48,9 +48,9 @@ for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"
 
 
 def context_for_undo(data: Mapping[str, Any], results: Mapping[str, Any]) -> SagaContext:
-    """Return the context for a compensation, which may look at what those before it returned."""
+    """Return the context for a compensation, which may look at what those before it returned (read-only `results`)."""
     made = SagaContext(data)
-    made.compensation_results = MappingProxyType(results)
+    made.compensation_results = results
     return made
 
 
@@ -59,6 +59,12 @@ def delta_of(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -
 
     Raises `DefinitionError` for a result with a key that is not a string.
     """
+    if result is None and type(after) is SagaContext and not after._touched:
+        return NO_DELTA
+    return _changes(before, after, result)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], result: Any) -> Delta:
     changed: dict[str, Any] = {}
     deleted: tuple[str, ...] = ()
     if type(after) is not SagaContext or after._touched:

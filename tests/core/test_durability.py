@@ -245,14 +245,16 @@ def test_a_full_queue_blocks_nobody_and_counts_what_it_loses(caplog):
     assert caplog.text.count("1 events and 0 snapshots are lost: 3 batches wait already") == 2
 
 
-def test_the_queue_is_bounded_in_bytes():
+def test_the_queue_is_bounded_in_bytes(caplog):
     async def main():
         writer = BackgroundWriter(Distant(), max_bytes=1000)
         room = [writer.put(Batch("s", None, [an_event("s", n, data=bytes(400))])) for n in range(4)]
         await writer.written("s")
         return room, writer.put(Batch("s", None, [an_event("s", 9, data=bytes(5000))]))
 
-    assert run(main()) == ([True, True, False, False], True)  # one that is larger than all is taken alone
+    with caplog.at_level(logging.WARNING):
+        assert run(main()) == ([True, True, False, False], True)  # one that is larger than all is taken alone
+    assert caplog.text.count("are lost: 800 bytes wait already") == 2
 
 
 def test_after_a_loss_the_next_snapshot_stands_alone():

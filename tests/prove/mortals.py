@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from sagaz_core import Saga, World, action, compensate
 from sagaz_core.engine import execution, rollback
-from sagaz_core.events import StepSucceeded
+from sagaz_core.events import NO_DELTA, StepSucceeded
 from sagaz_core.prove.kill import FOLDER_VARIABLE
 from sagaz_core.storage.sqlite import SqliteSnapshotStorage
 
@@ -325,7 +325,7 @@ def resume_that_skips() -> Saga[Any]:
 
     async def resume(self: Any) -> None:
         for name, attempt in list(self.state.running.items()):
-            self.journal.emit(StepSucceeded, name, attempt, None)
+            self.journal.emit(StepSucceeded, name, attempt, None, NO_DELTA, "run")
         await original(self)
 
     original = execution.Execution.resume

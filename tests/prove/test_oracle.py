@@ -246,7 +246,8 @@ def test_what_a_compensation_leaves_in_the_context_is_a_leak() -> None:
 
     outcome = trial(Leaky(), "ship@before")
     assert outcome.verdict is Verdict.CONTEXT_LEAK
-    assert "'refunded' (still there)" in outcome.findings[0].sentence
+    assert "'refunded' (still there, from the compensation of 'pay')" in outcome.findings[0].sentence
+    assert outcome.findings[0].step == "pay"
 
 
 def test_a_value_changed_in_place_and_not_put_back_is_a_leak() -> None:
@@ -259,6 +260,7 @@ def test_a_value_changed_in_place_and_not_put_back_is_a_leak() -> None:
     outcome = run(run_trial(Subject(lambda: saga, {"order": "o1", "lines": []}), FaultPlan.parse("ship@before")))
     assert outcome.verdict is Verdict.CONTEXT_LEAK
     assert "'lines' (changed)" in outcome.findings[0].sentence
+    assert outcome.findings[0].step is None
 
 
 def test_a_fault_that_never_happens_is_vacuous() -> None:
