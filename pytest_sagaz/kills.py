@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sagaz.cases import check_drift, readable
+from pytest_sagaz.outside import note_left
 from pytest_sagaz.replays import Target, reproduce_kill
 from pytest_sagaz.sagas import takes_a_parameter
 from pytest_sagaz.settings import settings_of
@@ -46,13 +47,15 @@ def kill(request: pytest.FixtureRequest, saga_factory: Any, saga_world: World) -
         live=settings.live,
         start=None if settings.live else recording.record.started_at,
     )
+    world = as_world(saga_world)
     outcome = _killer(item.config).kill(
         mortal,
         item.boundary,
-        world=as_world(saga_world),
+        world=world,
         reproduce=reproduce_kill(target, item.boundary, settings),
     )
     item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
+    note_left(item, outcome, world)
     outcome.assert_sound()
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sagaz.known import Known, known_hazards
 from pytest_sagaz.recordings import Found, find_all
-from pytest_sagaz.sagas import class_of, has_own_factory, model_or_none
+from pytest_sagaz.sagas import check_named, class_of, has_own_factory, model_or_none
 from pytest_sagaz.settings import Settings, depth_of, parse_plan, settings_of, warn
 from sagaz_core.errors import UnknownSagaClassError, UnknownStepError, UsageError, nearest
 from sagaz_core.events import CompensationSucceeded, StepSucceeded
@@ -103,6 +103,7 @@ def _anchor(config: pytest.Config) -> Path:
 
 def _target(found: Found, settings: Settings, hazards: list[Known]) -> Target:
     recording, has_factory = found.recording, has_own_factory(settings.config)
+    check_named(settings)
     try:
         saga = class_of(found, settings)
     except UnknownSagaClassError:

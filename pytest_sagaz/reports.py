@@ -13,6 +13,7 @@ import sagaz_core
 from pytest_sagaz.cases import UnfaithfulError
 from pytest_sagaz.drift import drift_line, drift_table
 from pytest_sagaz.markers import forced_plan
+from pytest_sagaz.outside import note_left, put_back
 from pytest_sagaz.runner import runner_or_none
 from pytest_sagaz.settings import settings_of
 from sagaz_core.errors import SagazError
@@ -36,7 +37,13 @@ _OURS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (__fil
 
 
 def prove(case: Case) -> None:
-    """Run the case of one of our items and raise what is wrong with it."""
+    """Run the case of one of our items and raise what is wrong with it. The fakes are put back, for the next item."""
+    __tracebackhide__ = True
+    with put_back(case.world):
+        _prove(case)
+
+
+def _prove(case: Case) -> None:
     __tracebackhide__ = True
     if not case.plan:
         _prove_faithful(case)
@@ -46,6 +53,7 @@ def prove(case: Case) -> None:
     if not settings_of(item.config).plans and (why := _fails_as_recorded(case, outcome)):
         pytest.skip(why)  # not run, so it has no verdict
     item.user_properties.append(("sagaz_verdict", outcome.verdict.value))
+    note_left(item, outcome, case.world)
     if outcome.findings:
         _show_users_error(case.runner.item, outcome)
     outcome.assert_sound()

@@ -27,11 +27,10 @@ def class_of(found: Found, settings: Settings) -> Any:
 
     What the project names counts first; else a store says where the class was, and a file's word for it is not taken.
     """
+    check_named(settings)
     name = found.recording.saga_name
     missing: UnknownSagaError | None = None
     for group in settings.apps:
-        for module in group.value:  # what is named must be there, whether or not it is needed
-            load_saga(module) if ":" in module else import_module(module)
         try:
             return find_saga(name, group.value)
         except UnknownSagaClassError as error:
@@ -52,6 +51,13 @@ def class_of(found: Found, settings: Settings) -> Any:
         f"saga {found.saga_id!r} does not say where its class {name!r} is: "
         f"give --app MODULE, or write the ini sagaz_sagas = MODULE, or override the fixture saga_factory"
     )
+
+
+def check_named(settings: Settings) -> None:
+    """Raise `UnknownSagaClassError` for a module or class that is named and not there, whether or not it is needed."""
+    for group in settings.apps:
+        for module in group.value:
+            load_saga(module) if ":" in module else import_module(module)
 
 
 def has_own_factory(config: pytest.Config) -> bool:

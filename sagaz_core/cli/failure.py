@@ -11,6 +11,9 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+
 import click
 
 from sagaz_core.errors import SagazError
@@ -37,7 +40,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("interrupted", 130)
     if isinstance(error, click.ClickException):
         return Failure(_click_message(error), USAGE)
-    return Failure(message_of(error), USAGE)
+    where = "" if isinstance(error, SagazError) else users_place(error)
+    return Failure(f"{message_of(error)} ({where})" if where else message_of(error), USAGE)
 
 
 def message_of(error: BaseException) -> str:
@@ -50,6 +54,39 @@ def message_of(error: BaseException) -> str:
         text = "(its message could not be made)"
     name = type(error).__name__
     return f"{name}: {text}" if text else name
+
+
+def users_place(error: BaseException) -> str:
+    """Return which function of the user's the error comes from, and its file and line; `""` when it is from none.
+
+    That is the innermost one that is neither ours, nor the interpreter's, nor an installed one's. Of a user's package
+    that is installed it is the first one which we called.
+    """
+    own, installed = "", ""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        file, place = code.co_filename, f"{code.co_qualname}, {_shown(code.co_filename)}:{trace.tb_lineno}"
+        if file.startswith(_OURS):
+            installed = ""
+        elif any(folder in file for folder in _INSTALLED):
+            installed = installed or place
+        elif not file.startswith(("<", _LIBRARY)):
+            own = place
+        trace = trace.tb_next
+    return own or installed
+
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_INSTALLED = f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
+_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+
+
+def _shown(file: str) -> str:
+    try:
+        return file.removeprefix(os.getcwd() + os.sep)
+    except OSError:  # the folder is gone
+        return file
 
 
 def _click_message(error: click.ClickException) -> str:

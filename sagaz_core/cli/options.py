@@ -167,7 +167,8 @@ def read_json(text: str, what: str) -> Any:
     try:
         plain = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        why = error.msg.removesuffix(" at")  # some say "starting at"
+        raise UsageError(f"{what} is not JSON: {why} at line {error.lineno}, column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} is not JSON: {error}") from None
     try:

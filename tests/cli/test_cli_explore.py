@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -372,3 +373,40 @@ def test_a_function_that_makes_the_saga_may_be_named(cli: Cli, shop: str, place:
     assert cli("explore", f"{shop}:needs").err == (
         f"sagaz: '{shop}:needs' cannot make a saga (missing a required argument: 'till'): let it need no arguments\n"
     )
+
+
+# ---- the user's code
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("BrokenSaga", "RuntimeError: no bank at all (BrokenSaga.__init__, "),
+        ("BuildSaga", "KeyError: 'config' (BuildSaga.build, "),
+        ("CarelessSaga", "TypeError: object of type 'NoneType' has no len() (CarelessSaga.__init__, "),
+    ],
+)
+def test_an_error_of_a_saga_that_is_being_made_says_where_it_comes_from(cli: Cli, name: str, says: str) -> None:
+    line = cli("explore", f"cli_shop:{name}").fails()
+    assert line.startswith(says)
+    file, _, number = line.removesuffix(")").removeprefix(says).rpartition(":")
+    assert (file.rpartition("cli_shop")[2], number.isdecimal()) == (".py", True)
+
+
+def test_the_place_of_an_error_is_the_users_and_not_a_librarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagaz_core.cli.failure import users_place
+
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "a_driver.py").write_text("import json\n\ndef connect():\n    json.loads('x')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    import a_driver  # type: ignore[import-not-found] # written above
+
+    with pytest.raises(json.JSONDecodeError) as raised:
+        a_driver.connect()
+    assert users_place(raised.value).startswith("test_the_place_of_an_error_is_the_users_and_not_a_librarys, ")
+    trace = raised.value.__traceback__
+    assert trace is not None
+    error = raised.value.with_traceback(trace.tb_next)  # as if we had called it
+    assert users_place(error) == f"connect, {folder / 'a_driver.py'}:4".replace(f"{os.getcwd()}{os.sep}", "")
+    assert users_place(ValueError("raised nowhere")) == ""

@@ -122,6 +122,7 @@ def test_a_context_may_have_exact_types(cli):
     [
         ('{"a": 1,\n "b" 2}', "--context is not JSON: Expecting ':' delimiter at line 2, column 6"),
         ("", "--context is not JSON: Expecting value at line 1, column 1"),
+        ('{"a', "--context is not JSON: Unterminated string starting at line 1, column 2"),
         ("[1, 2]", "--context is not a JSON object but [1, 2]"),
         ('"text"', "--context is not a JSON object but 'text'"),
         ('{"a": NaN}', "NaN is no JSON number"),

@@ -193,3 +193,12 @@ def test_a_factory_may_be_a_mapping_by_name(shop: Shop) -> None:
     )
     shop.replay("-k", "faithful", saga_id="ORDER-*").assert_outcomes(passed=2, deselected=18)
     assert len(QUICK) == 9
+
+
+def test_a_module_that_is_named_must_be_there_also_beside_a_factory(shop: Shop) -> None:
+    shop.record()
+    shop.write("conftest", "import pytest, shop\n\n@pytest.fixture\ndef saga_factory():\n    return shop.Order")
+    result = shop.replay("--app", "shpo")
+    result.stderr.fnmatch_lines(["ERROR: there is no module 'shpo': check the name, and the folder you are in"])
+    assert result.ret == 4
+    shop.replay("--app", "shop", "-k", "faithful").assert_outcomes(passed=1, deselected=9)

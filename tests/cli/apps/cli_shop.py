@@ -264,3 +264,18 @@ class SocketSaga(Saga):
 
 
 NOT_A_SAGA = 7
+
+
+class BuildSaga(Saga):
+    saga_name = "build"
+
+    async def build(self) -> None:
+        raise KeyError("config")
+
+
+class CarelessSaga(Saga):
+    saga_name = "careless"
+
+    def __init__(self) -> None:
+        super().__init__()
+        len(None)  # type: ignore[arg-type] # the mistake that is to be told of
