@@ -40,6 +40,8 @@ class TestFilesThatAreReadAnewForEachCall(SnapshotStorageContract):
         index, using = tmp_path / "folder" / "index", storage._using
 
         def using_anew(**asked):
+            for segment in storage._segments.values():
+                segment.close()
             storage._segments.clear()
             storage._index.close()
             if index.exists():
