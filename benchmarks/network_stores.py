@@ -35,6 +35,8 @@ TESTS = Path(__file__).parents[1] / "tests" / "stores"
 ROUNDS = 9
 SAVES = 200
 S3_SAVES = 20
+S3_DELAY = 0.02
+RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"  # snapshots of a run have ids that begin with its own
 S3_LENGTHS = 100, 1_000, 10_000
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
@@ -154,7 +156,7 @@ async def of_postgres(url: str) -> None:
 
 
 async def of_s3() -> None:
-    """Against moto in this process, which takes most of the time: what ours adds, and in how many requests."""
+    """Against moto in this process, which takes most of the time; and with the delay of a real bucket's answers."""
     import s3_server  # with moto, whose many objects the garbage collector would go through for the others too
 
     server = s3_server.running()
@@ -164,8 +166,7 @@ async def of_s3() -> None:
     bare = obstore.store.S3Store(bucket, config=options, client_options={"allow_http": True})
     saga_id = "s"
     await storage.write(Batch(saga_id, a_saga(saga_id)))
-    batches = [Batch(saga_id, None, (), [a_snapshot(saga_id, seq, data=DATA)]) for seq in range(S3_SAVES * ROUNDS)]
-    saved = iter(batches)
+    saved = map(_of_a_run, count())
 
     async def put_bare() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
@@ -186,7 +187,7 @@ async def of_s3() -> None:
     async def save() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
             for _ in range(S3_SAVES):
-                await storage.write(next(saved))
+                await storage.write(Batch(saga_id, None, (), [next(saved)]))
 
         return run
 
@@ -197,14 +198,21 @@ async def of_s3() -> None:
 
         return run
 
-    took = await best(S3_SAVES, bare=put_bare, ours=save, get=get_bare, latest=ask)
-    print("save: 1 snapshot of 1 KB, and the latest one, s3 (moto)")
-    for title, name, bare_name in (("save", "ours", "bare"), ("latest", "latest", "get")):
-        print(f"  bare obstore, one request                     {took[bare_name]:8.1f} µs")
-        print(f"  s3, {title:40}  {took[name]:8.1f} µs   {took[name] / took[bare_name]:.2f}x")
+    for delay in (0.0, S3_DELAY):
+        server.delay = delay
+        took = await best(S3_SAVES, bare=put_bare, ours=save, get=get_bare, latest=ask)
+        print(f"save: 1 snapshot of 1 KB, and the latest one, s3 (moto), {delay * 1000:g} ms more for each request")
+        for title, name, bare_name in (("save", "ours", "bare"), ("latest, of a saga that runs", "latest", "get")):
+            print(f"  bare obstore, one request                     {took[bare_name]:8.1f} µs")
+            print(f"  s3, {title:40}  {took[name]:8.1f} µs   {took[name] / took[bare_name]:.2f}x")
+    server.delay = 0.0
     await storage.close()
     await long_on_s3(server)
     server.stop()
+
+
+def _of_a_run(number: int) -> SagaSnapshot:
+    return a_snapshot("s", number, snapshot_id=f"{RUN}.{number:06}", data=DATA)
 
 
 async def long_on_s3(server: Any) -> None:

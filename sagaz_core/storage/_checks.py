@@ -14,6 +14,7 @@ from sagaz_core.storage.base import MAX_ID_LENGTH, Base
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from sagaz_core.storage._s3_claims import Claim
     from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 
 MAX_SEQ = 2**63 - 1
@@ -228,7 +229,7 @@ def another_event(event: StoredEvent) -> DuplicateSagaError:
     )
 
 
-def another_snapshot(snapshot: SagaSnapshot) -> DuplicateSagaError:
+def another_snapshot(snapshot: SagaSnapshot | Claim) -> DuplicateSagaError:
     """Return the error for a snapshot whose id is taken."""
     return DuplicateSagaError(
         f"there is another snapshot {snapshot.snapshot_id!r} already "

@@ -37,6 +37,7 @@ class Change:
     `events` and `snapshots` are the rows that come behind those of the head, or all rows when it is `anew`. `objects`
     have names that nobody else gives; `numbered` are pages, whose names another writer may have given to others.
     `replaced` are objects that nothing belongs to afterwards. `pages_of` says by id in which page a new snapshot is.
+    `unconfirmed` are ids whose claims are written at the same time as the head.
     """
 
     saga_id: str
@@ -50,11 +51,17 @@ class Change:
     numbered: dict[str, bytes] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     pages_of: dict[str, str] = field(default_factory=dict)
+    unconfirmed: list[str] = field(default_factory=list)
 
     @property
-    def is_paged(self) -> bool:
-        """Whether there are pages, or were."""
-        return bool(self.event_pages.number or self.snapshot_pages.number)
+    def form(self) -> int:
+        """The format of the head: the first one knows neither pages nor claims that are written beside it."""
+        return 2 if self.event_pages.number or self.snapshot_pages.number or self.unconfirmed else 1
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether there is nothing to write before the head, nor to delete after it."""
+        return not (self.objects or self.numbered or self.replaced)
 
     def fold(self, head: Head) -> None:
         """Have less in the head of what is said of pages, if that is too much."""
@@ -89,7 +96,7 @@ class Change:
 
 def changed(head: Head, news: News, read: Read) -> Change:
     """Return what the head becomes with the news. `read` are the pages, by name, in which some of these belong."""
-    change = Change(head.saga_id, bytearray(head.held), head.event_pages, head.snapshot_pages)
+    change = unchanged(head)
     events, snapshots = _new_items(news, change)
     change.event_pages, events = _put_late(EVENTS, head.event_pages, events, read, change)
     change.snapshot_pages, snapshots = _put_late(SNAPSHOTS, head.snapshot_pages, snapshots, read, change)
@@ -110,12 +117,18 @@ def changed(head: Head, news: News, read: Read) -> Change:
     return change
 
 
+def unchanged(head: Head) -> Change:
+    """Return the head as it is."""
+    return Change(head.saga_id, bytearray(head.held), head.event_pages, head.snapshot_pages)
+
+
 def without(head: Head, kept: Mapping[str, Sequence[Item]]) -> Change:
     """Return the head as it is now, without the data of what was deleted from its index.
 
     `kept` is what is left of pages of snapshots, by name; they are made anew, or go when it is nothing.
     """
     change = Change(head.saga_id, bytearray(), head.event_pages, head.snapshot_pages, anew=True)
+    change.unconfirmed += (name for name in head.unconfirmed if head.index.snapshots.find(name) is not None)
     lines = list[SnapshotPage]()
     for page in head.snapshot_pages.lines:
         if page.name not in kept:

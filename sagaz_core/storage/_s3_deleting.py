@@ -97,7 +97,7 @@ class S3Deleting(S3Asking):
         )
         body, known = packed_head(head, News(), change), self._known.pop(head.saga_id, None)
         try:
-            version = await self._put_head(head, body, head.version, paged=change.is_paged)
+            version = await self._put_head(head, body, head.version, form=change.form)
         except Changed:
             return False
         if known is not None:  # who writes goes on

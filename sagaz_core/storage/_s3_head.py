@@ -24,7 +24,7 @@ from sagaz_core.storage._s3_rows import DAMAGE, EventRows, HeldRows, SnapshotRow
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sagaz_core.storage._s3_changes import Change
     from sagaz_core.storage._s3_objects import Version
@@ -41,9 +41,21 @@ class Head:
     """The head as it was read. `version` is `None` when there is none.
 
     The place of an entry is `OWN`, an offset in `held`, or the name of an object in the saga's folder and an offset.
+    `unconfirmed` are the ids of those snapshots whose claims were written at the same time as the head: its writer may
+    have died before they were.
     """
 
-    __slots__ = ("event_pages", "event_rows", "held", "index", "saga_id", "snapshot_pages", "snapshot_rows", "version")
+    __slots__ = (
+        "event_pages",
+        "event_rows",
+        "held",
+        "index",
+        "saga_id",
+        "snapshot_pages",
+        "snapshot_rows",
+        "unconfirmed",
+        "version",
+    )
 
     def __init__(self, saga_id: str, read: memoryview | None = None, version: Version | None = None) -> None:
         self.saga_id, self.held, self.version = saga_id, b"", version
@@ -51,6 +63,7 @@ class Head:
         self.index = SagaIndex(self.event_rows.read, self.snapshot_rows.read, placed=False)
         self.event_pages = Pages[EventPage]()
         self.snapshot_pages = Pages[SnapshotPage]()
+        self.unconfirmed: Sequence[str] = ()
 
     @property
     def there(self) -> bool:
@@ -80,7 +93,7 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
     index = head.index
     summary = news.summary or index.summary
     lead = head.saga_id, news.record or index.record, summary and summary_row(summary)
-    parts = [array_head(7 if change.is_paged else 6), *map(packed, lead)]
+    parts = [array_head(5 + change.form), *map(packed, lead)]
     for columns, rows, new in (
         (index.events, head.event_rows, change.events),
         (index.snapshots, head.snapshot_rows, change.snapshots),
@@ -90,8 +103,8 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
             parts.append(rows.packed())
         parts += (row.packed for row in new)
     parts.append(packed(bytes(change.held)))
-    if change.is_paged:  # else it is as an earlier release wrote it, and can read it
-        parts.append(packed([pages_row(change.event_pages), pages_row(change.snapshot_pages)]))
+    if change.form > 1:  # else it is as an earlier release wrote it, and can read it
+        parts.append(packed([pages_row(change.event_pages), pages_row(change.snapshot_pages), change.unconfirmed]))
     return b"".join(parts)
 
 
@@ -103,10 +116,10 @@ def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:
         head = Head(found, data, version)
         read_rows(parts, head.index.events, head.event_rows)
         read_rows(parts, head.index.snapshots, head.snapshot_rows)
-        held, *pages = parts.rest()
+        held, *newer = parts.rest()
         head.held = bytes(held)
-        if pages:
-            ((events, snapshots),) = pages
+        if newer:
+            ((events, snapshots, head.unconfirmed),) = newer
             head.event_pages = pages_from_row(EVENTS, events)
             head.snapshot_pages = pages_from_row(SNAPSHOTS, snapshots)
         head.index.says(record, summary and summary_from_row(summary))

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 _AT_ONCE = 32
 _IN_A_LISTING = 1000
 FORMAT = 2
-"""That of a head with pages; all else is of format 1, which earlier releases read too."""
+"""That of a head with pages, or with claims beside it; all else is of format 1, which earlier releases read too."""
 _MARK = b"SgS%d"
 _LEAD = 12
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # the second is what Azure says

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
 from sagaz_core.storage._rows import micros, micros_or_none
-from sagaz_core.storage._s3_asking import PAGES_AT_ONCE, S3Asking
+from sagaz_core.storage._s3_asking import PAGES_AT_ONCE
+from sagaz_core.storage._s3_claiming import S3Claiming
 from sagaz_core.storage._s3_claims import unpacked_claim
 from sagaz_core.storage._s3_head import Head
 from sagaz_core.storage._s3_keys import data_folder, hashed, snapshot_key
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sagaz_core.storage.base import SagaSnapshot
 
 
-class S3Snapshots(S3Asking):
+class S3Snapshots(S3Claiming):
     """What a store answers about the snapshots of one saga."""
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
@@ -51,7 +52,7 @@ class S3Snapshots(S3Asking):
         found = await self._found(window, claim, pages)
         if found is None or window.rows[found[0]].columns.expired(found[1], micros(self.clock())):
             return None
-        return (await self._made(window, [found], pages))[0]
+        return (await self._made(window, [found], pages, confirmed=True))[0]
 
     async def latest_snapshot(
         self,
@@ -136,10 +137,13 @@ class S3Snapshots(S3Asking):
 
     # ---- reading
 
-    async def _made(self, window: Window, some: Sequence[Found], read: Raw | None = None) -> list[SagaSnapshot]:
+    async def _made(
+        self, window: Window, some: Sequence[Found], read: Raw | None = None, *, confirmed: bool = False
+    ) -> list[SagaSnapshot]:
         """Return the snapshots with their bases; what is not there yet is read at once."""
         pages, keys = window.lacks(some)
-        await self._read(window, pages, keys, read)
+        unsure = [] if confirmed or not window.head.unconfirmed else [window.entry(one).snapshot_id for one in some]
+        await all_of([self._read(window, pages, keys, read), self._confirm(window.head, unsure)])
         if pages:
             await self._read(window, (), window.lacks(some)[1])
         needed = {one for found in some for one in (found, *window.bases(found))}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.clock import new_id, utc_now
+from sagaz_core.clock import new_id
 from sagaz_core.errors import (
     CodecError,
     CorruptDataError,
@@ -18,15 +18,15 @@ from sagaz_core.errors import (
 from sagaz_core.storage._checks import another_snapshot, check_batch, contested
 from sagaz_core.storage._network import says_nothing
 from sagaz_core.storage._rows import summary_from_row, summary_row
-from sagaz_core.storage._s3_asking import TRIES, S3Asking
-from sagaz_core.storage._s3_changes import changed
-from sagaz_core.storage._s3_claims import Claim, packed_claim, unpacked_claim
+from sagaz_core.storage._s3_asking import TRIES
+from sagaz_core.storage._s3_changes import changed, unchanged
+from sagaz_core.storage._s3_claiming import S3Claiming, is_nobody_elses
+from sagaz_core.storage._s3_claims import Claim
 from sagaz_core.storage._s3_head import Gone, Head, packed_head, unpacked_head
-from sagaz_core.storage._s3_keys import data_folder, snapshot_key
+from sagaz_core.storage._s3_keys import data_folder
 from sagaz_core.storage._s3_objects import Changed, all_of
 from sagaz_core.storage._s3_pages import Folded
 from sagaz_core.storage._s3_rows import OWN, SMALL, EventRows, entries, place_of
-from sagaz_core.storage._s3_window import Window
 from sagaz_core.storage._saga_index import Elsewhere, News
 from sagaz_core.storage.base import Batch, checked_id
 
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from sagaz_core.storage._s3_changes import Change, Read
+    from sagaz_core.storage._s3_objects import Version
 
-_ABANDONED = timedelta(hours=1)
 
-
-class S3Writing(S3Asking):
+class S3Writing(S3Claiming):
     """What a store does with batches."""
 
     async def write(self, batch: Batch) -> None:
@@ -54,11 +53,18 @@ class S3Writing(S3Asking):
             fresh = batch.saga is None
             head = await self._head(saga_id) if fresh else Head(saga_id)
         claimed: dict[str, str] = {}
+        beside = True
         for _ in range(TRIES):
             try:
+                lost = await self._confirm(head, head.unconfirmed)
+                for snapshot in batch.snapshots if lost else ():
+                    if snapshot.snapshot_id in lost:
+                        raise another_snapshot(snapshot)
                 read = await self._pages_of(head, batch)
                 news = head.index.news(batch, _elsewhere(read))
-                if (news and await self._written(head, news, read, batch, claimed)) or (not news and fresh):
+                if not news and fresh:
+                    return
+                if news and await self._written(head, news, read, claimed, beside=beside):
                     return
             except (CodecError, DuplicateSagaError, UsageError) as error:
                 self._known.pop(saga_id, None)
@@ -70,7 +76,7 @@ class S3Writing(S3Asking):
                 if fresh or isinstance(reason, Folded):
                     head = await self._again(head, reason)
                     continue
-            head, fresh = await self._head(saga_id), True
+            head, fresh, beside = await self._head(saga_id), True, False
         raise self._too_many(saga_id)
 
     async def _pages_of(self, head: Head, batch: Batch) -> Read:
@@ -86,27 +92,23 @@ class S3Writing(S3Asking):
         names += (snapshots.lines[at].name for at in sorted(places))
         return dict(zip(names, await all_of(works), strict=True))
 
-    async def _written(self, head: Head, news: News, read: Read, batch: Batch, claimed: dict[str, str]) -> bool:
-        """Write the news, or say that the head is not what it was. `claimed` takes in claims that are new."""
+    async def _written(self, head: Head, news: News, read: Read, claimed: dict[str, str], *, beside: bool) -> bool:
+        """Write the news, or say that the head is not what it was. `claimed` takes in claims that are new.
+
+        `beside` lets the claims be written at the same time as the head, where that can be.
+        """
         before = head.version
         change = changed(head, news, read)
-        works: list[Awaitable[Any]] = [self._claim(claim, batch, claimed) for claim in _claims(head, news, change)]
-        folder = data_folder(head.saga_id)
+        claims = _claims(head, news, change)
         try:
-            found = await all_of(
-                [
-                    *works,
-                    *(
-                        self._objects.put(f"{folder}/{name}", body, always=True)
-                        for name, body in change.objects.items()
-                    ),
-                    *(self._put_numbered(folder, name, body, change) for name, body in change.numbered.items()),
-                ]
-            )
-            if not all(found[: len(works)]) or head.version != before:
-                return False
-            body = packed_head(head, news, change)
-            version = await self._put_head(head, body, before, paged=change.is_paged)
+            if beside and _may_be_beside(head, news, change):
+                change.unconfirmed += (claim.snapshot_id for claim in claims)
+                body, version = await self._put_beside(head, news, change, claims, claimed)
+            else:
+                if not await self._put_before(head, change, claims, claimed) or head.version != before:
+                    return False
+                body = packed_head(head, news, change)
+                version = await self._put_head(head, body, before, form=change.form)
         except Changed:
             self._known.pop(head.saga_id, None)
             return False
@@ -119,8 +121,43 @@ class S3Writing(S3Asking):
             head.index.says(news.record, news.summary and summary_from_row(summary_row(news.summary)))
             head.add(change.events, change.snapshots)
             self._remember(head)
-        await self._objects.delete([f"{folder}/{name}" for name in change.replaced])
+        await self._objects.delete([f"{data_folder(head.saga_id)}/{name}" for name in change.replaced])
         return True
+
+    async def _put_before(self, head: Head, change: Change, claims: list[Claim], claimed: dict[str, str]) -> bool:
+        """Write what must be there before the head, and say whether the ids are the saga's."""
+        folder = data_folder(head.saga_id)
+        works: list[Awaitable[Any]] = [self._claim(claim, claimed) for claim in claims]
+        works += (self._objects.put(f"{folder}/{name}", body, always=True) for name, body in change.objects.items())
+        works += (self._put_numbered(folder, name, body, change) for name, body in change.numbered.items())
+        found = await all_of(works)
+        return all(found[: len(claims)])
+
+    async def _put_beside(
+        self, head: Head, news: News, change: Change, claims: list[Claim], claimed: dict[str, str]
+    ) -> tuple[bytes, Version]:
+        """Write the head and the claims at the same time.
+
+        Raises `Changed` when nothing was written, as the head was not what it was, or an id is another one's.
+        """
+        body = packed_head(head, news, change)
+        put, done = await asyncio.gather(
+            self._put_head(head, body, head.version, form=change.form),
+            asyncio.gather(*(self._claim(claim, claimed) for claim in claims), return_exceptions=True),
+            return_exceptions=True,
+        )
+        if isinstance(put, BaseException):
+            raise put
+        if isinstance(done, BaseException):
+            raise done
+        for one in done:
+            if one is False or isinstance(one, DuplicateSagaError):
+                before = unchanged(head)
+                await self._put_head(head, packed_head(head, News(), before), put, form=before.form)
+                raise Changed
+            if isinstance(one, BaseException):
+                raise one
+        return body, put
 
     async def _put_numbered(self, folder: str, name: str, body: bytes, change: Change) -> None:
         """Write the page. Where a writer that died left another one of that name, it is written under a new name."""
@@ -135,49 +172,6 @@ class S3Writing(S3Asking):
             await self._objects.put(f"{folder}/{other}", body, always=True)
             change.rename(name, other)
             change.replaced.append(name)
-
-    async def _claim(self, claim: Claim, batch: Batch, claimed: dict[str, str]) -> bool:
-        """Have the snapshot's id for this saga. Says no when the saga has it.
-
-        Raises `DuplicateSagaError` when it is that of another snapshot, or its writer may be about to write it. After
-        an hour what was claimed and not written is taken for that of a writer that died.
-        """
-        key, body = snapshot_key(claim.snapshot_id), packed_claim(claim)
-        known = None
-        for _ in range(TRIES):
-            try:
-                await self._objects.put(key, body, known=known)
-            except Changed:
-                found = await self._objects.get(key)
-                if found is None:
-                    known = None
-                    continue
-                other, known = unpacked_claim(found[0]), found[1]
-                mine = other[:3] == claim[:3]
-                if mine and other.seq == claim.seq:
-                    return True
-                stored = await self._stored(other)
-                if stored == claim.seq and other.saga_id == claim.saga_id:
-                    return False
-                if stored is not None or not (mine or utc_now() - known.written_at >= _ABANDONED):
-                    name = claim.snapshot_id
-                    raise another_snapshot(next(s for s in batch.snapshots if s.snapshot_id == name)) from None
-            else:
-                claimed[claim.snapshot_id] = key
-                return True
-        raise StoreUnavailableError(
-            f"the store {self._objects.shown} has too many writers of {claim.snapshot_id!r} at once"
-        )
-
-    async def _stored(self, claim: Claim) -> int | None:
-        """Return the `seq` of the snapshot when its saga has it."""
-
-        async def ask(head: Head) -> int | None:
-            window = Window(head)
-            found = await self._found(window, claim)
-            return None if found is None else window.rows[found[0]].columns.seqs[found[1]]
-
-        return await self._answer(await self._head(claim.saga_id), ask)
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. Batches of one saga go one after the other, those of several at once."""
@@ -209,6 +203,16 @@ def _elsewhere(read: Read) -> Elsewhere:
             else:
                 found.snapshots[entry.snapshot_id] = entry
     return found
+
+
+def _may_be_beside(head: Head, news: News, change: Change) -> bool:
+    """Whether the claims may be written at the same time as the head.
+
+    The first write of a run, and its last, tell how it stands: after them nothing of it is left unconfirmed.
+    """
+    small_and_unique = (entry.size <= SMALL and is_nobody_elses(entry.snapshot_id) for entry in news.snapshots)
+    told = news.record is not None or news.summary is not None
+    return head.there and not told and change.stands_alone and all(small_and_unique)
 
 
 def _claims(head: Head, news: News, change: Change) -> list[Claim]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from contextlib import closing
 from functools import cache
 from itertools import count
@@ -16,7 +17,7 @@ _names = count()
 
 class Server:
     """A running server. `asked` are the requests since it was cleared, as method and path; `sent` and `given` are the
-    bytes of all that it was sent and that it gave.
+    bytes of all that it was sent and that it gave. It answers each request after `delay` seconds.
     """
 
     def __init__(self):
@@ -25,6 +26,7 @@ class Server:
         self._server.start()
         self.asked = []
         self.sent = self.given = 0
+        self.delay = 0.0
         self._faults = []
         self._app = self._server._server.app
         self._server._server.app = self._answer
@@ -57,6 +59,8 @@ class Server:
     def _answer(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
+        if self.delay:
+            time.sleep(self.delay)
         self.sent += int(environ.get("CONTENT_LENGTH") or 0)
         for fault in self._faults:
             status, part, wanted, done = fault

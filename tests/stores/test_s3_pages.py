@@ -12,7 +12,7 @@ from pathlib import Path
 import ormsgpack
 import pytest
 from s3_server import Trips
-from small_pages import have_small_pages
+from small_pages import have_claims_beside_heads, have_small_pages
 
 from sagaz_core.errors import CorruptDataError, DuplicateSagaError, StoreUnavailableError
 from sagaz_core.storage import Batch, _s3_asking, open_storage
@@ -115,8 +115,11 @@ def test_no_save_into_a_long_saga_takes_more_than_two_round_trips(storage, do, s
     assert {requests for _, requests in took} == {2, 3, 4}  # a page of events, and one of snapshots
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["claims first", "claims beside heads"])
 @pytest.mark.parametrize("key", [110, 100_000], ids=["1 KB", "100 KB"])
-def test_no_question_about_a_long_saga_takes_more_than_two_round_trips(storage, other, do, key):
+def test_no_question_about_a_long_saga_takes_more_than_two_round_trips(storage, other, do, key, beside, monkeypatch):
+    if beside:
+        have_claims_beside_heads(monkeypatch)
     snapshots = steps(300, key=key)
     fill(storage, do, snapshots, at_once=1 if key < 4096 else 4)
     trips, requests = Trips(other), 0
@@ -301,11 +304,11 @@ from test_s3_pages import a_batch, steps
 _s3_cutting.MOST.update(e=3, s=2)
 put_head, (url, when) = S3Core._put_head, sys.argv[2:]
 
-async def put_and_die(self, head, body, known, *, paged):
-    if when == "before" and paged:
+async def put_and_die(self, head, body, known, *, form):
+    if when == "before" and form == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    version = await put_head(self, head, body, known, paged=paged)
-    if paged:
+    version = await put_head(self, head, body, known, form=form)
+    if form == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return version
 

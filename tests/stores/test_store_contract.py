@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 
 import pytest
-from small_pages import have_small_pages
+from small_pages import have_claims_beside_heads, have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract import SnapshotStorageContract
@@ -107,3 +107,11 @@ class TestS3InSmallPages(TestS3):
     @pytest.fixture(autouse=True)
     def _small_pages(self, monkeypatch):
         have_small_pages(monkeypatch)
+
+
+class TestS3WithClaimsBesideHeads(TestS3):
+    """The same where all ids are taken for nobody else's, and are not."""
+
+    @pytest.fixture(autouse=True)
+    def _claims_beside_heads(self, monkeypatch):
+        have_claims_beside_heads(monkeypatch)

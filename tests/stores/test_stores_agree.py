@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from naive_store import NaiveStore
 from obstore.store import MemoryStore
-from small_pages import have_small_pages
+from small_pages import have_claims_beside_heads, have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
@@ -64,6 +64,17 @@ class TestS3InSmallPagesAgrees(BucketMachine.TestCase):
     @pytest.fixture(autouse=True)
     def _small_pages(self, monkeypatch):
         have_small_pages(monkeypatch, lines=150, small=2)
+
+
+class TestS3WithClaimsBesideHeadsAgrees(BucketMachine.TestCase):
+    """Where ids that are another snapshot's are found out only when the head has been written."""
+
+    settings = settings(TestMemoryAgrees.settings, max_examples=60)
+
+    @pytest.fixture(autouse=True)
+    def _claims_beside_heads(self, monkeypatch):
+        have_small_pages(monkeypatch, events=6, snapshots=4)
+        have_claims_beside_heads(monkeypatch)
 
 
 TestSqliteAgrees = SqliteMachine.TestCase
