@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 
 import pytest
-from small_pages import have_claims_beside_heads, have_small_pages
+from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract import SnapshotStorageContract
@@ -99,17 +99,27 @@ class TestS3(SnapshotStorageContract):
         return self.url  # the store's own has no credentials
 
 
-class TestS3InSmallPages(TestS3):
-    """The same where a few records are a long saga already."""
+class InBucketInMemory(SnapshotStorageContract):
+    """A bucket in this process, behind the same driver: what is above the protocol needs no server."""
 
-    shared = False  # with processes that have small pages too
+    shared = False
+
+    @pytest.fixture
+    def storage(self):
+        storage = a_bucket_in_memory()
+        yield storage
+        self.do(storage.close())
+
+
+class TestS3InSmallPages(InBucketInMemory):
+    """The store in a bucket, where a few records are a long saga already."""
 
     @pytest.fixture(autouse=True)
     def _small_pages(self, monkeypatch):
         have_small_pages(monkeypatch)
 
 
-class TestS3WithClaimsBesideHeads(TestS3):
+class TestS3WithClaimsBesideHeads(InBucketInMemory):
     """The same where all ids are taken for nobody else's, and are not."""
 
     @pytest.fixture(autouse=True)

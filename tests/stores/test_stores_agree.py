@@ -4,10 +4,9 @@ import shutil
 import tempfile
 
 import pytest
+from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
 from hypothesis import settings
 from naive_store import NaiveStore
-from obstore.store import MemoryStore
-from small_pages import have_claims_beside_heads, have_small_pages
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
@@ -48,9 +47,7 @@ class BucketMachine(StoreMachine):
     """A bucket in memory, behind the same driver: so there can be many more operations than over HTTP."""
 
     def make(self):
-        storage = open_storage("s3://bucket/prefix?region=x&access_key_id=x&secret_access_key=x")
-        storage._objects._store = MemoryStore()
-        return storage
+        return a_bucket_in_memory()
 
     def make_right(self):
         return NaiveStore()

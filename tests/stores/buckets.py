@@ -1,10 +1,20 @@
-"""A store in a bucket in which a few records are a long saga already, and a few pages a very long one."""
+"""Buckets for tests: in this process, or where a few records are a long saga and a few pages a very long one."""
+
+from obstore.store import MemoryStore
 
 from sagaz_core.storage import _s3_changes as changes
 from sagaz_core.storage import _s3_cutting as cutting
 from sagaz_core.storage import _s3_folding as folding
 from sagaz_core.storage import _s3_writing as writing
+from sagaz_core.storage import open_storage
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS
+
+
+def a_bucket_in_memory():
+    """Return a store in a bucket that is in this process, behind the same driver."""
+    storage = open_storage("s3://bucket/prefix?region=x&access_key_id=x&secret_access_key=x")
+    storage._objects._store = MemoryStore()
+    return storage
 
 
 def have_claims_beside_heads(monkeypatch):
