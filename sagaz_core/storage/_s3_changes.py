@@ -37,7 +37,7 @@ class Change:
     `events` and `snapshots` are the rows that come behind those of the head, or all rows when it is `anew`. `objects`
     have names that nobody else gives; `numbered` are pages, whose names another writer may have given to others.
     `replaced` are objects that nothing belongs to afterwards. `pages_of` says by id in which page a new snapshot is.
-    `unconfirmed` are ids whose claims are written at the same time as the head.
+    `unconfirmed` are ids whose claims are written at the same time as the head, `beside` the events that come too.
     """
 
     saga_id: str
@@ -52,6 +52,7 @@ class Change:
     replaced: list[str] = field(default_factory=list)
     pages_of: dict[str, str] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
+    beside: list[int] = field(default_factory=list)
 
     @property
     def form(self) -> int:
@@ -128,7 +129,6 @@ def without(head: Head, kept: Mapping[str, Sequence[Item]]) -> Change:
     `kept` is what is left of pages of snapshots, by name; they are made anew, or go when it is nothing.
     """
     change = Change(head.saga_id, bytearray(), head.event_pages, head.snapshot_pages, anew=True)
-    change.unconfirmed += (name for name in head.unconfirmed if head.index.snapshots.find(name) is not None)
     lines = list[SnapshotPage]()
     for page in head.snapshot_pages.lines:
         if page.name not in kept:
@@ -142,6 +142,15 @@ def without(head: Head, kept: Mapping[str, Sequence[Item]]) -> Change:
     change.events = put_behind(change.held, items(head.events))
     change.snapshots = put_behind(change.held, items(head.snapshots))
     change.fold(head)
+    return change
+
+
+def undone(head: Head) -> Change:
+    """Return the head without what was written last: the unconfirmed snapshots, and the events beside them."""
+    change = Change(head.saga_id, bytearray(), head.event_pages, head.snapshot_pages, anew=True)
+    events = [one for one in items(head.events) if one.entry.seq not in head.beside]
+    snapshots = [one for one in items(head.snapshots) if one.entry.snapshot_id not in head.unconfirmed]
+    change.events, change.snapshots = put_behind(change.held, events), put_behind(change.held, snapshots)
     return change
 
 

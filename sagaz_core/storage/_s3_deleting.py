@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import check_prune, raise_damaged
 from sagaz_core.storage._rows import micros
-from sagaz_core.storage._s3_asking import PAGES_AT_ONCE, TRIES, S3Asking
+from sagaz_core.storage._s3_asking import PAGES_AT_ONCE, TRIES
 from sagaz_core.storage._s3_changes import without
+from sagaz_core.storage._s3_claiming import S3Claiming
 from sagaz_core.storage._s3_claims import unpacked_claim
 from sagaz_core.storage._s3_core import HEADS_AT_ONCE, sound
 from sagaz_core.storage._s3_head import packed_head, unpacked_head
@@ -53,16 +54,16 @@ class Deletion:
             self.kept[page.name] = items(rows)
 
 
-class S3Deleting(S3Asking):
+class S3Deleting(S3Claiming):
     """How snapshots and sagas go."""
 
     async def delete_snapshots(self, saga_id: str, *, below_seq: int) -> int:
         """See `SnapshotStorage.delete_snapshots`."""
         for _ in range(TRIES):
-            head = await self._head(saga_id)
-            deletion = await self._answer(head, partial(self._below, below_seq))
-            if await self._deleted(*deletion):
-                return deletion[1].served
+            head = await self._settled(await self._head(saga_id))
+            head, deletion = await self._answer(head, partial(self._below, below_seq))
+            if await self._deleted(head, deletion):
+                return deletion.served
         raise self._too_many(saga_id)
 
     async def _below(self, below_seq: int, head: Head) -> tuple[Head, Deletion]:
@@ -88,9 +89,11 @@ class S3Deleting(S3Asking):
         return head, deletion
 
     async def _deleted(self, head: Head, deletion: Deletion) -> bool:
-        """Delete that, or say that the head is not what it was."""
+        """Delete that, or say that the head is not what it was, or not settled."""
         if not deletion.kept and not deletion.in_head:
             return True
+        if head.unconfirmed:
+            return False
         change, folder = without(head, deletion.kept), data_folder(head.saga_id)
         await all_of(
             [self._objects.put(f"{folder}/{name}", body, always=True) for name, body in change.objects.items()]
@@ -110,7 +113,7 @@ class S3Deleting(S3Asking):
         """See `SnapshotStorage.delete_saga`. For a damaged one the objects of all snapshots of the store are read."""
         self._known.pop(saga_id, None)
         try:
-            own = await self._answer(await self._head(saga_id), self._keys_of)
+            own = await self._answer(await self._settled(await self._head(saga_id)), self._keys_of)
             if own is None:
                 return False
         except CorruptDataError:
@@ -167,9 +170,10 @@ class S3Deleting(S3Asking):
                 deleted += len(deletion.gone)
                 if len(deletion.gone) < batch:
                     return deleted
+                head = await self._head(saga_id)
             else:
                 tries += 1
-            head = await self._head(saga_id)
+                head = await self._settled(await self._head(saga_id))
         raise self._too_many(saga_id)
 
     async def _expired(self, now: int, batch: int, head: Head) -> tuple[Head, Deletion]:

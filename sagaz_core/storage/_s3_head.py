@@ -42,10 +42,11 @@ class Head:
 
     The place of an entry is `OWN`, an offset in `held`, or the name of an object in the saga's folder and an offset.
     `unconfirmed` are the ids of those snapshots whose claims were written at the same time as the head: its writer may
-    have died before they were.
+    have died before they were. `beside` are the `seq`s of the events that came with them.
     """
 
     __slots__ = (
+        "beside",
         "event_pages",
         "event_rows",
         "held",
@@ -64,6 +65,7 @@ class Head:
         self.event_pages = Pages[EventPage]()
         self.snapshot_pages = Pages[SnapshotPage]()
         self.unconfirmed: Sequence[str] = ()
+        self.beside: Sequence[int] = ()
 
     @property
     def there(self) -> bool:
@@ -104,7 +106,8 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
         parts += (row.packed for row in new)
     parts.append(packed(bytes(change.held)))
     if change.form > 1:  # else it is as an earlier release wrote it, and can read it
-        parts.append(packed([pages_row(change.event_pages), pages_row(change.snapshot_pages), change.unconfirmed]))
+        pages = pages_row(change.event_pages), pages_row(change.snapshot_pages)
+        parts.append(packed([*pages, change.unconfirmed, change.beside]))
     return b"".join(parts)
 
 
@@ -119,7 +122,7 @@ def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:
         held, *newer = parts.rest()
         head.held = bytes(held)
         if newer:
-            ((events, snapshots, head.unconfirmed),) = newer
+            ((events, snapshots, head.unconfirmed, head.beside),) = newer
             head.event_pages = pages_from_row(EVENTS, events)
             head.snapshot_pages = pages_from_row(SNAPSHOTS, snapshots)
         head.index.says(record, summary and summary_from_row(summary))

@@ -24,7 +24,7 @@ from sagaz_core.errors import CorruptDataError, SchemaError, StorageError, Store
 from sagaz_core.storage._rows import digest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from datetime import datetime
 
 Result = TypeVar("Result")
@@ -196,15 +196,19 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-async def all_of(works: Sequence[Awaitable[Result]]) -> list[Result]:
+async def all_of(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Return the results, of at most `_AT_ONCE` requests at the same time. When one raises all others end first."""
     turn = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(work: Awaitable[Result]) -> Result:
+    async def one(work: Coroutine[Any, Any, Result]) -> Result:
         async with turn:
             return await work
 
-    results = await asyncio.gather(*map(one, works), return_exceptions=True)
+    try:
+        results = await asyncio.gather(*map(one, works), return_exceptions=True)
+    finally:
+        for work in works:
+            work.close()  # one that was cancelled before its turn, else Python warns of it
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -142,8 +142,8 @@ class S3Snapshots(S3Claiming):
     ) -> list[SagaSnapshot]:
         """Return the snapshots with their bases; what is not there yet is read at once."""
         pages, keys = window.lacks(some)
-        unsure = [] if confirmed or not window.head.unconfirmed else [window.entry(one).snapshot_id for one in some]
-        await all_of([self._read(window, pages, keys, read), self._confirm(window.head, unsure)])
+        told = [] if confirmed or not window.head.unconfirmed else [window.entry(one).snapshot_id for one in some]
+        await all_of([self._read(window, pages, keys, read), self._sure(window.head, told)])
         if pages:
             await self._read(window, (), window.lacks(some)[1])
         needed = {one for found in some for one in (found, *window.bases(found))}

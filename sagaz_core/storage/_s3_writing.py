@@ -15,7 +15,7 @@ from sagaz_core.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from sagaz_core.storage._checks import another_snapshot, check_batch, contested
+from sagaz_core.storage._checks import check_batch, contested
 from sagaz_core.storage._network import says_nothing
 from sagaz_core.storage._rows import summary_from_row, summary_row
 from sagaz_core.storage._s3_asking import TRIES
@@ -31,7 +31,7 @@ from sagaz_core.storage._saga_index import Elsewhere, News
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from sagaz_core.storage._s3_changes import Change, Read
     from sagaz_core.storage._s3_objects import Version
@@ -56,10 +56,8 @@ class S3Writing(S3Claiming):
         beside = True
         for _ in range(TRIES):
             try:
-                lost = await self._confirm(head, head.unconfirmed)
-                for snapshot in batch.snapshots if lost else ():
-                    if snapshot.snapshot_id in lost:
-                        raise another_snapshot(snapshot)
+                known, head = head, await self._settled(head)
+                fresh, beside = fresh or head is not known, beside and head is known
                 read = await self._pages_of(head, batch)
                 news = head.index.news(batch, _elsewhere(read))
                 if not news and fresh:
@@ -103,6 +101,7 @@ class S3Writing(S3Claiming):
         try:
             if beside and _may_be_beside(head, news, change):
                 change.unconfirmed += (claim.snapshot_id for claim in claims)
+                change.beside += (event.seq for event in news.events)
                 body, version = await self._put_beside(head, news, change, claims, claimed)
             else:
                 if not await self._put_before(head, change, claims, claimed) or head.version != before:
@@ -127,7 +126,7 @@ class S3Writing(S3Claiming):
     async def _put_before(self, head: Head, change: Change, claims: list[Claim], claimed: dict[str, str]) -> bool:
         """Write what must be there before the head, and say whether the ids are the saga's."""
         folder = data_folder(head.saga_id)
-        works: list[Awaitable[Any]] = [self._claim(claim, claimed) for claim in claims]
+        works: list[Coroutine[Any, Any, Any]] = [self._claim(claim, claimed) for claim in claims]
         works += (self._objects.put(f"{folder}/{name}", body, always=True) for name, body in change.objects.items())
         works += (self._put_numbered(folder, name, body, change) for name, body in change.numbered.items())
         found = await all_of(works)
@@ -138,23 +137,25 @@ class S3Writing(S3Claiming):
     ) -> tuple[bytes, Version]:
         """Write the head and the claims at the same time.
 
-        Raises `Changed` when nothing was written, as the head was not what it was, or an id is another one's.
+        Raises `Changed` when nothing was written, as the head was not what it was, or an id cannot be had:
+        who claims that first is told why.
         """
         body = packed_head(head, news, change)
         put, done = await asyncio.gather(
             self._put_head(head, body, head.version, form=change.form),
-            asyncio.gather(*(self._claim(claim, claimed) for claim in claims), return_exceptions=True),
+            asyncio.gather(*(self._claim_beside(claim, claimed) for claim in claims), return_exceptions=True),
             return_exceptions=True,
         )
         if isinstance(put, BaseException):
             raise put
         if isinstance(done, BaseException):
             raise done
+        refused = [one for one in done if isinstance(one, Exception) and not isinstance(one, StoreUnavailableError)]
+        if refused or False in done:
+            before = unchanged(head)
+            await self._put_head(head, packed_head(head, News(), before), put, form=before.form)
+            raise Changed
         for one in done:
-            if one is False or isinstance(one, DuplicateSagaError):
-                before = unchanged(head)
-                await self._put_head(head, packed_head(head, News(), before), put, form=before.form)
-                raise Changed
             if isinstance(one, BaseException):
                 raise one
         return body, put

@@ -1,6 +1,7 @@
 """The store in a bucket, against an S3 server over HTTP: how often it asks, who wins a race, what failures become."""
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from uuid import UUID
 
 import pytest
 from s3_server import CREDENTIALS, Trips
+from small_pages import have_small_pages
 
 from sagaz_core import Saga, action
 from sagaz_core.errors import (
@@ -24,7 +26,7 @@ from sagaz_core.errors import (
 )
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage import _s3_core as store_module
-from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key
+from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key, snapshot_key
 from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_replay, a_saga, a_snapshot, an_event
 
 HERE = Path(__file__).parent
@@ -340,6 +342,110 @@ def test_a_saga_that_wants_anothers_uuid_is_refused_and_is_as_it_was(s3, storage
         assert do(store.get_snapshot(str(UUID(int=0)))).saga_id == "s"
     do(storage.write(of_a_run("t", 1)))
     assert [event.seq for event in do(events(storage, "t"))] == [0, 1]
+
+
+def left_unclaimed(s3, storage, do, batch):
+    """Write the batch as one does who dies before its claim."""
+    s3.fail("403 Forbidden", part="/snapshots/", method="PUT", times=9)
+    with pytest.raises(StoreUnavailableError):
+        do(storage.write(batch))
+    s3.forget_faults()
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["the same batch", "another one"])
+def test_nobody_goes_on_with_a_saga_whose_claims_cannot_be_confirmed(s3, storage, do, bucket, again):
+    do(storage.write(Batch("s", a_saga("s"))))
+    left_unclaimed(s3, storage, do, of_a_run("s", 0))
+    for store in (storage, open_storage(s3.url(bucket))):
+        left_unclaimed(s3, store, do, of_a_run("s", 0 if again else 1))
+    do(storage.write(of_a_run("s", 1)))
+    assert do(open_storage(s3.url(bucket)).get_snapshot(str(UUID(int=0)))) == of_a_run("s", 0).snapshots[0]
+
+
+OF_OTHERS = {
+    "latest": lambda store: store.latest_snapshot("t"),
+    "list": lambda store: store.list_snapshots("t"),
+    "write_more": lambda store: store.write(of_a_run("t", 2)),
+    "delete_snapshots": lambda store: store.delete_snapshots("t", below_seq=2),
+    "prune": lambda store: store.prune(T0 + 2 * TICK),
+    "delete_saga": lambda store: store.delete_saga("t"),
+}
+
+
+@pytest.mark.parametrize("ask", OF_OTHERS)
+def test_what_a_writer_that_died_left_under_anothers_uuid_is_taken_out(s3, storage, do, bucket, ask):
+    do(storage.write(Batch("s", a_saga("s"), (), of_a_run("s", 0).snapshots)))
+    do(storage.write(Batch("t", a_saga("t"), [an_event("t", 0)])))
+    end = T0 + TICK
+    snapshots = [a_snapshot("t", 1, snapshot_id=str(UUID(int=number)), retention_until=end) for number in (0, 1)]
+    left_unclaimed(s3, storage, do, Batch("t", None, [an_event("t", 1)], snapshots))
+    other = open_storage(s3.url(bucket))
+    other.clock = lambda: T0
+    do(OF_OTHERS[ask](other))
+    assert do(other.get_snapshot(str(UUID(int=0)))) == of_a_run("s", 0).snapshots[0]
+    expected = {"write_more": [0, 2], "delete_saga": []}.get(ask, [0])
+    assert [event.seq for event in do(events(other, "t"))] == expected
+    assert [one.seq for one in do(other.list_snapshots("t")).items] == [seq for seq in expected if seq]
+
+
+def test_a_refused_batch_whose_answer_was_lost_is_taken_out(s3, storage, do, bucket):
+    do(storage.write(Batch("s", a_saga("s"), (), of_a_run("s", 0).snapshots)))
+    do(storage.write(Batch("t", a_saga("t"), [an_event("t", 0)])))
+    s3.fail("500 Internal Server Error", part="/sagas/", method="PUT", done=True)
+    with pytest.raises(DuplicateSagaError, match=r"there is another snapshot .* already"):
+        do(storage.write(Batch("t", None, [an_event("t", 1)], of_a_run("t", 0).snapshots)))
+    assert [event.seq for event in do(events(storage, "t"))] == [0]
+    assert do(storage.list_snapshots("t")).items == []
+    assert do(storage.get_snapshot(str(UUID(int=0)))).saga_id == "s"
+
+
+def test_an_id_that_the_saga_has_in_a_page_is_not_had_twice_when_its_writer_dies(s3, storage, do, bucket, monkeypatch):
+    have_small_pages(monkeypatch, events=9, snapshots=4, size=99_000)
+    do(storage.write(Batch("s", a_saga("s"))))
+    for seq in range(6):  # the last one makes a page, so the next one does not
+        do(storage.write(of_a_run("s", seq)))
+    again = step("s", 9, snapshot_id=str(UUID(int=0)))
+    left_unclaimed(s3, storage, do, again)
+    for store in (storage, open_storage(s3.url(bucket))):
+        assert [one.seq for one in do(store.list_snapshots("s")).items] == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(DuplicateSagaError, match=r"there is another snapshot .* already"):
+            do(store.write(again))
+    assert do(storage.get_snapshot(str(UUID(int=0)))).seq == 0
+
+
+def test_a_snapshot_whose_claim_is_damaged_is_not_written(s3, storage, do, bucket):
+    do(storage.write(Batch("s", a_saga("s"))))
+    s3.client.put_object(Bucket=bucket, Key=f"a/prefix/{snapshot_key(str(UUID(int=0)))}", Body=b"damaged")
+    with pytest.raises(CorruptDataError, match="is damaged"):
+        do(storage.write(of_a_run("s", 0)))
+    assert do(events(storage, "s")) == []
+    assert do(storage.count_snapshots("s")) == 0
+
+
+@pytest.mark.parametrize("of_a_run", [False, True], ids=["ids of one's own", "ids of a run"])
+def test_a_write_that_is_cancelled_can_be_done_again(s3, storage, do, bucket, of_a_run):
+    """It has more to write than is written at once."""
+    names = [str(UUID(int=seq)) if of_a_run else f"s/{seq}" for seq in range(50)]
+    batch = Batch(
+        "s", None, [an_event("s", 0)], [a_snapshot("s", seq, snapshot_id=name) for seq, name in enumerate(names)]
+    )
+
+    async def cancelled(turns):
+        task = asyncio.create_task(storage.write(batch))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    do(storage.write(Batch("s", a_saga("s"))))
+    for turns in range(1, 5):
+        do(cancelled(turns))
+    gc.collect()  # what was begun by nobody would be told of
+    do(storage.write(batch))
+    other = open_storage(s3.url(bucket))
+    assert [one.snapshot_id for one in do(other.list_snapshots("s")).items] == names
+    assert all(do(other.get_snapshot(name)) for name in names)
 
 
 def test_of_sagas_that_want_one_uuid_at_once_one_has_it(s3, do, bucket):
