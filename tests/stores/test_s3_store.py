@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import pytest
+from buckets import have_small_pages
 from s3_server import CREDENTIALS, Trips
-from small_pages import have_small_pages
 
 from sagaz_core import Saga, action
 from sagaz_core.errors import (
