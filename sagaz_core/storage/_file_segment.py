@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from contextlib import suppress
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from sagaz_core.storage._file_log import (
 )
 from sagaz_core.storage._file_reading import Reading, damaged_row, read_events
 from sagaz_core.storage._packed_rows import Parts, packed
+from sagaz_core.storage._room import OutOfRoom, Room
 from sagaz_core.storage._rows import (
     Row,
     event_row,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
     from sagaz_core.storage._columns import Columns
 
+logger = logging.getLogger(__name__)
+
+LONG = 1024
+"""The index of a saga with so many events or snapshots is on the disk, and not in memory."""
 _WORTH_COMPACTING = 1 << 16
 _BODY_AT_ONCE = 4_000_000
 _ROWS_AT_ONCE = 256
@@ -56,31 +62,41 @@ class Segment:
     `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
     """
 
-    __slots__ = ("_dead", "_place", "asked", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
+    __slots__ = (
+        "_dead",
+        "_room",
+        "asked",
+        "end",
+        "fd",
+        "in_memory",
+        "index",
+        "key",
+        "opened",
+        "path",
+        "saga_id",
+        "size",
+    )
 
-    def __init__(self, key: bytes, path: str) -> None:
-        self.key, self.path = key, path
+    def __init__(self, key: bytes, path: str, room: Room) -> None:
+        self.key, self.path, self._room = key, path, room
         self.asked = ""
         self.fd = -1
         self.opened = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self.close()
+        self.in_memory = False
         self._begin()
-        self.size = 0
-        self._place: tuple[int, int] | None = None
 
     def _begin(self) -> None:
         self.saga_id = ""
         self.index = SagaIndex(self.row, self.row, placed=True)
-        self.end = self._dead = 0
+        self.end = self.size = self._dead = 0
 
     def close(self) -> None:
-        """Let go of the file; it is opened again when it is needed."""
+        """Let go of the file and of what it says; it is opened again, and read, when it is needed."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        self.in_memory = False
+        self._begin()
 
     # ---- reading
 
@@ -89,22 +105,16 @@ class Segment:
         if self.fd >= 0:
             found = os.fstat(self.fd)
             if not found.st_nlink or found.st_size < self.end:  # it was deleted, or written anew
-                self._forget()
+                self.close()
         if self.fd < 0:
             try:
                 self.fd = open_file(self.path, create=False)
             except OSError as error:
                 if not not_there(error):
                     raise
-                self._forget()
                 return False
             self.opened += 1
             found = os.fstat(self.fd)
-            place = found.st_dev, found.st_ino
-            if place != self._place or found.st_size < self.end:
-                fd, self.fd = self.fd, -1
-                self._forget()
-                self.fd, self._place = fd, place
         self.size = found.st_size
         if self.size > self.end:
             self._read(self.size)
@@ -115,6 +125,8 @@ class Segment:
             for frame in frames(self.fd, self.end, size):
                 self._take_in(frame)
                 self.end = frame.end
+        except OutOfRoom:
+            self._stay_in_memory(size)
         except Damaged as damage:
             raise self._damaged(damage.at) from damage
         except (ValueError, TypeError, IndexError, OverflowError) as error:
@@ -139,6 +151,20 @@ class Segment:
             self._dead += self.index.snapshots.drop(gone, hidden)
         self.index.says(record, summary and summary_from_row(summary))
         self.saga_id = saga_id
+        if (self.index.events.count >= LONG or self.index.snapshots.count >= LONG) and not self.in_memory:
+            self._move_what_is_long()
+
+    def _move_what_is_long(self) -> None:
+        for columns in (self.index.events, self.index.snapshots):
+            if columns.rows is None and columns.count >= LONG:
+                columns.move_into(self._room)
+
+    def _stay_in_memory(self, size: int) -> None:
+        """Read the file anew up to there, without using more of the disk."""
+        logger.warning("there is no room on a disk for the index of %s: it is held in memory", self.path)
+        self._begin()
+        self.in_memory, self.size = True, size
+        self._read(size)
 
     def _damaged(self, at: int) -> CorruptDataError:
         last = self.index.snapshots.last_id
@@ -201,8 +227,15 @@ class Segment:
         packed_head = packed(head)
         append(self.fd, self.end, framed(packed_head, body), sync=sync)
         place = self.end + body_offset(packed_head)
-        self._take_in(Frame(packed_head, place, place + len(body)))
-        self.end = place + len(body)
+        self.size = place + len(body)
+        self._take_in_appended(Frame(packed_head, place, self.size))
+
+    def _take_in_appended(self, frame: Frame) -> None:
+        try:
+            self._take_in(frame)
+            self.end = frame.end
+        except OutOfRoom:
+            self._stay_in_memory(frame.end)
 
     def cut_off(self) -> None:
         """Cut off what a writer left that died in the middle."""
@@ -230,7 +263,7 @@ class Segment:
             os.close(fd)
         os.replace(new, self.path)
         sync_folder(os.path.dirname(self.path))
-        self._forget()
+        self.close()
         self.refresh()
 
 

@@ -1,0 +1,118 @@
+"""Which slots a text may have, in a room on the disk: what `SlotsByHash` answers, in memory of constant size."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from typing import TYPE_CHECKING
+
+from sagaz_core.storage._columns import SlotsByHash
+from sagaz_core.storage._room import PAGE, OutOfRoom, Pages
+from sagaz_core.storage._room_words import Words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sagaz_core.storage._room import Room
+
+_PAIR = 8
+_MOST = PAGE // _PAIR
+_TOGETHER = 512
+_LOW = 2**32 - 1
+_DEEPEST = 24
+
+
+class SlotsInRoom:
+    """A hash table that grows page by page: extendible hashing (Fagin, Nievergelt, Pippenger and Strong, 1979).
+
+    A bucket is a page of pairs, of a slot and the lower half of its hash. The slots that were added last are in
+    `_recent`, and go to the pages together.
+    """
+
+    __slots__ = ("_counts", "_depths", "_directory", "_hashes", "_pages", "_recent", "_start")
+
+    def __init__(self, room: Room, hashes: Iterable[int]) -> None:
+        self._hashes = Words(room, "q", hashes)
+        self._pages = Pages(room)
+        self._directory = array("I", [0])
+        self._depths, self._counts = bytearray(1), array("I", [0])
+        self._start = 0
+        while self._start < len(self._hashes):
+            self._put_away()
+        self._recent = SlotsByHash()
+
+    def append(self, text: str) -> None:
+        """Say that the next slot has this text."""
+        self._hashes.append(hash(text))
+        self._recent.append(text)
+        if len(self._hashes) - self._start == _TOGETHER:
+            self._put_away()
+            self._recent = SlotsByHash()
+
+    def find(self, text: str) -> Iterator[int]:
+        """Iterate the slots that may have this text."""
+        for slot in self._recent.find(text):
+            yield self._start + slot
+        hashed = hash(text)
+        held, tag = self._held(self._bucket(hashed)).tobytes(), array("I", [hashed & _LOW]).tobytes()
+        at = held.find(tag)
+        while at >= 0:
+            if at % _PAIR == 0:
+                yield int.from_bytes(held[at + 4 : at + _PAIR], sys.byteorder)
+            at = held.find(tag, at + 1)
+
+    def keep(self, slots: Iterable[int]) -> SlotsInRoom:
+        """Return a table of these slots alone, which have new numbers in this order."""
+        return SlotsInRoom(self._hashes.room, map(self._hashes.__getitem__, slots))
+
+    def _bucket(self, hashed: int) -> int:
+        return self._directory[hashed & (len(self._directory) - 1)]
+
+    def _held(self, number: int) -> array[int]:
+        """Return the pairs in the bucket."""
+        held, count = array("I"), self._counts[number]
+        if count:
+            held.frombytes(self._pages.read(number, _PAIR * count))
+        return held
+
+    def _put_away(self) -> None:
+        """Put the next slots into their buckets."""
+        buckets: dict[int, array[int]] = {}
+        end = min(self._start + _TOGETHER, len(self._hashes))
+        for slot, hashed in enumerate(self._hashes.between(self._start, end), self._start):
+            number = self._bucket(hashed)
+            if number not in buckets:
+                buckets[number] = array("I")
+            buckets[number].extend((hashed & _LOW, slot))
+        for number, pairs in buckets.items():
+            self._put(number, pairs)
+        self._start = end
+
+    def _put(self, number: int, pairs: array[int]) -> None:
+        count = self._counts[number] + len(pairs) // 2
+        if count > _MOST:
+            self._split(number, self._held(number) + pairs)
+        else:
+            self._pages.write(number, pairs.tobytes(), _PAIR * self._counts[number])
+            self._counts[number] = count
+
+    def _split(self, number: int, pairs: array[int]) -> None:
+        """Put the pairs into this bucket and a new one, by one more bit of their hashes."""
+        other, depth = len(self._depths), self._depths[number]
+        if depth == _DEEPEST:
+            raise OutOfRoom
+        bit = 1 << depth
+        if bit == len(self._directory):
+            self._directory += self._directory
+        for place in range((pairs[0] & (bit - 1)) + bit, len(self._directory), 2 * bit):
+            self._directory[place] = other
+        self._depths[number] = depth + 1
+        self._depths.append(depth + 1)
+        self._counts[number] = 0
+        self._counts.append(0)
+        self._pages.write(other, b"")
+        stay, go = array("I"), array("I")
+        for at in range(0, len(pairs), 2):
+            (go if pairs[at] & bit else stay).extend(pairs[at : at + 2])
+        self._put(number, stay)
+        self._put(other, go)
