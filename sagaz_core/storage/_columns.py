@@ -190,13 +190,13 @@ class SlotsByHash:
 class Columns:
     """Where each record is. `read` returns a row's bytes by their place, size, checksum and the record's `seq`.
 
-    Where a store's rows do not end with the place of the data, the places are here. `count` is of all slots. `rows` are the words of all columns
-    where these are in a room, and not in memory.
+    Where a store's rows do not end with the place of the data, the places are here. `count` is of all slots. `rows` has
+    the words of all columns where these are in a room, and not in memory.
     """
 
     __slots__ = ("_at", "_moments", "_read", "_row_sizes", "_sums", "count", "line", "places", "rows", "seqs", "sizes")
 
-    _NAMES: tuple[str, ...] = ("seqs", "_moments", "_at", "_row_sizes", "_sums", "sizes", "places")
+    _NAMES: tuple[str, ...] = ("seqs", "_moments", "_at", "_row_sizes", "_sums", "places", "sizes")
 
     def __init__(self, read: Callable[[int, int, int, int], bytes], *, placed: bool) -> None:
         self._read = read
@@ -217,7 +217,7 @@ class Columns:
     def _append(self, seq: int, moment: int, packed: PackedRow, start: int, place: int, *more: int) -> int:
         row, at, data = packed
         if self.rows is not None:
-            self.rows.extend((seq, moment, start + at, len(data), crc32(data), row[-1], place, *more))
+            self.rows.extend((seq, moment, start + at, len(data), crc32(data), place, row[-1], *more))
             self.count += 1
             return self.count - 1
         self.seqs.append(seq)
@@ -250,9 +250,13 @@ class Columns:
         """Return where the slot's row is, its size and its checksum."""
         return self._at[slot], self._row_sizes[slot], self._sums[slot]
 
-    def place(self, slot: int) -> tuple[int, int]:
-        """Return where the slot's data are, where that is known here, and their size."""
-        return 0 if self.places is None else self.places[slot], self.sizes[slot]
+    def spans(self, slot: int) -> Sequence[int]:
+        """Return the same, and where the slot's data are, where that is known here, and their size."""
+        if self.rows is not None:
+            row: Sequence[int] = self.seqs.row(slot)
+            return row[2:7]
+        place = 0 if self.places is None else self.places[slot]
+        return self._at[slot], self._row_sizes[slot], self._sums[slot], place, self.sizes[slot]
 
     def row(self, slot: int) -> Row:
         """Return what is stored, with the place of the data. Raises `CorruptDataError`."""

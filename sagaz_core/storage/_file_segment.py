@@ -11,6 +11,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+import ormsgpack
+
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._file_ids import open_file
 from sagaz_core.storage._file_log import (
@@ -25,7 +27,7 @@ from sagaz_core.storage._file_log import (
     sync_folder,
 )
 from sagaz_core.storage._file_reading import Reading, damaged_row, read_events
-from sagaz_core.storage._packed_rows import Parts, packed
+from sagaz_core.storage._packed_rows import PackedRow, Parts, array_head, packed
 from sagaz_core.storage._room import OutOfRoom, Room
 from sagaz_core.storage._rows import (
     Row,
@@ -37,9 +39,10 @@ from sagaz_core.storage._rows import (
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sagaz_core.storage._columns import Columns
+    from sagaz_core.storage._columns import Columns, EventColumns
+    from sagaz_core.storage._snapshot_columns import SnapshotColumns
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ LONG = 1024
 _WORTH_COMPACTING = 1 << 16
 _BODY_AT_ONCE = 4_000_000
 _ROWS_AT_ONCE = 256
+_NONE = array_head(0)
 
 
 def segment_key(saga_id: str) -> bytes:
@@ -139,17 +143,22 @@ class Segment:
         saga_id, record, summary = parts.values(3)
         if saga_id != self.saga_id and segment_key(saga_id) != self.key:
             raise ValueError("the file is that of another saga")
-        start, place = head_offset(frame), frame.body
-        for found in parts.rows():
-            self.index.events.add(found, start, place)
-            place += found.row[-1]
-        for found in parts.rows():
-            self.index.snapshots.add(found, start, place)
-            place += found.row[-1]
+        place = self._add(self.index.events, parts.rows(), head_offset(frame), frame.body)
+        self._add(self.index.snapshots, parts.rows(), head_offset(frame), place)
         gone, hidden = parts.rest()
         if gone or hidden:
             self._dead += self.index.snapshots.drop(gone, hidden)
-        self.index.says(record, summary and summary_from_row(summary))
+        self._says(saga_id, record, summary)
+
+    def _add(self, columns: EventColumns | SnapshotColumns, rows: Iterable[PackedRow], start: int, place: int) -> int:
+        """Take in rows of a head that begins at `start`, and return where behind `place` their data end."""
+        for found in rows:
+            columns.add(found, start, place)
+            place += found.row[-1]
+        return place
+
+    def _says(self, saga_id: str, record: Row | None, summary: Row | None) -> None:
+        self.index.says(record, None if summary is None else summary_from_row(summary))
         self.saga_id = saga_id
         if (self.index.events.count >= LONG or self.index.snapshots.count >= LONG) and not self.in_memory:
             self._move_what_is_long()
@@ -213,29 +222,37 @@ class Segment:
         """Append what is new."""
         if sync and not self.end:
             sync_folder(os.path.dirname(self.path))
-        rows = [event_row(entry)[:-1] for entry in news.events], [snapshot_row(entry)[:-1] for entry in news.snapshots]
-        head = [saga_id, news.record, news.summary and summary_row(news.summary), *rows, (), ()]
-        self._append(head, b"".join([*news.event_data, *news.snapshot_data]), sync=sync)
+        about = packed([saga_id, news.record, news.summary and summary_row(news.summary)])
+        parts = [array_head(7), about[1:]]
+        events = _put_rows(parts, [event_row(entry)[:-1] for entry in news.events])
+        snapshots = _put_rows(parts, [snapshot_row(entry)[:-1] for entry in news.snapshots])
+        head = b"".join((*parts, _NONE, _NONE))
+        frame = self._append(head, b"".join([*news.event_data, *news.snapshot_data]), sync=sync)
+        try:  # what `_take_in` does, without looking for the rows
+            place = self._add(self.index.events, events, head_offset(frame), frame.body)
+            self._add(self.index.snapshots, snapshots, head_offset(frame), place)
+            self._says(*ormsgpack.unpackb(about))
+            self.end = frame.end
+        except OutOfRoom:
+            self._stay_in_memory(frame.end)
 
     def delete(self, gone: Sequence[str], hidden: Sequence[str], *, sync: bool) -> None:
         """Have the snapshots in `gone` no longer, and keep those in `hidden` as bases alone."""
-        self._append([self.saga_id, None, None, (), (), list(gone), list(hidden)], b"", sync=sync)
-        if self._dead > max(_WORTH_COMPACTING, self.end // 2):
-            self._compact()
-
-    def _append(self, head: Row, body: bytes, *, sync: bool) -> None:
-        packed_head = packed(head)
-        append(self.fd, self.end, framed(packed_head, body), sync=sync)
-        place = self.end + body_offset(packed_head)
-        self.size = place + len(body)
-        self._take_in_appended(Frame(packed_head, place, self.size))
-
-    def _take_in_appended(self, frame: Frame) -> None:
+        head = packed([self.saga_id, None, None, (), (), list(gone), list(hidden)])
+        frame = self._append(head, b"", sync=sync)
         try:
             self._take_in(frame)
             self.end = frame.end
         except OutOfRoom:
             self._stay_in_memory(frame.end)
+        if self._dead > max(_WORTH_COMPACTING, self.end // 2):
+            self._compact()
+
+    def _append(self, head: bytes, body: bytes, *, sync: bool) -> Frame:
+        append(self.fd, self.end, framed(head, body), sync=sync)
+        place = self.end + body_offset(head)
+        self.size = place + len(body)
+        return Frame(head, place, self.size)
 
     def cut_off(self) -> None:
         """Cut off what a writer left that died in the middle."""
@@ -265,6 +282,18 @@ class Segment:
         sync_folder(os.path.dirname(self.path))
         self.close()
         self.refresh()
+
+
+def _put_rows(parts: list[bytes], rows: list[Row]) -> list[PackedRow]:
+    """Put the rows behind the other parts of a head, and return where in it they are."""
+    parts.append(array_head(len(rows)))
+    at, made = sum(map(len, parts)), []
+    for row in rows:
+        part = packed(row)
+        made.append(PackedRow(row, at, part))
+        parts.append(part)
+        at += len(part)
+    return made
 
 
 def _put(fd: int, end: int, head: Row, body: bytes) -> int:

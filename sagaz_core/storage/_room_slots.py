@@ -54,7 +54,7 @@ class SlotsInRoom:
         for slot in self._recent.find(text):
             yield self._start + slot
         hashed = hash(text)
-        held, tag = self._held(self._bucket(hashed)).tobytes(), array("I", [hashed & _LOW]).tobytes()
+        held, tag = self._held(self._bucket(hashed)), (hashed & _LOW).to_bytes(4, sys.byteorder)
         at = held.find(tag)
         while at >= 0:
             if at % _PAIR == 0:
@@ -68,12 +68,10 @@ class SlotsInRoom:
     def _bucket(self, hashed: int) -> int:
         return self._directory[hashed & (len(self._directory) - 1)]
 
-    def _held(self, number: int) -> array[int]:
+    def _held(self, number: int) -> bytes:
         """Return the pairs in the bucket."""
-        held, count = array("I"), self._counts[number]
-        if count:
-            held.frombytes(self._pages.read(number, _PAIR * count))
-        return held
+        size = _PAIR * self._counts[number]
+        return self._pages.read(number, size) if size else b""
 
     def _put_away(self) -> None:
         """Put the next slots into their buckets."""
@@ -91,7 +89,7 @@ class SlotsInRoom:
     def _put(self, number: int, pairs: array[int]) -> None:
         count = self._counts[number] + len(pairs) // 2
         if count > _MOST:
-            self._split(number, self._held(number) + pairs)
+            self._split(number, array("I", self._held(number)) + pairs)
         else:
             self._pages.write(number, pairs.tobytes(), _PAIR * self._counts[number])
             self._counts[number] = count

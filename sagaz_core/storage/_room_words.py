@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 class Words:
-    """Numbers in order. Those behind the last whole page are in memory, and so is the page that was asked for last.
+    """Numbers in order, in pages of `length` of them.
 
-    `width` is of how many of them a row is: a page has whole rows.
+    In memory are those behind the last whole page (`tail`), and the page that was asked for last (`held`). `width` is
+    of how many numbers a row is: a page has whole rows.
     """
 
-    __slots__ = ("_held", "_number", "_pages", "length", "room", "tail", "typecode", "whole")
+    __slots__ = ("_pages", "held", "length", "number", "room", "tail", "typecode", "whole")
 
     def __init__(self, room: Room, typecode: str, words: Iterable[int] = (), *, width: int = 1) -> None:
         self.room, self.typecode = room, typecode
@@ -31,7 +32,7 @@ class Words:
         self.tail = array(typecode)
         self.length = PAGE // self.tail.itemsize // width * width
         self.whole = 0
-        self._number, self._held = -1, self.tail
+        self.number, self.held = -1, self.tail
         for word in words:
             self.append(word)
 
@@ -42,11 +43,11 @@ class Words:
         """Return the words of a page."""
         if number == self.whole:
             return self.tail
-        if number != self._number:
+        if number != self.number:
             held = array(self.typecode)
             held.frombytes(self._pages.read(number, self.length * held.itemsize))
-            self._number, self._held = number, held
-        return self._held
+            self.number, self.held = number, held
+        return self.held
 
     @overload
     def __getitem__(self, at: int) -> int: ...
@@ -138,14 +139,19 @@ class Field:
         return len(self._words) // self._width
 
     def __getitem__(self, slot: int) -> int:
-        number, within = divmod(slot, self._rows)
-        words = self._words
-        page = words.tail if number == words.whole else words.page(number)
-        return page[within * self._width + self._at]
+        words, rows = self._words, self._rows
+        number = slot // rows
+        page = words.held if number == words.number else words.page(number)
+        return page[(slot - number * rows) * self._width + self._at]
 
     def __setitem__(self, slot: int, word: int) -> None:
         number, within = divmod(slot, self._rows)
         self._words[number * self._words.length + within * self._width + self._at] = word
+
+    def row(self, slot: int) -> array[int]:
+        """Return the words of all columns."""
+        number, within = divmod(slot, self._rows)
+        return self._words.page(number)[within * self._width : (within + 1) * self._width]
 
     def between(self, start: int, stop: int) -> Iterator[int]:
         """Iterate the words from one slot up to another."""
