@@ -19,7 +19,7 @@ _PAIR = 8
 _MOST = PAGE // _PAIR
 _TOGETHER = 512
 _LOW = 2**32 - 1
-_DEEPEST = 24
+_DEEPEST = 20
 
 
 class SlotsInRoom:

@@ -8,6 +8,7 @@ from hypothesis import settings
 from naive_store import NaiveStore
 from obstore.store import MemoryStore
 from small_pages import have_small_pages
+from small_room import have_small_room
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
@@ -64,6 +65,16 @@ class TestS3InSmallPagesAgrees(BucketMachine.TestCase):
     @pytest.fixture(autouse=True)
     def _small_pages(self, monkeypatch):
         have_small_pages(monkeypatch, lines=150, small=2)
+
+
+class TestFilesWithTheirIndexOnTheDiskAgree(FileMachine.TestCase):
+    """Where a few records are a long saga already."""
+
+    settings = TestMemoryAgrees.settings
+
+    @pytest.fixture(autouse=True)
+    def _small_room(self, monkeypatch):
+        have_small_room(monkeypatch)
 
 
 TestSqliteAgrees = SqliteMachine.TestCase
