@@ -12,6 +12,7 @@ from zlib import crc32
 
 import ormsgpack
 
+from sagaz_core.storage._room_order import Order
 from sagaz_core.storage._room_words import Field, Words
 from sagaz_core.storage._rows import EventEntry, Row, event_from_row
 from sagaz_core.storage._timeline import add_floors
@@ -35,12 +36,13 @@ class Line:
     arrival is in there.
     """
 
-    __slots__ = ("_fell", "_floors", "_moments", "_newest", "_room", "_seqs", "order")
+    __slots__ = ("_asked", "_fell", "_floors", "_moments", "_newest", "_room", "_seqs", "order")
 
     def __init__(self, seqs: Any, moments: Any, room: Room | None = None) -> None:
         self.order: Any = range(0)
         self._seqs, self._moments, self._room = seqs, moments, room
         self._floors = array("q")
+        self._asked = -1
         self._newest = _BEFORE_ALL
         self._fell = False  # while times only rise a bisection over them is right
 
@@ -81,7 +83,7 @@ class Line:
         return self.order
 
     def _listed(self, slots: Iterable[int]) -> Any:
-        return array("I", slots) if self._room is None else Words(self._room, "I", slots)
+        return array("I", slots) if self._room is None else Order(self._room, slots)
 
     def each(self, column: Any, start: int = 0, end: int | None = None) -> Iterable[int]:
         """Return what the column says of the slots at these positions, in order."""
@@ -95,9 +97,12 @@ class Line:
         order = self.order
         if type(order) is range:
             return slot - order.start
-        position = self.below(self._seqs[slot])
-        while order[position] != slot:
-            position += 1
+        position = self._asked + 1  # those that are asked for follow each other
+        if position >= len(order) or order[position] != slot:
+            position = self.below(self._seqs[slot])
+            while order[position] != slot:
+                position += 1
+        self._asked = position
         return position
 
     def below(self, seq: int, before: int | None = None) -> int:
@@ -136,7 +141,7 @@ class Line:
 
 def between(column: Any, start: int, stop: int) -> Iterable[int]:
     """Return the column's words from one slot up to another."""
-    found: Iterable[int] = column.between(start, stop) if isinstance(column, Words | Field) else column[start:stop]
+    found: Iterable[int] = column[start:stop] if isinstance(column, array | range) else column.between(start, stop)
     return found
 
 
@@ -283,7 +288,7 @@ class EventColumns(Columns):
             self._last = seq
             line.append(slot, moment)
         else:
-            line.insert(line.below(seq), slot)
+            line.insert(line.below(seq, len(line.order)), slot)
 
     def find(self, seq: int) -> int | None:
         """Return the slot of the event with that `seq`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ _CHUNK_PAGES = 16
 _CHUNK = PAGE * _CHUNK_PAGES
 
 
-class OutOfRoom(Exception):  # noqa: N818 - it is never told: what was to be there stays in memory
+class OutOfRoom(OSError):  # noqa: N818 - it is hardly ever told: what was to be there stays in memory
     """There is no such file, or it could not be written."""
 
 
@@ -94,7 +95,7 @@ class Pages:
             while written < len(data):
                 written += os.pwrite(fd, data[written:] if written else data, at + written)
         except OSError as error:
-            raise OutOfRoom from error
+            raise OutOfRoom(error.errno, error.strerror) from error
 
     def _at(self, number: int) -> int:
         return self._chunks[number // _CHUNK_PAGES] * _CHUNK + number % _CHUNK_PAGES * PAGE
@@ -107,4 +108,4 @@ def _nameless(folders: Sequence[str | None]) -> int:
     for folder in folders:
         with suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             return os.dup(file.fileno())
-    raise OutOfRoom
+    raise OutOfRoom(errno.ENOENT, "there is no folder for temporary files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from array import array
 from typing import TYPE_CHECKING
@@ -98,7 +99,7 @@ class SlotsInRoom:
         """Put the pairs into this bucket and a new one, by one more bit of their hashes."""
         other, depth = len(self._depths), self._depths[number]
         if depth == _DEEPEST:
-            raise OutOfRoom
+            raise OutOfRoom(errno.EFBIG, "too many texts have the same hash")
         bit = 1 << depth
         if bit == len(self._directory):
             self._directory += self._directory

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from itertools import chain
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from sagaz_core.storage._room import PAGE, Pages
 
@@ -49,18 +49,10 @@ class Words:
             self.number, self.held = number, held
         return self.held
 
-    @overload
-    def __getitem__(self, at: int) -> int: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> array[int]: ...
-
-    def __getitem__(self, at: int | slice) -> int | array[int]:
-        if isinstance(at, slice):
-            start, stop, _ = at.indices(len(self))
-            return array(self.typecode, self.between(start, stop))
-        number, within = divmod(at if at >= 0 else at + len(self), self.length)
-        return self.page(number)[within]
+    def __getitem__(self, at: int) -> int:
+        number = at // self.length
+        page = self.held if number == self.number else self.page(number)
+        return page[at - number * self.length]
 
     def __setitem__(self, at: int, word: int) -> None:
         number, within = divmod(at, self.length)
@@ -86,13 +78,12 @@ class Words:
             yield self.page(number)[within : within + stop - start : width]
             start += self.length - within + within % width
 
-    def pages_back(self, stop: int) -> Iterator[tuple[int, array[int]]]:
-        """Iterate the words before that position by page, the last page first, each with where it begins."""
+    def pages_back(self, stop: int) -> Iterator[array[int]]:
+        """Iterate the words before that position by page, the last page first."""
         while stop:
-            number = (stop - 1) // self.length
-            start = number * self.length
-            yield start, self.page(number)[: stop - start]
-            stop = start
+            number, last = divmod(stop - 1, self.length)
+            yield self.page(number)[: last + 1]
+            stop -= last + 1
 
     def append(self, word: int) -> None:
         """Add a word."""
@@ -110,19 +101,6 @@ class Words:
         self._pages.write(self.whole, self.tail.tobytes())
         self.whole += 1
         self.tail = array(self.typecode)
-
-    def insert(self, at: int, word: int) -> None:
-        """Add a word at that position among the others."""
-        number, within = divmod(at, self.length)
-        while number < self.whole:
-            page = self.page(number)
-            page.insert(within, word)
-            word, within = page.pop(), 0
-            self._pages.write(number, page.tobytes())
-            number += 1
-        self.tail.insert(within, word)
-        if len(self.tail) == self.length:
-            self._turn()
 
 
 class Field:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.storage._checks import LONG_AGO
@@ -127,7 +127,7 @@ class SnapshotColumns(Columns):
         order = self.line.order
         if type(order) is range:
             return takewhile(order.start.__le__, _places_back(codes, code, order.start + end))
-        return (slot for slot in self.line.back(end) if codes[slot] == code)
+        return chain.from_iterable(_slots_back(codes, code, page[::-1]) for page in _pages_back(order, end))
 
     def _is_of(self, slot: int, step: str | None, phase: str | None) -> bool:
         if phase is not None and self._phases[slot] != _code(phase):
@@ -246,9 +246,9 @@ class SnapshotColumns(Columns):
         self.count = len(order)
         self._by_hash = self._by_hash.keep(order)
         if rows is not None:
-            width, room = len(self._NAMES), rows.room
+            room = rows.room
             self.line = Line(self.seqs, self._moments)
-            self._put_into(room, (rows[slot * width : (slot + 1) * width] for slot in order))
+            self._put_into(room, map(self.seqs.row, order))
             self._steps, self._phases = (
                 Words(room, "I", map(codes.__getitem__, order)) for codes in (self._steps, self._phases)
             )
@@ -265,7 +265,7 @@ class SnapshotColumns(Columns):
     def _place(self, seq: int, snapshot_id: str) -> int:
         """Return the position of the first one that does not come before this place."""
         order, seqs = self.line.order, self.seqs
-        place = self.line.below(seq)
+        place = self.line.below(seq, len(order))
         while place < len(order) and seqs[order[place]] == seq and self.id_of(order[place]) < snapshot_id:
             place += 1
         return place
@@ -281,12 +281,25 @@ def _code(text: object) -> int:
     return hash(text) & 0xFFFFFFFF
 
 
+def _pages_back(column: Any, end: int) -> Iterable[array[int]]:
+    return [column[:end]] if isinstance(column, array) else column.pages_back(end)
+
+
+def _slots_back(codes: Any, code: int, slots: array[int]) -> Iterable[int]:
+    """Iterate those of the slots that have the code."""
+    first, last = min(slots, default=0), max(slots, default=0)
+    if last - first < 4 * len(slots) and code not in between(codes, first, last + 1):
+        return ()
+    return (slot for slot in slots if codes[slot] == code)
+
+
 def _places_back(codes: Any, code: int, end: int) -> Iterator[int]:
     """Iterate the slots before that one that have the code, the last one first."""
-    word = array("I", [code])
-    for start, page in codes.pages_back(end) if isinstance(codes, Words) else [(0, codes[:end])]:
+    word = array("I", [code]).tobytes()
+    for page in _pages_back(codes, end):
+        end -= len(page)
         held, stop = page.tobytes(), len(page) * page.itemsize
-        while (at := held.rfind(word.tobytes(), 0, stop)) >= 0:
+        while (at := held.rfind(word, 0, stop)) >= 0:
             if at % page.itemsize == 0:
-                yield start + at // page.itemsize
+                yield end + at // page.itemsize
             stop = at + page.itemsize - 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sagaz_core.storage._columns import Line, SlotsByHash
 from sagaz_core.storage._packed_rows import Parts, array_head, end_of
 from sagaz_core.storage._room import OutOfRoom, Room
+from sagaz_core.storage._room_order import Order
 from sagaz_core.storage._room_slots import SlotsInRoom
 from sagaz_core.storage._room_words import Field, Words
 from sagaz_core.storage._saga_index import SagaIndex
@@ -170,11 +171,6 @@ def test_an_index_stays_right_when_most_of_it_is_dropped():
 
 # ---- in a room on the disk
 
-CHANGES = st.lists(
-    st.tuples(st.sampled_from(["append", "append", "append", "insert", "set"]), st.integers(0, 99), st.integers(0, 9)),
-    max_size=60,
-)
-
 
 @pytest.fixture
 def room(tmp_path):
@@ -187,26 +183,40 @@ def words_in_small_pages(typecode, width=1):
         return Words(Room([None]), typecode, width=width)
 
 
-@given(CHANGES, st.integers(0, 60), st.integers(0, 60))
-def test_words_in_a_room_are_what_an_array_would_be(changes, start, stop):
-    words, right = words_in_small_pages("q"), array("q")
-    for what, place, word in changes:
-        if what == "append":
-            words.append(word)
-            right.append(word)
-        elif what == "insert":
-            words.insert(place % (len(right) + 1), word)
-            right.insert(place % (len(right) + 1), word)
-        elif right:
-            words[place % len(right)] = word
-            right[place % len(right)] = word
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 60))
+def test_words_in_a_room_are_what_an_array_would_be(right, end):
+    words, end = words_in_small_pages("q"), min(end, len(right))
+    for word in right:
+        words.append(word)
+    if right:
+        words[end // 2] = right[end // 2] = 7
     assert len(words) == len(right)
-    assert list(words) == list(right)
-    assert words[start:stop] == right[start:stop]
-    assert not right or (words[0], words[-1], words[len(right) // 2]) == (right[0], right[-1], right[len(right) // 2])
-    assert [(at, word) for at, page in words.pages_back(len(right)) for word in page[:1]] == [
-        (at, right[at]) for at in range((len(right) - 1) // words.length * words.length, -1, -words.length)
-    ] * bool(right)
+    assert list(words) == [words[at] for at in range(len(right))] == right
+    assert list(words.between(end // 3, end)) == right[end // 3 : end]
+    check_pages(words, right, end)
+
+
+def check_pages(words, right, end):
+    pages = list(words.pages_back(end))
+    assert [word for page in pages[::-1] for word in page] == right[:end]
+    assert all(len(page) <= words.length for page in pages)
+
+
+@given(st.lists(st.integers(0, 99), max_size=80), st.integers(0, 80), st.integers(0, 80))
+def test_an_order_in_a_room_is_what_a_list_would_be(places, start, end):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        have_small_room(monkeypatch)
+        order, right = Order(Room([None]), range(5)), list(range(5))
+    for slot, place in enumerate(places, 5):
+        at = len(right) if place > 60 else place % (len(right) + 1)
+        order.append(slot) if at == len(right) else order.insert(at, slot)
+        right.insert(at, slot)
+        assert order[at] == slot
+    assert len(order) == len(right)
+    assert list(order) == [order[at] for at in range(len(right))] == right
+    assert [order[-at] for at in range(1, len(right))] == right[:0:-1]
+    assert list(order[start:end]) == list(order[:][start:end]) == right[start:end]
+    check_pages(order, right, min(end, len(right)))
 
 
 @given(st.lists(st.tuples(*[st.integers(-9, 9)] * 3), max_size=30), st.integers(0, 30), st.integers(0, 30))
