@@ -38,9 +38,10 @@ class Line:
 
     __slots__ = ("_asked", "_fell", "_floors", "_moments", "_newest", "_room", "_seqs", "order")
 
-    def __init__(self, seqs: Any, moments: Any, room: Room | None = None) -> None:
+    def __init__(self, seqs: Any, moments: Any) -> None:
         self.order: Any = range(0)
-        self._seqs, self._moments, self._room = seqs, moments, room
+        self._seqs, self._moments = seqs, moments
+        self._room: Room | None = None
         self._floors = array("q")
         self._asked = -1
         self._newest = _BEFORE_ALL

@@ -239,12 +239,7 @@ class Segment:
     def delete(self, gone: Sequence[str], hidden: Sequence[str], *, sync: bool) -> None:
         """Have the snapshots in `gone` no longer, and keep those in `hidden` as bases alone."""
         head = packed([self.saga_id, None, None, (), (), list(gone), list(hidden)])
-        frame = self._append(head, b"", sync=sync)
-        try:
-            self._take_in(frame)
-            self.end = frame.end
-        except OutOfRoom:
-            self._stay_in_memory(frame.end)
+        self._read(self._append(head, b"", sync=sync).end)
         if self._dead > max(_WORTH_COMPACTING, self.end // 2):
             self._compact()
 

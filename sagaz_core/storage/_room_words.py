@@ -106,15 +106,11 @@ class Words:
 class Field:
     """A column of rows, which lie one after the other in `words`."""
 
-    __slots__ = ("_at", "_rows", "_width", "_words", "typecode")
+    __slots__ = ("_at", "_rows", "_width", "_words")
 
     def __init__(self, words: Words, width: int, at: int) -> None:
         self._words, self._width, self._at = words, width, at
         self._rows = words.length // width
-        self.typecode = words.typecode
-
-    def __len__(self) -> int:
-        return len(self._words) // self._width
 
     def __getitem__(self, slot: int) -> int:
         words, rows = self._words, self._rows
