@@ -243,6 +243,11 @@ class Columns:
         """Have the words in there. Raises `OutOfRoom`, and is of no use any more then."""
         self._put_into(room, zip(*(getattr(self, name) for name in self._NAMES), strict=True))
 
+    def settle(self) -> None:
+        """Have all of it where it belongs, so that no question writes. Raises `OutOfRoom`; see `move_into`."""
+        if isinstance(self.line.order, Order):
+            self.line.order.settle()
+
     def _put_into(self, room: Room, rows: Iterable[Iterable[int]]) -> None:
         width = len(self._NAMES)
         self.rows = words = Words(room, "q", width=width)

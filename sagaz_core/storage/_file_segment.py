@@ -129,6 +129,7 @@ class Segment:
             for frame in frames(self.fd, self.end, size):
                 self._take_in(frame)
                 self.end = frame.end
+            self._settle()
         except OutOfRoom:
             self._stay_in_memory(size)
         except Damaged as damage:
@@ -167,6 +168,10 @@ class Segment:
         for columns in (self.index.events, self.index.snapshots):
             if columns.rows is None and columns.count >= LONG:
                 columns.move_into(self._room)
+
+    def _settle(self) -> None:
+        self.index.events.settle()
+        self.index.snapshots.settle()
 
     def _stay_in_memory(self, size: int) -> None:
         """Read the file anew up to there, without using more of the disk."""
@@ -233,6 +238,7 @@ class Segment:
             self._add(self.index.snapshots, snapshots, head_offset(frame), place)
             self._says(*ormsgpack.unpackb(about))
             self.end = frame.end
+            self._settle()
         except OutOfRoom:
             self._stay_in_memory(frame.end)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Order:
     """The slots by their positions. `_ends` says of each page, by its place among the others, where the next begins.
 
-    What is changed in the page that is held is written when another one is.
+    What is changed in the page that is held is written when another one is, or by `settle`.
     """
 
     __slots__ = ("_changed", "_ends", "_held", "_number", "_numbers", "_pages", "_start", "_stop", "length")
@@ -96,6 +96,12 @@ class Order:
         if len(self._held) > self.length:
             self._split(place)
 
+    def settle(self) -> None:
+        """Write what is changed, so that no question has to."""
+        if self._changed:
+            self._pages.write(self._number, self._held.tobytes())
+            self._changed = False
+
     def _split(self, place: int) -> None:
         """Have the second half of the page that is held in one of its own."""
         held, half = self._held, len(self._held) // 2
@@ -121,9 +127,7 @@ class Order:
         number = self._numbers[place]
         if number == self._number:
             return
-        if self._changed:
-            self._pages.write(self._number, self._held.tobytes())
-            self._changed = False
+        self.settle()
         self._start, self._stop = self._ends[place - 1] if place else 0, self._ends[place]
         self._held, self._number = array("I"), number
         self._held.frombytes(self._pages.read(number, (self._stop - self._start) * self._held.itemsize))
