@@ -147,10 +147,10 @@ def _at(level: int, name: bytes) -> int:
 
 def _keys(bucket: bytes, name: bytes) -> list[bytes]:
     """Return the keys that go with the name. Raises `DamagedIndex`, also for the bucket's other slots."""
-    found = []
+    found, is_there = [], name in bucket
     for both, checksum in _SLOT.iter_unpack(bucket):
         if crc32(both) == checksum:
-            if both.startswith(name):
+            if is_there and both.startswith(name):
                 found.append(both[12:])
         elif checksum == 0 and both == _FREE[:28]:
             break

@@ -63,22 +63,13 @@ class Segment:
     """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it.
 
     `asked` is the id by which it was asked for last, which an error names when it cannot be read from the file.
-    `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
+    `in_memory` says that the index of a long saga is, too, as there was no room for it on a disk. `opened` counts how
+    often the file was opened: the number of a file that was closed is soon that of another one.
     """
 
     __slots__ = (
-        "_dead",
-        "_room",
-        "asked",
-        "end",
-        "fd",
-        "in_memory",
-        "index",
-        "key",
-        "opened",
-        "path",
-        "saga_id",
-        "size",
+        *("_dead", "_read_only", "_room", "asked", "end", "fd", "in_memory"),
+        *("index", "key", "opened", "path", "saga_id", "size"),
     )
 
     def __init__(self, key: bytes, path: str, room: Room) -> None:
@@ -86,7 +77,7 @@ class Segment:
         self.asked = ""
         self.fd = -1
         self.opened = 0
-        self.in_memory = False
+        self.in_memory = self._read_only = False
         self._begin()
 
     def _begin(self) -> None:
@@ -118,6 +109,7 @@ class Segment:
                     raise
                 return False
             self.opened += 1
+            self._read_only = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             found = os.fstat(self.fd)
         self.size = found.st_size
         if self.size > self.end:
@@ -210,7 +202,7 @@ class Segment:
 
     def check_writable(self) -> None:
         """Raise `PermissionError` when the file could be opened for reading only."""
-        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        if self._read_only:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
 
     def create(self) -> None:
@@ -236,7 +228,7 @@ class Segment:
         try:  # what `_take_in` does, without looking for the rows
             place = self._add(self.index.events, events, head_offset(frame), frame.body)
             self._add(self.index.snapshots, snapshots, head_offset(frame), place)
-            self._says(*ormsgpack.unpackb(about))
+            self._says(*(ormsgpack.unpackb(about) if news.record or news.summary else (saga_id, None, None)))
             self.end = frame.end
             self._settle()
         except OutOfRoom:

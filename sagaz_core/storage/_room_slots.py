@@ -7,18 +7,17 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from sagaz_core.storage._columns import SlotsByHash
 from sagaz_core.storage._room import PAGE, OutOfRoom, Pages
 from sagaz_core.storage._room_words import Words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sagaz_core.storage._room import Room
 
 _PAIR = 8
 _MOST = PAGE // _PAIR
-_TOGETHER = 512
+_TOGETHER = 256
 _LOW = 2**32 - 1
 _DEEPEST = 20
 
@@ -27,40 +26,42 @@ class SlotsInRoom:
     """A hash table that grows page by page: extendible hashing (Fagin, Nievergelt, Pippenger and Strong, 1979).
 
     A bucket is a page of pairs, of a slot and the lower half of its hash. The slots that were added last are in
-    `_recent`, and go to the pages together.
+    `_recent`, by their hashes, and go to the pages together.
     """
 
-    __slots__ = ("_counts", "_depths", "_directory", "_hashes", "_pages", "_recent", "_start")
+    __slots__ = ("_count", "_counts", "_depths", "_directory", "_hashes", "_pages", "_recent")
 
     def __init__(self, room: Room, hashes: Iterable[int]) -> None:
-        self._hashes = Words(room, "q", hashes)
+        self._hashes, self._count = Words(room, "q"), 0
         self._pages = Pages(room)
         self._directory = array("I", [0])
         self._depths, self._counts = bytearray(1), array("I", [0])
-        self._start = 0
-        while self._start < len(self._hashes):
-            self._put_away()
-        self._recent = SlotsByHash()
+        self._recent: dict[int, int] = {}
+        for hashed in hashes:
+            self._add(hashed)
 
     def append(self, text: str) -> None:
         """Say that the next slot has this text."""
-        self._hashes.append(hash(text))
-        self._recent.append(text)
-        if len(self._hashes) - self._start == _TOGETHER:
-            self._put_away()
-            self._recent = SlotsByHash()
+        self._add(hash(text))
 
-    def find(self, text: str) -> Iterator[int]:
-        """Iterate the slots that may have this text."""
-        for slot in self._recent.find(text):
-            yield self._start + slot
+    def _add(self, hashed: int) -> None:
+        if len(self._recent) == _TOGETHER or hashed in self._recent:
+            self._put_away()
+        self._recent[hashed] = self._count
+        self._hashes.append(hashed)
+        self._count += 1
+
+    def find(self, text: str) -> list[int]:
+        """Return the slots that may have this text."""
         hashed = hash(text)
+        found = [self._recent[hashed]] if hashed in self._recent else []
         held, tag = self._held(self._bucket(hashed)), (hashed & _LOW).to_bytes(4, sys.byteorder)
         at = held.find(tag)
         while at >= 0:
             if at % _PAIR == 0:
-                yield int.from_bytes(held[at + 4 : at + _PAIR], sys.byteorder)
+                found.append(int.from_bytes(held[at + 4 : at + _PAIR], sys.byteorder))
             at = held.find(tag, at + 1)
+        return found
 
     def keep(self, slots: Iterable[int]) -> SlotsInRoom:
         """Return a table of these slots alone, which have new numbers in this order."""
@@ -75,17 +76,16 @@ class SlotsInRoom:
         return self._pages.read(number, size) if size else b""
 
     def _put_away(self) -> None:
-        """Put the next slots into their buckets."""
+        """Put the slots that were added last into their buckets."""
         buckets: dict[int, array[int]] = {}
-        end = min(self._start + _TOGETHER, len(self._hashes))
-        for slot, hashed in enumerate(self._hashes.between(self._start, end), self._start):
+        for hashed, slot in self._recent.items():
             number = self._bucket(hashed)
             if number not in buckets:
                 buckets[number] = array("I")
             buckets[number].extend((hashed & _LOW, slot))
         for number, pairs in buckets.items():
             self._put(number, pairs)
-        self._start = end
+        self._recent.clear()
 
     def _put(self, number: int, pairs: array[int]) -> None:
         count = self._counts[number] + len(pairs) // 2
