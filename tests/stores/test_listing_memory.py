@@ -14,8 +14,8 @@ FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
 FEW_ON_S3, MANY_ON_S3 = 500, 1500  # where each one is a request, and the server a slow one
 PART = 100
 MOST = {"file": 8, "s3": 50, "sqlite": 40, "redis": 80, "postgres": 80}
-"""How many bytes a snapshot and its event may take: in a bucket what is said of their page; elsewhere none, but for what
-drivers keep or not, and for how full pages of a folder's index are before they are written."""
+"""How many bytes a snapshot and its event may take: in a bucket what is said of their page; elsewhere none, but for
+what drivers keep or not, and for how full pages of a folder's index are before they are written."""
 
 
 async def fill(url, count):
