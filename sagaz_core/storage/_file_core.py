@@ -17,6 +17,7 @@ from sagaz_core.storage._file_index import FileIndex
 from sagaz_core.storage._file_log import not_there, take, unavailable, unlock
 from sagaz_core.storage._file_replays import Replays
 from sagaz_core.storage._file_segment import Segment, segment_key
+from sagaz_core.storage._room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +75,9 @@ class FileCore:
         self._marked = False
         self._sagas = os.path.join(self.path, "sagas")
         self._segments: OrderedDict[bytes, Segment] = OrderedDict()
-        self._index = FileIndex(os.path.join(self.path, "index"), self._sagas, self._timeout)
+        folder = os.path.join(self.path, "index")
+        self._room = Room([folder, None])
+        self._index = FileIndex(folder, self._sagas, self._timeout, self._room)
         self._replays = Replays(os.path.join(self.path, "replays"))
 
     def _using(self, *, create: bool = False) -> _Using:
@@ -136,7 +139,7 @@ class FileCore:
             if len(self._segments) >= _OPEN_AT_ONCE:
                 self._segments.popitem(last=False)[1].close()
             name = key.hex()
-            segment = self._segments[key] = Segment(key, os.path.join(self._sagas, name[:2], name[2:]))
+            segment = self._segments[key] = Segment(key, os.path.join(self._sagas, name[:2], name[2:]), self._room)
         else:
             self._segments.move_to_end(key)
         return segment

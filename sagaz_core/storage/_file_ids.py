@@ -14,7 +14,7 @@ from zlib import crc32
 
 from sagaz_core.storage._file_log import not_there
 
-_SLOT = struct.Struct("<12s16sI")
+_SLOT = struct.Struct("<28sI")
 _SLOTS = 16
 _BUCKET = _SLOT.size * _SLOTS
 _FIRST_LEVEL = 256
@@ -129,10 +129,12 @@ def _fill(path: str, size: int) -> None:
 
 def _room(bucket: bytes) -> int:
     """Return where the bucket's first slot is that can be written, -1 when it is full."""
-    for start in range(0, _BUCKET, _SLOT.size):
-        if bucket[start : start + _SLOT.size] in (_FREE, _DELETED):
-            return start
-    return -1
+    if _DELETED in bucket:
+        for start in range(0, _BUCKET, _SLOT.size):
+            if bucket[start : start + _SLOT.size] in (_FREE, _DELETED):
+                return start
+    start = -(-len(bucket.rstrip(b"\0")) // _SLOT.size) * _SLOT.size
+    return start if start < _BUCKET else -1
 
 
 def _name(snapshot_id: str) -> bytes:
@@ -145,12 +147,13 @@ def _at(level: int, name: bytes) -> int:
 
 def _keys(bucket: bytes, name: bytes) -> list[bytes]:
     """Return the keys that go with the name. Raises `DamagedIndex`, also for the bucket's other slots."""
-    found = []
-    for slot_name, key, checksum in _SLOT.iter_unpack(bucket):
-        if checksum == 0 and slot_name == _FREE[:12] and key == _FREE[:16]:
+    found, is_there = [], name in bucket
+    for both, checksum in _SLOT.iter_unpack(bucket):
+        if crc32(both) == checksum:
+            if is_there and both.startswith(name):
+                found.append(both[12:])
+        elif checksum == 0 and both == _FREE[:28]:
             break
-        if slot_name == name and slot_name != _DELETED[:12]:
-            found.append(key)
-        if checksum != crc32(slot_name + key) and (slot_name + key != _DELETED[:28] or checksum != _ALL_ONES):
+        elif checksum != _ALL_ONES or both != _DELETED[:28]:
             raise DamagedIndex
     return found

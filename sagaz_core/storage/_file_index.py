@@ -22,6 +22,8 @@ from sagaz_core.storage._file_segment import Segment
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sagaz_core.storage._room import Room
+
 logger = logging.getLogger(__name__)
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -31,8 +33,8 @@ _MAY_NOT = (errno.EROFS, errno.EACCES, errno.EPERM)
 class FileIndex:
     """The index in `folder`, of the sagas' files in `segments`."""
 
-    def __init__(self, folder: str, segments: str, lock_timeout: float) -> None:
-        self.folder, self._segments, self._timeout = folder, segments, lock_timeout
+    def __init__(self, folder: str, segments: str, lock_timeout: float, room: Room) -> None:
+        self.folder, self._segments, self._timeout, self._room = folder, segments, lock_timeout, room
         self._state = os.path.join(folder, "state")
         self._lock_path = os.path.join(folder, "lock")
         self._made: tuple[int, int] | None = None
@@ -168,7 +170,7 @@ class FileIndex:
             for path in sorted(_entries(entry)):
                 key = _key(path)
                 if key is not None and os.stat(path).st_mtime_ns >= since:
-                    yield Segment(key, path)
+                    yield Segment(key, path, self._room)
 
     def _look(self, segments: Iterator[Segment]) -> Iterator[tuple[bytes, str, Facts | None]]:
         for segment in segments:
@@ -180,9 +182,9 @@ class FileIndex:
                 logger.warning("a saga is indexed as far as it can be read: %s", error)
             for snapshot_id in segment.readable_ids():
                 self.ids.claim(snapshot_id, segment.key)
-            segment.close()
             if segment.saga_id:
                 yield segment.key, segment.saga_id, facts
+            segment.close()
 
 
 def boot_id() -> str:

@@ -28,13 +28,12 @@ class Reading:
 
     def __init__(self, segment: Segment, columns: Columns, last: int) -> None:
         self._segment = segment
-        self._end = sum(columns.place(last))
+        self._end = sum(columns.spans(last)[3:])
         self._start, self._held = 0, b""
 
     def _both(self, columns: Columns, slot: int) -> tuple[bytes, bytes]:
         """Return the record's row and its data."""
-        at, size, checksum = columns.span(slot)
-        place, data_size = columns.place(slot)
+        at, size, checksum, place, data_size = columns.spans(slot)
         start, end = self._start, place + data_size
         if at < start or end > start + len(self._held):
             if end - at > _AT_ONCE:

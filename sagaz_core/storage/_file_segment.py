@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 from zlib import crc32
+
+import ormsgpack
 
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._file_ids import open_file
@@ -24,7 +27,8 @@ from sagaz_core.storage._file_log import (
     sync_folder,
 )
 from sagaz_core.storage._file_reading import Reading, damaged_row, read_events
-from sagaz_core.storage._packed_rows import Parts, packed
+from sagaz_core.storage._packed_rows import PackedRow, Parts, array_head, packed
+from sagaz_core.storage._room import OutOfRoom, Room
 from sagaz_core.storage._rows import (
     Row,
     event_row,
@@ -35,13 +39,19 @@ from sagaz_core.storage._rows import (
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sagaz_core.storage._columns import Columns
+    from sagaz_core.storage._columns import Columns, EventColumns
+    from sagaz_core.storage._snapshot_columns import SnapshotColumns
 
+logger = logging.getLogger(__name__)
+
+LONG = 1024
+"""The index of a saga with so many events or snapshots is on the disk, and not in memory."""
 _WORTH_COMPACTING = 1 << 16
 _BODY_AT_ONCE = 4_000_000
 _ROWS_AT_ONCE = 256
+_NONE = array_head(0)
 
 
 def segment_key(saga_id: str) -> bytes:
@@ -53,34 +63,35 @@ class Segment:
     """A saga's file and its index, as far as it was read. `saga_id` is `""` while there is nothing in it.
 
     `asked` is the id by which it was asked for last, which an error names when it cannot be read from the file.
-    `opened` counts how often the file was opened: the number of a file that was closed is soon that of another one.
+    `in_memory` says that the index of a long saga is, too, as there was no room for it on a disk. `opened` counts how
+    often the file was opened: the number of a file that was closed is soon that of another one.
     """
 
-    __slots__ = ("_dead", "_place", "asked", "end", "fd", "index", "key", "opened", "path", "saga_id", "size")
+    __slots__ = (
+        *("_dead", "_read_only", "_room", "asked", "end", "fd", "in_memory"),
+        *("index", "key", "opened", "path", "saga_id", "size"),
+    )
 
-    def __init__(self, key: bytes, path: str) -> None:
-        self.key, self.path = key, path
+    def __init__(self, key: bytes, path: str, room: Room) -> None:
+        self.key, self.path, self._room = key, path, room
         self.asked = ""
         self.fd = -1
         self.opened = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self.close()
+        self.in_memory = self._read_only = False
         self._begin()
-        self.size = 0
-        self._place: tuple[int, int] | None = None
 
     def _begin(self) -> None:
         self.saga_id = ""
         self.index = SagaIndex(self.row, self.row, placed=True)
-        self.end = self._dead = 0
+        self.end = self.size = self._dead = 0
 
     def close(self) -> None:
-        """Let go of the file; it is opened again when it is needed."""
+        """Let go of the file and of what it says; it is opened again, and read, when it is needed."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        self.in_memory = False
+        self._begin()
 
     # ---- reading
 
@@ -89,22 +100,17 @@ class Segment:
         if self.fd >= 0:
             found = os.fstat(self.fd)
             if not found.st_nlink or found.st_size < self.end:  # it was deleted, or written anew
-                self._forget()
+                self.close()
         if self.fd < 0:
             try:
                 self.fd = open_file(self.path, create=False)
             except OSError as error:
                 if not not_there(error):
                     raise
-                self._forget()
                 return False
             self.opened += 1
+            self._read_only = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             found = os.fstat(self.fd)
-            place = found.st_dev, found.st_ino
-            if place != self._place or found.st_size < self.end:
-                fd, self.fd = self.fd, -1
-                self._forget()
-                self.fd, self._place = fd, place
         self.size = found.st_size
         if self.size > self.end:
             self._read(self.size)
@@ -115,6 +121,9 @@ class Segment:
             for frame in frames(self.fd, self.end, size):
                 self._take_in(frame)
                 self.end = frame.end
+            self._settle()
+        except OutOfRoom:
+            self._stay_in_memory(size)
         except Damaged as damage:
             raise self._damaged(damage.at) from damage
         except (ValueError, TypeError, IndexError, OverflowError) as error:
@@ -127,18 +136,41 @@ class Segment:
         saga_id, record, summary = parts.values(3)
         if saga_id != self.saga_id and segment_key(saga_id) != self.key:
             raise ValueError("the file is that of another saga")
-        start, place = head_offset(frame), frame.body
-        for found in parts.rows():
-            self.index.events.add(found, start, place)
-            place += found.row[-1]
-        for found in parts.rows():
-            self.index.snapshots.add(found, start, place)
-            place += found.row[-1]
+        place = self._add(self.index.events, parts.rows(), head_offset(frame), frame.body)
+        self._add(self.index.snapshots, parts.rows(), head_offset(frame), place)
         gone, hidden = parts.rest()
         if gone or hidden:
             self._dead += self.index.snapshots.drop(gone, hidden)
-        self.index.says(record, summary and summary_from_row(summary))
+        self._says(saga_id, record, summary)
+
+    def _add(self, columns: EventColumns | SnapshotColumns, rows: Iterable[PackedRow], start: int, place: int) -> int:
+        """Take in rows of a head that begins at `start`, and return where behind `place` their data end."""
+        for found in rows:
+            columns.add(found, start, place)
+            place += found.row[-1]
+        return place
+
+    def _says(self, saga_id: str, record: Row | None, summary: Row | None) -> None:
+        self.index.says(record, None if summary is None else summary_from_row(summary))
         self.saga_id = saga_id
+        if (self.index.events.count >= LONG or self.index.snapshots.count >= LONG) and not self.in_memory:
+            self._move_what_is_long()
+
+    def _move_what_is_long(self) -> None:
+        for columns in (self.index.events, self.index.snapshots):
+            if columns.rows is None and columns.count >= LONG:
+                columns.move_into(self._room)
+
+    def _settle(self) -> None:
+        self.index.events.settle()
+        self.index.snapshots.settle()
+
+    def _stay_in_memory(self, size: int) -> None:
+        """Read the file anew up to there, without using more of the disk."""
+        logger.warning("there is no room on a disk for the index of %s: it is held in memory", self.path)
+        self._begin()
+        self.in_memory, self.size = True, size
+        self._read(size)
 
     def _damaged(self, at: int) -> CorruptDataError:
         last = self.index.snapshots.last_id
@@ -170,7 +202,7 @@ class Segment:
 
     def check_writable(self) -> None:
         """Raise `PermissionError` when the file could be opened for reading only."""
-        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        if self._read_only:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
 
     def create(self) -> None:
@@ -187,22 +219,33 @@ class Segment:
         """Append what is new."""
         if sync and not self.end:
             sync_folder(os.path.dirname(self.path))
-        rows = [event_row(entry)[:-1] for entry in news.events], [snapshot_row(entry)[:-1] for entry in news.snapshots]
-        head = [saga_id, news.record, news.summary and summary_row(news.summary), *rows, (), ()]
-        self._append(head, b"".join([*news.event_data, *news.snapshot_data]), sync=sync)
+        about = packed([saga_id, news.record, news.summary and summary_row(news.summary)])
+        parts = [array_head(7), about[1:]]
+        events = _put_rows(parts, [event_row(entry)[:-1] for entry in news.events])
+        snapshots = _put_rows(parts, [snapshot_row(entry)[:-1] for entry in news.snapshots])
+        head = b"".join((*parts, _NONE, _NONE))
+        frame = self._append(head, b"".join([*news.event_data, *news.snapshot_data]), sync=sync)
+        try:  # what `_take_in` does, without looking for the rows
+            place = self._add(self.index.events, events, head_offset(frame), frame.body)
+            self._add(self.index.snapshots, snapshots, head_offset(frame), place)
+            self._says(*(ormsgpack.unpackb(about) if news.record or news.summary else (saga_id, None, None)))
+            self.end = frame.end
+            self._settle()
+        except OutOfRoom:
+            self._stay_in_memory(frame.end)
 
     def delete(self, gone: Sequence[str], hidden: Sequence[str], *, sync: bool) -> None:
         """Have the snapshots in `gone` no longer, and keep those in `hidden` as bases alone."""
-        self._append([self.saga_id, None, None, (), (), list(gone), list(hidden)], b"", sync=sync)
+        head = packed([self.saga_id, None, None, (), (), list(gone), list(hidden)])
+        self._read(self._append(head, b"", sync=sync).end)
         if self._dead > max(_WORTH_COMPACTING, self.end // 2):
             self._compact()
 
-    def _append(self, head: Row, body: bytes, *, sync: bool) -> None:
-        packed_head = packed(head)
-        append(self.fd, self.end, framed(packed_head, body), sync=sync)
-        place = self.end + body_offset(packed_head)
-        self._take_in(Frame(packed_head, place, place + len(body)))
-        self.end = place + len(body)
+    def _append(self, head: bytes, body: bytes, *, sync: bool) -> Frame:
+        append(self.fd, self.end, framed(head, body), sync=sync)
+        place = self.end + body_offset(head)
+        self.size = place + len(body)
+        return Frame(head, place, self.size)
 
     def cut_off(self) -> None:
         """Cut off what a writer left that died in the middle."""
@@ -230,8 +273,20 @@ class Segment:
             os.close(fd)
         os.replace(new, self.path)
         sync_folder(os.path.dirname(self.path))
-        self._forget()
+        self.close()
         self.refresh()
+
+
+def _put_rows(parts: list[bytes], rows: list[Row]) -> list[PackedRow]:
+    """Put the rows behind the other parts of a head, and return where in it they are."""
+    parts.append(array_head(len(rows)))
+    at, made = sum(map(len, parts)), []
+    for row in rows:
+        part = packed(row)
+        made.append(PackedRow(row, at, part))
+        parts.append(part)
+        at += len(part)
+    return made
 
 
 def _put(fd: int, end: int, head: Row, body: bytes) -> int:

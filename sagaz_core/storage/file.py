@@ -173,7 +173,7 @@ class FileSnapshotStorage(FileWriting):
                 segment = self._segment(saga_id)
                 if not there or not segment.refresh():
                     return
-                slots = segment.index.events.between(after_seq, micros_or_none(until))
+                slots = segment.index.events.between(after_seq, micros_or_none(until), _EVENTS_AT_ONCE + 1)
                 more = len(slots) > _EVENTS_AT_ONCE
                 found = read_events(segment, slots[:_EVENTS_AT_ONCE])
                 events = [StoredEvent(saga_id, e[0], moment(e[1]), e[2], e[3], data) for e, data in found]

@@ -1,5 +1,6 @@
 """The index of a saga in columns: rows within packed bytes, slots by hash, and order by `seq` and by time."""
 
+import os
 import random
 from array import array
 
@@ -10,8 +11,13 @@ from hypothesis import strategies as st
 
 from sagaz_core.storage._columns import Line, SlotsByHash
 from sagaz_core.storage._packed_rows import Parts, array_head, end_of
+from sagaz_core.storage._room import OutOfRoom, Room
+from sagaz_core.storage._room_order import Order
+from sagaz_core.storage._room_slots import SlotsInRoom
+from sagaz_core.storage._room_words import Field, Words
 from sagaz_core.storage._saga_index import SagaIndex
 from sagaz_core.storage.contract import a_snapshot, an_event
+from tests.stores.small_room import have_small_room
 
 VALUES = st.recursive(
     st.none()
@@ -103,7 +109,7 @@ def test_a_line_finds_what_looking_at_all_finds(items, chance):
         moments.append(moment)
         place = line.above(seq)
         if place == len(known):
-            line.append(slot)
+            line.append(slot, moment)
         else:
             line.insert(place, slot)
         known.insert(place, slot)
@@ -115,7 +121,8 @@ def test_a_line_finds_what_looking_at_all_finds(items, chance):
             fit = [s for s in known if until is None or moments[s] <= until]
             for most in (None, 0, 4, 9):
                 right = [s for s in fit if most is None or seqs[s] <= most]
-                assert list(line.back(line.end(until, most), until)) == right[::-1]
+                found = [s for s in line.back(line.end(until, most)) if until is None or moments[s] <= until]
+                assert found == right[::-1]
             assert until is None or line.after(until) == (known.index(fit[-1]) + 1 if fit else 0)
 
 
@@ -160,3 +167,103 @@ def test_an_index_stays_right_when_most_of_it_is_dropped():
             assert found is None or index.snapshots.entry(found).seq == right[-1]
         assert all(index.snapshots.find(f"s/{seq}") is None for seq in gone)
     assert [index.events.entry(slot).seq for slot in index.events.line.order] == list(range(400))
+
+
+# ---- in a room on the disk
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room([str(tmp_path)])
+
+
+def words_in_small_pages(typecode, width=1):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        have_small_room(monkeypatch)
+        return Words(Room([None]), typecode, width=width)
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 60))
+def test_words_in_a_room_are_what_an_array_would_be(right, end):
+    words, end = words_in_small_pages("q"), min(end, len(right))
+    for word in right:
+        words.append(word)
+    if right:
+        words[end // 2] = right[end // 2] = 7
+    assert len(words) == len(right)
+    assert list(words) == [words[at] for at in range(len(right))] == right
+    assert list(words.between(end // 3, end)) == right[end // 3 : end]
+    check_pages(words, right, end)
+
+
+def check_pages(words, right, end):
+    pages = list(words.pages_back(end))
+    assert [word for page in pages[::-1] for word in page] == right[:end]
+    assert all(len(page) <= words.length for page in pages)
+
+
+@given(st.lists(st.integers(0, 99), max_size=80), st.integers(0, 80), st.integers(0, 80))
+def test_an_order_in_a_room_is_what_a_list_would_be(places, start, end):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        have_small_room(monkeypatch)
+        order, right = Order(Room([None]), range(5)), list(range(5))
+    for slot, place in enumerate(places, 5):
+        at = len(right) if place > 60 else place % (len(right) + 1)
+        order.append(slot) if at == len(right) else order.insert(at, slot)
+        right.insert(at, slot)
+        assert order[at] == slot
+    assert len(order) == len(right)
+    assert list(order) == [order[at] for at in range(len(right))] == right
+    assert [order[-at] for at in range(1, len(right))] == right[:0:-1]
+    assert list(order[start:end]) == list(order[:][start:end]) == right[start:end]
+    check_pages(order, right, min(end, len(right)))
+
+
+@given(st.lists(st.tuples(*[st.integers(-9, 9)] * 3), max_size=30), st.integers(0, 30), st.integers(0, 30))
+def test_a_column_in_a_room_is_every_nth_word(rows, start, stop):
+    words = words_in_small_pages("q", 3)
+    for row in rows:
+        words.extend(row)
+    stop = min(stop, len(rows))
+    for at in range(3):
+        column = Field(words, 3, at)
+        assert [column[slot] for slot in range(len(rows))] == [row[at] for row in rows]
+        assert list(column.between(start, stop)) == [row[at] for row in rows[start:stop]]
+        assert all(list(column.row(slot)) == list(row) for slot, row in enumerate(rows))
+        if rows:
+            column[len(rows) // 2] = 7
+            rows[len(rows) // 2] = (*rows[len(rows) // 2][:at], 7, *rows[len(rows) // 2][at + 1 :])
+
+
+def test_slots_in_a_room_are_found_by_their_texts(room):
+    texts = [f"s/{number}" for number in range(20_000)]
+    slots = SlotsInRoom(room, map(hash, texts[:3000]))
+    for text in texts[3000:]:
+        slots.append(text)
+    assert all(number in slots.find(text) for number, text in enumerate(texts))
+    assert sum(len(list(slots.find(f"t/{number}"))) for number in range(20_000)) < 20
+    kept = slots.keep(range(10_000, 20_000, 2))
+    assert all(number in kept.find(text) for number, text in enumerate(texts[10_000::2]))
+
+
+def test_texts_of_one_hash_that_are_too_many_for_a_room_are_told(room):
+    with pytest.raises(OutOfRoom):
+        SlotsInRoom(room, [7] * 600)
+    assert sorted(SlotsInRoom(room, [7] * 500).find(Same("x"))) == list(range(500))
+
+
+def test_what_is_let_go_of_is_room_for_others(tmp_path):
+    room = Room([str(tmp_path)])
+    kept, size = Words(room, "q", range(1000)), 0
+    for _ in range(20):
+        Words(room, "q", range(100_000))
+        size = size or os.fstat(room.file().fd).st_size
+    assert os.fstat(room.file().fd).st_size < size + (1 << 16)  # the last chunk may be filled now
+    assert list(kept) == list(range(1000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path):
+    assert list(Words(Room([str(tmp_path / "none"), str(tmp_path)]), "q", range(1000))) == list(range(1000))
+    with pytest.raises(OutOfRoom):
+        Words(Room([str(tmp_path / "none")]), "q")

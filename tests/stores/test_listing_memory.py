@@ -13,9 +13,9 @@ from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
 FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
 FEW_ON_S3, MANY_ON_S3 = 500, 1500  # where each one is a request, and the server a slow one
 PART = 100
-MOST = {"file": 150, "s3": 50, "sqlite": 40, "redis": 80, "postgres": 80}
-"""How many bytes a snapshot and its event may take: where the saga's index is in memory a few machine words each, in a
-bucket what is said of their page; elsewhere none, but for what drivers keep or not."""
+MOST = {"file": 8, "s3": 50, "sqlite": 40, "redis": 80, "postgres": 80}
+"""How many bytes a snapshot and its event may take: in a bucket what is said of their page; elsewhere none, but for
+what drivers keep or not, and for how full pages of a folder's index are before they are written."""
 
 
 async def fill(url, count):
@@ -35,10 +35,10 @@ async def fill(url, count):
     await storage.close()
 
 
-def peak(url, count):
-    """Return how many bytes listing that many snapshots takes at most."""
+def peak(url, count, *what):
+    """Return how many bytes reading that many snapshots, or events, takes at most."""
     asyncio.run(fill(url, count))
-    command = [sys.executable, str(Path(__file__).parent / "list_all.py"), url]
+    command = [sys.executable, str(Path(__file__).parent / "list_all.py"), url, *what]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     listed, found = map(int, done.stdout.split())
     assert listed == count
@@ -62,7 +62,12 @@ def two_stores(request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MOST)
-def test_a_snapshot_of_a_long_saga_takes_a_few_machine_words_or_nothing(two_stores, kind):
+def test_a_snapshot_of_a_long_saga_takes_a_few_bytes_or_nothing(two_stores, kind):
     few, many = (FEW_ON_S3, MANY_ON_S3) if kind == "s3" else (FEW, MANY)
     one, other = two_stores(kind)
     assert peak(other, many) - peak(one, few) < MOST[kind] * (many - few)
+
+
+def test_an_event_of_a_long_saga_in_a_folder_takes_nothing(two_stores):
+    one, other = two_stores("file")
+    assert peak(other, MANY, "events") - peak(one, FEW, "events") < MOST["file"] * (MANY - FEW)

@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
+from small_room import have_small_room
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract import SnapshotStorageContract
@@ -51,6 +52,14 @@ class TestFilesThatAreReadAnewForEachCall(SnapshotStorageContract):
         monkeypatch.setattr(storage, "_using", using_anew)
         yield storage
         self.do(storage.close())
+
+
+class TestFilesWithTheirIndexOnTheDisk(TestFiles):
+    """The same where a few records are a long saga already."""
+
+    @pytest.fixture(autouse=True)
+    def _small_room(self, monkeypatch):
+        have_small_room(monkeypatch)
 
 
 class TestSqlite(SnapshotStorageContract):

@@ -7,6 +7,7 @@ import pytest
 from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
 from hypothesis import settings
 from naive_store import NaiveStore
+from small_room import have_small_room
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
@@ -72,6 +73,16 @@ class TestS3WithClaimsBesideHeadsAgrees(BucketMachine.TestCase):
     def _claims_beside_heads(self, monkeypatch):
         have_small_pages(monkeypatch, events=6, snapshots=4)
         have_claims_beside_heads(monkeypatch)
+
+
+class TestFilesWithTheirIndexOnTheDiskAgree(FileMachine.TestCase):
+    """Where a few records are a long saga already."""
+
+    settings = TestMemoryAgrees.settings
+
+    @pytest.fixture(autouse=True)
+    def _small_room(self, monkeypatch):
+        have_small_room(monkeypatch)
 
 
 TestSqliteAgrees = SqliteMachine.TestCase
