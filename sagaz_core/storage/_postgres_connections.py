@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import asyncpg
 
@@ -59,6 +59,7 @@ class Connections:
     def __init__(self, url: str, dsn: str, schema: str, timeout: float, pool_size: int, *, prepared: bool) -> None:
         self.url = url
         self.timeout = timeout
+        self.calls_at_once: Literal[1, 2] = 1 if pool_size == 1 else 2
         self._dsn = dsn
         self._schema = schema
         self._prefix = f'"{schema}".'

@@ -7,7 +7,7 @@ is stored. Only then the saga's row is locked, and its records are compared.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
 from weakref import WeakValueDictionary
 
@@ -52,6 +52,11 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
     `timeout` is in seconds, for a whole call, waiting for a connection and trying again included. `prepared=False` is
     for a pooler that gives each transaction another connection.
     """
+
+    @property
+    def calls_at_once(self) -> Literal[1, 2]:
+        """See `AnswersTogether`."""
+        return self._connections.calls_at_once
 
     def bind(self, connection: asyncpg.Connection) -> PostgresSnapshotStorage:
         """Return this store on the caller's own connection, and so within the caller's transaction.
@@ -208,6 +213,10 @@ class _BoundPostgresStorage(PostgresSnapshotStorage):
         self._text = storage._text
         self._connection = connection
         self._turn = _TURNS.setdefault(id(connection), asyncio.Lock())
+
+    @property
+    def calls_at_once(self) -> Literal[1, 2]:
+        return 1
 
     async def _read(self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result) -> Result:
         return await self._change(work)

@@ -1,14 +1,16 @@
 """Calls of many at the same time as one call of the store: writes, what replays ask for, and the log of replays.
 
-Whoever asks while a call is under way waits, and goes with all the others in the next one. A store that nothing is
-gained by need not know of this: what is asked is then asked one by one, with the methods that every store has.
+Whoever asks while a call is under way waits, and goes with all the others in the next one. Where a store may have two
+calls at once, and many wait, half of them go in each: so the server works for the one half while this process does for
+the other. A store that nothing is gained by need not know of this: what is asked is then asked one by one, with the
+methods that every store has.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from sagaz_core._per_loop import PerLoop
 from sagaz_core.errors import UsageError
@@ -23,6 +25,7 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 _AT_ONCE = 500
+_MANY = 16
 
 
 class EventHead(NamedTuple):
@@ -47,7 +50,12 @@ class Checkpoint(NamedTuple):
 
 
 class AnswersTogether(SnapshotStorage, Protocol):
-    """What a store may have besides: it does many things in one round trip."""
+    """What a store may have besides: it does many things in one round trip.
+
+    `calls_at_once` says whether it gains by two of them at the same time.
+    """
+
+    calls_at_once: Literal[1, 2]
 
     async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
         """Return for each saga and step what the store's other methods would say."""
@@ -65,33 +73,49 @@ def answers_together(storage: SnapshotStorage) -> TypeGuard[AnswersTogether]:
 
 
 class Together(Generic[Asked, Answer]):
-    """Does what many ask in one call of `do`, which returns for each the answer, or what is to be raised."""
+    """Does what many ask in one call of `do`, which returns for each the answer, or what is to be raised.
 
-    def __init__(self, do: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]]) -> None:
-        self._do = do
+    At most `calls` are under way at the same time, and more than one only while many wait.
+    """
+
+    def __init__(
+        self, do: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]], calls: Literal[1, 2] = 1
+    ) -> None:
+        self._do, self._calls = do, calls
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def ask(self, asked: Asked) -> Answer:
         """Return the answer."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((asked, done))
-        if self._task is None or self._task.done():
+        running = self._running()
+        if running < (self._calls if len(self._waiting) >= _MANY else 1):
             # It runs after all that are ready to ask now, so that they go together.
-            self._task = loop.create_task(self._ask_all(), context=Context())
-            self._task.add_done_callback(self._ended)
+            task = loop.create_task(self._ask_all(), context=Context())
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
         return await done
+
+    def _running(self) -> int:
+        for task in self._tasks:
+            if task.done():
+                self._tasks = [task for task in self._tasks if not task.done()]
+                break
+        return len(self._tasks)
 
     async def _ask_all(self) -> None:
         while self._waiting:
-            together, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            count = len(self._waiting)
+            if count >= 2 * _MANY:
+                count = min(-(-count // self._calls), _AT_ONCE)
+            together, self._waiting = self._waiting[:count], self._waiting[count:]
             await self._ask(together)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Let nobody wait for a task that was cancelled, as the loop is being closed: it may not even have begun."""
-        if self._task is task:
-            self._task = None
+        if not self._running():
             for _, done in self._waiting:
                 done.cancel()
             self._waiting.clear()
@@ -134,7 +158,7 @@ async def read_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> 
     except UnicodeEncodeError:
         raise UsageError(f"{step!a:.80} is not the name of a step: it has a lone surrogate") from None
     if answers_together(storage):
-        reader = shared("read_checkpoint", storage, lambda: Together(storage.read_checkpoints))
+        reader = shared("read_checkpoint", storage, lambda: Together(storage.read_checkpoints, storage.calls_at_once))
         return await reader.ask((saga_id, step))
     saga = await storage.get_saga(saga_id)
     before = await storage.latest_snapshot(saga_id, step=step, phase="before")
@@ -147,6 +171,6 @@ async def read_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> 
 async def log_replay(storage: SnapshotStorage, record: ReplayRecord) -> None:
     """Do what `SnapshotStorage.log_replay` does."""
     if answers_together(storage):
-        await shared("log_replay", storage, lambda: Together(storage.log_replays)).ask(record)
+        await shared("log_replay", storage, lambda: Together(storage.log_replays, storage.calls_at_once)).ask(record)
     else:
         await storage.log_replay(record)

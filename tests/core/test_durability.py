@@ -18,6 +18,7 @@ from sagaz_core.storage import Batch
 from sagaz_core.storage.contract import a_saga, an_event
 from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, background_writer
 from sagaz_core.storage.records import unpack_state
+from sagaz_core.storage.together import Together
 from sagaz_core.virtual_time import run
 
 HERE = Path(__file__).parent
@@ -300,6 +301,53 @@ def test_what_waits_when_the_loop_ends_is_written():
     assert len(asyncio.run(store.list_sagas()).items) == 1
 
 
+def test_of_many_that_ask_at_once_half_go_in_each_of_two_calls_at_the_same_time():
+    """And few wait for the call that is under way, to go together in the next one."""
+    calls, answers = [], []
+
+    async def do(asked):
+        calls.append(len(asked))
+        answers.append(asyncio.get_running_loop().create_future())
+        await answers[-1]
+        return asked
+
+    async def turns():
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def main():
+        together = Together(do, 2)
+        first = [asyncio.ensure_future(together.ask(number)) for number in range(50)]
+        await turns()
+        assert calls == [25, 25]
+        few = [asyncio.ensure_future(together.ask(number)) for number in range(20)]
+        await turns()
+        assert calls == [25, 25]
+        answers[1].set_result(None)
+        await turns()
+        assert calls == [25, 25, 20]
+        more = [asyncio.ensure_future(together.ask(number)) for number in range(10)]
+        answers[2].set_result(None)
+        await turns()
+        assert calls == [25, 25, 20, 10]
+        last = [asyncio.ensure_future(together.ask(number)) for number in range(15)]
+        answers[3].set_result(None)
+        await asyncio.gather(*more)
+        assert calls == [25, 25, 20, 10, 15]
+        again = [asyncio.ensure_future(together.ask(number)) for number in range(15)]
+        await turns()
+        assert len(calls) == 5
+        answers[0].set_result(None)
+        answers[4].set_result(None)
+        await turns()
+        answers[5].set_result(None)
+        assert await asyncio.gather(*first, *few, *more) == [*range(50), *range(20), *range(10)]
+        assert await asyncio.gather(*last, *again) == [*range(15), *range(15)]
+
+    run(main())
+    assert sum(calls) == 110
+
+
 def cancel_all_others():
     """Do what `asyncio.run` does at its end."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -320,7 +368,7 @@ def test_a_group_whose_task_was_cancelled_before_it_had_begun_keeps_nobody_waiti
         )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        writer._together._task.cancel()
+        writer._together._tasks[0].cancel()
         await waiting  # it was not cancelled itself, as what is shielded is not
         await writer.write(Batch("b", a_saga("b")))
         return [record.saga_id for record in (await store.list_sagas()).items]
