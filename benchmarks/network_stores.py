@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stores"))
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SagaSnapshot, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
+from sagaz_core.storage.durability import GroupWriter
 from tests.servers import execute, own_postgres, own_valkey
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"  # snapshots of a run have ids that
 S3_LENGTHS = 100, 1_000, 10_000
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
+TOGETHER, ROWS = 100, 10
+COMMIT_MILLISECONDS = 0, 2, 5
 DATA = os.urandom(1000)
 _ids = count()
 
@@ -150,6 +153,7 @@ async def of_postgres(url: str) -> None:
         ours=saving(storage),
     )
     show("postgresql", took, "bare asyncpg, INSERT, primary key alone", {"indexed": "bare asyncpg, our table"})
+    await of_groups(url, pool)
     await of_time(storage, pool)
     await storage.close()
     await pool.close()
@@ -244,6 +248,43 @@ async def long_on_s3(server: Any) -> None:
 def _link(seq: int) -> SagaSnapshot:
     base_seq = seq - seq % 16 if seq % 16 else None
     return a_snapshot("s", seq, step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq)
+
+
+async def of_groups(url: str, pool: asyncpg.Pool) -> None:
+    """Rows a second that sagas write at the same time, where a commit waits for the disk for so long."""
+    print(f"rows a second of 1 KB, {TOGETHER} sagas at the same time, postgresql")
+    for delay in COMMIT_MILLISECONDS:
+        name = await pool.fetchval("SELECT quote_ident(current_database())")
+        await pool.execute(f"ALTER DATABASE {name} SET commit_delay = {delay * 1000}")
+        await pool.execute(f"ALTER DATABASE {name} SET commit_siblings = 0")
+        storage = open_storage(f"{url}?schema=bench")
+        took = await in_groups(storage)
+        await storage.close()
+        sync, group = 1e6 / took["sync"], 1e6 / took["group"]
+        print(f"  {delay} ms a commit: sync {sync:8,.0f}          group {group:8,.0f}   {group / sync:.2f}x")
+
+
+async def in_groups(storage: SnapshotStorage) -> dict[str, float]:
+    """Return the microseconds that a row takes."""
+
+    def writing(write: Callable[[Batch], Awaitable[object]]) -> Any:
+        async def prepare() -> Callable[[], Awaitable[object]]:
+            ids = [f"group-{next(_ids)}" for _ in range(TOGETHER)]
+            for saga_id in ids:
+                await storage.write(Batch(saga_id, a_saga(saga_id)))
+
+            async def one(saga_id: str) -> None:
+                for seq in range(ROWS):
+                    await write(Batch(saga_id, None, (), [a_snapshot(saga_id, seq, data=DATA)]))
+
+            async def run() -> None:
+                await asyncio.gather(*map(one, ids))
+
+            return run
+
+        return prepare
+
+    return await best(TOGETHER * ROWS, sync=writing(storage.write), group=writing(GroupWriter(storage).write))
 
 
 async def of_time(storage: SnapshotStorage, pool: asyncpg.Pool) -> None:
