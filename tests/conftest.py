@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -9,6 +10,11 @@ import pytest
 pytest_plugins = ["pytester"]
 os.environ.pop("PYTEST_ADDOPTS", None)  # how we were started is not how tests start others
 pytest.register_assert_rewrite("sagaz_core.storage.contract")  # here: anything else may import it
+
+with contextlib.suppress(ImportError):
+    # A test that runs pytest in this process drops what was imported meanwhile, and this one must not come twice:
+    # from 0.31 on it ends the process (https://github.com/MagicStack/asyncpg/issues/1292).
+    import asyncpg  # noqa: F401 - it is to be there
 
 try:
     from hypothesis import HealthCheck, settings
