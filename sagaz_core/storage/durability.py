@@ -12,10 +12,10 @@ import asyncio
 import logging
 from collections import deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sagaz_core.errors import StoreUnavailableError
-from sagaz_core.storage.together import Together, answers_together, shared
+from sagaz_core.storage.together import Together, calls_at_once, shared
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class GroupWriter:
     """Writes the batches of many sagas in one round trip. `write` returns when its batch is durable."""
 
     def __init__(self, storage: SnapshotStorage) -> None:
-        calls: Literal[1, 2] = storage.calls_at_once if answers_together(storage) else 1
-        self._together: Together[Batch, None] = Together(storage.write_many, calls)
+        self._together: Together[Batch, None] = Together(storage.write_many, calls_at_once(storage))
 
     async def write(self, batch: Batch) -> None:
         """Do what `SnapshotStorage.write` does."""

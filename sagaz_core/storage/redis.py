@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from sagaz_core.errors import CodecError, CorruptDataError, UsageError
@@ -47,8 +47,6 @@ class RedisSnapshotStorage(RedisSnapshots, RedisDeleting):
     All keys begin with `prefix` and a colon. `timeout` is in seconds, for a whole call, waiting for a connection and
     trying again included.
     """
-
-    calls_at_once: Literal[1, 2] = 1
 
     # ---- sagas
 

@@ -52,10 +52,8 @@ class Checkpoint(NamedTuple):
 class AnswersTogether(SnapshotStorage, Protocol):
     """What a store may have besides: it does many things in one round trip.
 
-    `calls_at_once` says whether it gains by two of them at the same time.
+    One that gains by two of them at the same time has `calls_at_once = 2`.
     """
-
-    calls_at_once: Literal[1, 2]
 
     async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
         """Return for each saga and step what the store's other methods would say."""
@@ -70,6 +68,12 @@ class AnswersTogether(SnapshotStorage, Protocol):
 def answers_together(storage: SnapshotStorage) -> TypeGuard[AnswersTogether]:
     """Whether the store has these."""
     return hasattr(storage, "read_checkpoints") and hasattr(storage, "log_replays")
+
+
+def calls_at_once(storage: SnapshotStorage) -> Literal[1, 2]:
+    """Return how many calls at the same time the store gains by."""
+    found: Literal[1, 2] = getattr(storage, "calls_at_once", 1)
+    return found
 
 
 class Together(Generic[Asked, Answer]):
@@ -158,7 +162,7 @@ async def read_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> 
     except UnicodeEncodeError:
         raise UsageError(f"{step!a:.80} is not the name of a step: it has a lone surrogate") from None
     if answers_together(storage):
-        reader = shared("read_checkpoint", storage, lambda: Together(storage.read_checkpoints, storage.calls_at_once))
+        reader = shared("read_checkpoint", storage, lambda: Together(storage.read_checkpoints, calls_at_once(storage)))
         return await reader.ask((saga_id, step))
     saga = await storage.get_saga(saga_id)
     before = await storage.latest_snapshot(saga_id, step=step, phase="before")
@@ -171,6 +175,6 @@ async def read_checkpoint(storage: SnapshotStorage, saga_id: str, step: str) -> 
 async def log_replay(storage: SnapshotStorage, record: ReplayRecord) -> None:
     """Do what `SnapshotStorage.log_replay` does."""
     if answers_together(storage):
-        await shared("log_replay", storage, lambda: Together(storage.log_replays, storage.calls_at_once)).ask(record)
+        await shared("log_replay", storage, lambda: Together(storage.log_replays, calls_at_once(storage))).ask(record)
     else:
         await storage.log_replay(record)
