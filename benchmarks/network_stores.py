@@ -41,8 +41,8 @@ RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"  # snapshots of a run have ids that
 S3_LENGTHS = 100, 1_000, 10_000
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
-TOGETHER, ROWS = 100, 10
-COMMIT_MILLISECONDS = 0, 2, 5
+TOGETHER, ROWS = 100, 30
+COMMIT_MILLISECONDS = 0, 1, 2, 5
 DATA = os.urandom(1000)
 _ids = count()
 

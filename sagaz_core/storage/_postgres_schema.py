@@ -5,11 +5,15 @@
   nothing when its records do not come behind those: the row is locked by the look at it.
 - `floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
   to the last row whose time is not after T" a range of an index, also when the clock went back.
+- The indices that serve one question each have only what a saga has from `LONG` on. Most sagas are shorter: to look
+  through one costs less than half as many index entries for each row that is written, and takes less of the disk.
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+LONG = 128
+"""The `seq` from which on the rows of a saga are in every index."""
 
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 CREATE_VERSION = "CREATE TABLE IF NOT EXISTS {s}saga_schema (version INTEGER NOT NULL)"
@@ -113,5 +117,19 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE {s}saga_replay_log ADD COLUMN row_sum BIGINT",
     ),
     3: ("ALTER TABLE {s}saga_snapshots ADD COLUMN tags JSONB",),
+    4: tuple(
+        statement
+        for table, name, columns in (
+            ("saga_snapshots", "saga_snapshots_by_step", "saga_id, step_name, seq, snapshot_id"),
+            ("saga_snapshots", "saga_snapshots_by_phase", "saga_id, phase, seq, snapshot_id"),
+            ("saga_snapshots", "saga_snapshots_by_place", "saga_id, step_name, phase, seq, snapshot_id"),
+            ("saga_snapshots", "saga_snapshots_by_time", "saga_id, floor, seq, snapshot_id"),
+            ("saga_events", "saga_events_by_time", "saga_id, floor, seq"),
+        )
+        for statement in (
+            f"DROP INDEX {{s}}{name}",
+            f"CREATE INDEX {name} ON {{s}}{table} ({columns}) WHERE seq >= {LONG}",
+        )
+    ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""

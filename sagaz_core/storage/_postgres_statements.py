@@ -1,9 +1,13 @@
 """Every statement that the PostgreSQL store runs on its tables. `{s}` stands for the quoted schema and a dot.
 
-Each query is served by an index and reads no row that it does not return; a test asks PostgreSQL for each one's plan.
+Each query is served by an index. It reads no row that it does not return but, of one saga, those before `LONG`: these
+are looked through, the last first, where an index of those from `LONG` on has nothing. A test asks PostgreSQL for each
+one's plan.
 """
 
 from __future__ import annotations
+
+from sagaz_core.storage._postgres_schema import LONG
 
 RECORD = "saga_id, saga_name, version, fingerprint, model, started_at, source, adapter, plan, record_sum"
 SUMMARY = "saga_id, summary_name, summary_seq, status, failed_step, failed_at, tags::text, summary_sum"
@@ -88,22 +92,30 @@ KNOWN_EVENTS = f"SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq
 KNOWN_SNAPSHOTS = f"""
     SELECT {OWN} FROM {sought(1, ("text",))} AS a (known_id, place) JOIN {{s}}saga_snapshots ON snapshot_id = known_id
 """
+
+
+def _first_above(table: str) -> str:
+    """Return the lowest `seq` of saga `$1` whose floor is above `$3`."""
+    where = f"FROM {{s}}{table} WHERE saga_id = $1 AND floor > $3::timestamptz"
+    return f"""coalesce(
+        (SELECT seq {where} AND seq < {LONG} ORDER BY seq LIMIT 1),
+        (SELECT seq {where} AND seq >= {LONG} ORDER BY floor, seq LIMIT 1)
+    )"""
+
+
 # A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
 # new one, or the first whose floor is above the earliest new time.
-SET_EVENT_FLOORS = """
-    UPDATE {s}saga_events e SET floor = f.floor FROM (
-        SELECT seq, min(at) OVER (ORDER BY seq DESC) AS floor FROM {s}saga_events
-        WHERE saga_id = $1 AND seq >= least($2::bigint, (
-            SELECT min(seq) FROM {s}saga_events WHERE saga_id = $1 AND floor > $3::timestamptz
-        ))
+SET_EVENT_FLOORS = f"""
+    UPDATE {{s}}saga_events e SET floor = f.floor FROM (
+        SELECT seq, min(at) OVER (ORDER BY seq DESC) AS floor FROM {{s}}saga_events
+        WHERE saga_id = $1 AND seq >= least($2::bigint, {_first_above("saga_events")})
     ) f WHERE e.saga_id = $1 AND e.seq = f.seq AND e.floor <> f.floor
 """
-SET_SNAPSHOT_FLOORS = """
-    UPDATE {s}saga_snapshots s SET floor = f.floor FROM (
+SET_SNAPSHOT_FLOORS = f"""
+    UPDATE {{s}}saga_snapshots s SET floor = f.floor FROM (
         SELECT snapshot_id, min(created_at) OVER (ORDER BY seq DESC, snapshot_id DESC) AS floor
-        FROM {s}saga_snapshots WHERE saga_id = $1 AND seq >= least($2::bigint, (
-            SELECT min(seq) FROM {s}saga_snapshots WHERE saga_id = $1 AND floor > $3::timestamptz
-        ))
+        FROM {{s}}saga_snapshots
+        WHERE saga_id = $1 AND seq >= least($2::bigint, {_first_above("saga_snapshots")})
     ) f WHERE s.snapshot_id = f.snapshot_id AND s.floor <> f.floor
 """
 SET_LAST = f"""
@@ -176,35 +188,58 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
     highest `seq` in question is known. Of the rows below it, those with a later time (there are none unless the clock
     went back) are passed over.
     """
-    if until and not (step or phase or max_seq):
-        return f"""
-            SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
-            WHERE s.saga_id = $1 AND s.floor <= $3 AND s.created_at <= $3 AND {_SERVED.format(now="$2")}
-            ORDER BY s.floor DESC, s.seq DESC, s.snapshot_id DESC LIMIT 1
-        """
     places = iter(range(3, 7))
-    where = [f"s.saga_id = $1 AND {_SERVED.format(now='$2')}"]
+    where = [_SERVED.format(now="$2")]
+    order, highest = "s.seq DESC, s.snapshot_id DESC", ""
     if step:
         where.append(f"s.step_name = ${next(places)}")
     if phase:
         where.append(f"s.phase = ${next(places)}")
     if until:
         time = f"${next(places)}"
-        where.append(f"""s.created_at <= {time} AND s.seq <= (
-            SELECT seq FROM {{s}}saga_snapshots WHERE saga_id = $1 AND floor <= {time}
-            ORDER BY floor DESC, seq DESC LIMIT 1
-        )""")
+        where.append(f"s.created_at <= {time}")
+        if step or phase or max_seq:
+            highest = f"AND s.seq <= ({_last_at('saga_snapshots', '$1', time)})"
+        else:
+            highest, order = f"AND s.floor <= {time}", f"s.floor DESC, {order}"
     if max_seq:
         where.append(f"s.seq <= ${next(places)}")
-    return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE {' AND '.join(where)} {_HIGHEST}"
+    if not (step or phase or until):
+        return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.saga_id = $1 AND {' AND '.join(where)} {_HIGHEST}"
+    found = _long_or_short("$1", " AND ".join(where), highest, order)
+    return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.snapshot_id = {found}"
+
+
+def _last_at(table: str, saga: str, time: str) -> str:
+    """Return the query of the highest `seq` in question at that time, among those that are in the index by time."""
+    return f"""
+        SELECT seq FROM {{s}}{table} WHERE saga_id = {saga} AND seq >= {LONG} AND floor <= {time}
+        ORDER BY floor DESC, seq DESC LIMIT 1
+    """
+
+
+def _long_or_short(saga: str, where: str, long_where: str = "", order: str = "s.seq DESC, s.snapshot_id DESC") -> str:
+    """Return the id of the latest snapshot: by an index of those from `LONG` on, or else by a look through the rest."""
+    return f"""coalesce(
+        (
+            SELECT s.snapshot_id FROM {{s}}saga_snapshots s
+            WHERE s.saga_id = {saga} AND s.seq >= {LONG} AND {where} {long_where} ORDER BY {order} LIMIT 1
+        ),
+        (
+            SELECT s.snapshot_id FROM {{s}}saga_snapshots s
+            WHERE s.saga_id = {saga} AND s.seq < {LONG} AND {where} {_HIGHEST}
+        )
+    )"""
 
 
 READ_EVENTS = f"SELECT {EVENT}, NULL FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
 # The last column is the highest `seq` in question. One event more shows that it is.
 READ_EVENTS_UNTIL = f"""
     SELECT e.*, l.highest FROM (
-        SELECT seq AS highest FROM {{s}}saga_events WHERE saga_id = $1 AND floor <= $4
-        ORDER BY floor DESC, seq DESC LIMIT 1
+        SELECT coalesce(({_last_at("saga_events", "$1", "$4")}), (
+            SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND seq < {LONG} AND floor <= $4
+            ORDER BY seq DESC LIMIT 1
+        )) AS highest
     ) l CROSS JOIN LATERAL (
         SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= l.highest + 1
         ORDER BY seq LIMIT $3
@@ -218,9 +253,9 @@ READ_CHECKPOINTS = f"""
     FROM {sought(2, CHECKPOINT_TYPES)} AS a (saga_id, step, place)
     LEFT JOIN {{s}}sagas g ON g.saga_id = a.saga_id AND g.saga_name IS NOT NULL
     LEFT JOIN LATERAL (
-        SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s
-        WHERE s.saga_id = a.saga_id AND s.step_name = a.step AND s.phase = 'before' AND {_SERVED.format(now="$1")}
-        {_HIGHEST}
+        SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.snapshot_id = {
+    _long_or_short("a.saga_id", f"s.step_name = a.step AND s.phase = 'before' AND {_SERVED.format(now='$1')}")
+}
     ) b ON true
     LEFT JOIN LATERAL (
         SELECT s.seq, s.retention_until FROM {{s}}saga_snapshots s

@@ -7,7 +7,7 @@ is stored. Only then the saga's row is locked, and its records are compared.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from weakref import WeakValueDictionary
 
@@ -54,7 +54,7 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
     """
 
     @property
-    def calls_at_once(self) -> Literal[1, 2]:
+    def calls_at_once(self) -> int:
         """See `AnswersTogether`."""
         return self._connections.calls_at_once
 
@@ -215,7 +215,7 @@ class _BoundPostgresStorage(PostgresSnapshotStorage):
         self._turn = _TURNS.setdefault(id(connection), asyncio.Lock())
 
     @property
-    def calls_at_once(self) -> Literal[1, 2]:
+    def calls_at_once(self) -> int:
         return 1
 
     async def _read(self, work: Callable[[Connection], Awaitable[Result]], otherwise: Result) -> Result:

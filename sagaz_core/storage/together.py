@@ -1,16 +1,16 @@
 """Calls of many at the same time as one call of the store: writes, what replays ask for, and the log of replays.
 
-Whoever asks while a call is under way waits, and goes with all the others in the next one. Where a store may have two
-calls at once, and many wait, half of them go in each: so the server works for the one half while this process does for
-the other. A store that nothing is gained by need not know of this: what is asked is then asked one by one, with the
-methods that every store has.
+Whoever asks while a call is under way waits, and goes with all the others in the next one. Where a store may have
+several calls at once, and many wait, a part of them goes in each: so this process works for one call, the server for
+another, and the disk for a third. A store that nothing is gained by need not know of this: what is asked is then asked
+one by one, with the methods that every store has.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from sagaz_core._per_loop import PerLoop
 from sagaz_core.errors import UsageError
@@ -25,7 +25,7 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 _AT_ONCE = 500
-_MANY = 16
+_LEAST = 24  # that ask for a call of their own while another is under way
 
 
 class EventHead(NamedTuple):
@@ -52,7 +52,7 @@ class Checkpoint(NamedTuple):
 class AnswersTogether(SnapshotStorage, Protocol):
     """What a store may have besides: it does many things in one round trip.
 
-    One that gains by two of them at the same time has `calls_at_once = 2`.
+    One that gains by several of these calls at the same time says how many: `calls_at_once`.
     """
 
     async def read_checkpoints(self, asked: Sequence[tuple[str, str]]) -> Sequence[Checkpoint]:
@@ -70,9 +70,9 @@ def answers_together(storage: SnapshotStorage) -> TypeGuard[AnswersTogether]:
     return hasattr(storage, "read_checkpoints") and hasattr(storage, "log_replays")
 
 
-def calls_at_once(storage: SnapshotStorage) -> Literal[1, 2]:
+def calls_at_once(storage: SnapshotStorage) -> int:
     """Return how many calls at the same time the store gains by."""
-    found: Literal[1, 2] = getattr(storage, "calls_at_once", 1)
+    found: int = getattr(storage, "calls_at_once", 1)
     return found
 
 
@@ -82,11 +82,10 @@ class Together(Generic[Asked, Answer]):
     At most `calls` are under way at the same time, and more than one only while many wait.
     """
 
-    def __init__(
-        self, do: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]], calls: Literal[1, 2] = 1
-    ) -> None:
+    def __init__(self, do: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]], calls: int = 1) -> None:
         self._do, self._calls = do, calls
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._under_way = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def ask(self, asked: Asked) -> Answer:
@@ -95,7 +94,7 @@ class Together(Generic[Asked, Answer]):
         done: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((asked, done))
         running = self._running()
-        if running < (self._calls if len(self._waiting) >= _MANY else 1):
+        if running < (self._calls if len(self._waiting) >= _LEAST else 1):
             # It runs after all that are ready to ask now, so that they go together.
             task = loop.create_task(self._ask_all(), context=Context())
             task.add_done_callback(self._ended)
@@ -110,12 +109,18 @@ class Together(Generic[Asked, Answer]):
         return len(self._tasks)
 
     async def _ask_all(self) -> None:
+        if self._under_way and len(self._waiting) < _LEAST:
+            return  # the others have gone already
         while self._waiting:
-            count = len(self._waiting)
-            if count >= 2 * _MANY:
-                count = min(-(-count // self._calls), _AT_ONCE)
+            total = self._under_way + len(self._waiting)
+            parts = min(self._calls, total // _LEAST) or 1
+            count = min(len(self._waiting), -(-total // parts), _AT_ONCE)
             together, self._waiting = self._waiting[:count], self._waiting[count:]
-            await self._ask(together)
+            self._under_way += count
+            try:
+                await self._ask(together)
+            finally:
+                self._under_way -= count
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Let nobody wait for a task that was cancelled, as the loop is being closed: it may not even have begun."""

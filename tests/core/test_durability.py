@@ -301,8 +301,8 @@ def test_what_waits_when_the_loop_ends_is_written():
     assert len(asyncio.run(store.list_sagas()).items) == 1
 
 
-def test_of_many_that_ask_at_once_half_go_in_each_of_two_calls_at_the_same_time():
-    """And few wait for the call that is under way, to go together in the next one."""
+def test_of_many_that_ask_at_once_a_part_goes_in_each_of_several_calls_at_the_same_time():
+    """And few wait for a call that is under way, to go together in the next one."""
     calls, answers = [], []
 
     async def do(asked):
@@ -311,41 +311,51 @@ def test_of_many_that_ask_at_once_half_go_in_each_of_two_calls_at_the_same_time(
         await answers[-1]
         return asked
 
-    async def turns():
-        for _ in range(3):
-            await asyncio.sleep(0)
-
     async def main():
-        together = Together(do, 2)
-        first = [asyncio.ensure_future(together.ask(number)) for number in range(50)]
-        await turns()
-        assert calls == [25, 25]
-        few = [asyncio.ensure_future(together.ask(number)) for number in range(20)]
-        await turns()
-        assert calls == [25, 25]
+        together = Together(do, 4)
+        asking = []
+
+        async def ask(count):
+            asking.append([asyncio.ensure_future(together.ask(number)) for number in range(count)])
+            await turns()
+
+        async def turns():
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+        await ask(100)
+        assert calls == [25, 25, 25, 25]
+        await ask(60)
+        assert len(calls) == 4  # no more than four
         answers[1].set_result(None)
         await turns()
-        assert calls == [25, 25, 20]
-        more = [asyncio.ensure_future(together.ask(number)) for number in range(10)]
+        assert calls[4:] == [34]  # a quarter of 75 under way and 60 that wait
         answers[2].set_result(None)
         await turns()
-        assert calls == [25, 25, 20, 10]
-        last = [asyncio.ensure_future(together.ask(number)) for number in range(15)]
+        assert calls[5:] == [26]
         answers[3].set_result(None)
-        await asyncio.gather(*more)
-        assert calls == [25, 25, 20, 10, 15]
-        again = [asyncio.ensure_future(together.ask(number)) for number in range(15)]
         await turns()
-        assert len(calls) == 5
-        answers[0].set_result(None)
-        answers[4].set_result(None)
+        await ask(23)
+        assert len(calls) == 6  # too few for a call beside three
+        await ask(1)
+        assert calls[6:] == [24]
+        await ask(10)
+        answers[6].set_result(None)
         await turns()
-        answers[5].set_result(None)
-        assert await asyncio.gather(*first, *few, *more) == [*range(50), *range(20), *range(10)]
-        assert await asyncio.gather(*last, *again) == [*range(15), *range(15)]
+        assert calls[7:] == [10]  # who has done one takes in what waits, however little
+        for answer in (answers[0], answers[4], answers[5], answers[7]):
+            answer.set_result(None)
+        found = [await asyncio.gather(*some) for some in asking]
+        assert found == [list(range(count)) for count in (100, 60, 23, 1, 10)]
+        await ask(50)
+        assert calls[8:] == [25, 25]  # and not 13 in each of four
+        assert together._under_way == 50
+        for answer in answers[8:]:
+            answer.set_result(None)
+        await turns()
+        assert together._under_way == 0
 
     run(main())
-    assert sum(calls) == 110
 
 
 def cancel_all_others():

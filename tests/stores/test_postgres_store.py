@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import random
 import subprocess
 import sys
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError, UsageError
-from sagaz_core.storage import Batch, open_storage
+from sagaz_core.storage import Batch, InMemorySnapshotStorage, open_storage
 from sagaz_core.storage._postgres_rows import replay_row, saga_row, summary_row
-from sagaz_core.storage._postgres_schema import MIGRATIONS, SCHEMA_VERSION
+from sagaz_core.storage._postgres_schema import LONG, MIGRATIONS, SCHEMA_VERSION
 from sagaz_core.storage.contract import (
     T0,
     SnapshotStorageContract,
@@ -279,3 +281,62 @@ def test_completed_steps_and_tags_can_be_asked_for_in_sql(postgres_url, postgres
         return found
 
     assert asyncio.run(main()) == [[2], [1]]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_saga_that_becomes_long_answers_as_before(postgres_url, postgres_database, seed):
+    """From `LONG` on other indices are asked; some of it is written late, and the clock goes back on both sides."""
+    rng = random.Random(seed)
+    seqs = range(LONG - 12, LONG + 12)
+    seconds = [max(0, seq - seqs[0] - rng.choice((0, 0, 0, 0, 3, 15))) for seq in seqs]
+    moments = [T0 + timedelta(seconds=part / 2) for part in range(-1, 2 * max(seconds) + 2)]
+    written = [
+        (
+            an_event("s", seq, T0 + timedelta(seconds=second)),
+            a_snapshot(
+                "s",
+                seq,
+                step_name=rng.choice(("early", "charge") if seq < LONG else ("late", "charge")),
+                phase=rng.choice(("before", "after")),
+                created_at=T0 + timedelta(seconds=second),
+            ),
+        )
+        for seq, second in zip(seqs, seconds, strict=True)
+    ]
+    one_by_one = sorted(written[6:], key=lambda one: one[0].seq + rng.choice((0, 0, 3)))
+    parts = [written[:6], *([one] for one in one_by_one)]
+    questions = [
+        {"step": step, "phase": phase, "max_seq": max_seq}
+        for step in (None, "early", "charge", "late")
+        for phase in (None, "before")
+        for max_seq in (None, LONG - 1, LONG)
+    ]
+
+    async def main():
+        theirs, ours = open_storage(postgres_url), InMemorySnapshotStorage()
+        for store in (theirs, ours):
+            await store.write(Batch("s", a_saga("s")))
+            for events, snapshots in (zip(*part, strict=True) for part in parts):
+                await store.write(Batch("s", None, events, snapshots))
+        for until in (None, *moments):
+            for question in questions:
+                found = [await store.latest_snapshot("s", until=until, **question) for store in (theirs, ours)]
+                assert found[0] == found[1], (until, question)
+            for after in (-1, LONG - 1):
+                read = [
+                    [event async for event in store.read_events("s", after_seq=after, until=until)]
+                    for store in (theirs, ours)
+                ]
+                assert read[0] == read[1], (until, after)
+        for step in ("early", "charge", "late"):
+            (checkpoint,) = await theirs.read_checkpoints([("s", step)])
+            before = await ours.latest_snapshot("s", step=step, phase="before")
+            assert (checkpoint.before, checkpoint.last_seq) == (before, seqs[-1])
+        await theirs.close()
+        connection = await asyncpg.connect(postgres_database)
+        for table, time in (("saga_events", "at"), ("saga_snapshots", "created_at")):
+            floors = f"SELECT floor, min({time}) OVER (ORDER BY seq DESC) FROM {schema_of(postgres_url)}.{table}"
+            assert [row for row in await connection.fetch(floors) if row[0] != row[1]] == []
+        await connection.close()
+
+    asyncio.run(main())
