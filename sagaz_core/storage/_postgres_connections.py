@@ -15,10 +15,16 @@ from sagaz_core.storage._postgres_schema import (
     CREATE_SCHEMA,
     CREATE_VERSION,
     GET_VERSION,
+    IS_READY,
     LOCK_MIGRATION,
+    LONG_INDICES,
     MIGRATIONS,
+    NEEDED_VERSION,
     SCHEMA_VERSION,
     SET_VERSION,
+    TAKE_TURN,
+    drop_in_use,
+    in_use,
 )
 from sagaz_core.storage.url import safe_url
 
@@ -53,6 +59,7 @@ _UNAVAILABLE = (
 )
 
 
+_TURN = 0.1
 _CALLS_AT_ONCE = 4  # for this process, the server and the disk: measured where a commit takes 0 to 5 ms
 
 
@@ -87,15 +94,30 @@ class Connections:
         return await persistently(self.url, self.timeout, lambda: self._attempt(work, None, create=True))  # type: ignore[arg-type] # None is never returned then
 
     async def upgrade(self) -> None:
-        """Make the tables, or bring them to this release's version."""
+        """Make the tables, or bring them to this release's version, however long that takes."""
 
-        async def migrate(connection: Connection) -> None:
-            if (
-                await self._version(connection) < SCHEMA_VERSION
-            ):  # else a user that may not make tables has nothing to do
-                await self._migrate(connection)
+        async def look(connection: Connection) -> int:
+            return await self._version(connection)
 
-        await self.write(migrate)
+        if await self.write(look) == SCHEMA_VERSION:
+            return
+        try:
+            connection = await asyncpg.connect(self._dsn, timeout=self.timeout, statement_cache_size=0)
+            try:
+                if self._prepared:
+                    await self._migrate_in_use(connection)
+                else:  # the pooler gives each transaction another connection
+                    await self._migrate(connection, SCHEMA_VERSION)
+            finally:
+                connection.terminate()  # and so ends what is under way, and its turn
+        except FOREIGN as error:
+            ours = self.translated(error)
+            if not isinstance(ours, LostConnectionError):
+                raise ours from error
+            shown = safe_url(self.url)
+            raise StoreUnavailableError(
+                f"the upgrade of the store {shown} was broken off ({ours}): do it again"
+            ) from error
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
@@ -139,8 +161,8 @@ class Connections:
 
     async def _is_ready(self, connection: Connection, create: bool) -> bool:
         version = await self._version(connection)
-        if version < SCHEMA_VERSION and (version or create):
-            await self._migrate(connection)
+        if version < NEEDED_VERSION and (version or create):
+            await self._migrate(connection, NEEDED_VERSION if version else SCHEMA_VERSION)
             return True
         return version > 0
 
@@ -156,17 +178,31 @@ class Connections:
             )
         return version
 
-    async def _migrate(self, connection: Connection) -> None:
+    async def _migrate(self, connection: Connection, wanted: int) -> None:
         async with connection.transaction():
             await connection.execute(LOCK_MIGRATION, self._schema)
             if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", self._schema):
                 await connection.execute(CREATE_SCHEMA.replace("{schema}", f'"{self._schema}"'))
             await connection.execute(self.text(CREATE_VERSION))
             # Another process may have done it between the look and the lock.
-            for version in range(await self._version(connection) + 1, SCHEMA_VERSION + 1):
+            for version in range(await self._version(connection) + 1, wanted + 1):
                 for statement in MIGRATIONS[version]:
                     await connection.execute(self.text(statement))
                 await connection.execute(self.text(SET_VERSION), version)
+
+    async def _migrate_in_use(self, connection: Connection) -> None:
+        """Make indices anew, one by one, while others write; go on where that was broken off."""
+        # A statement that waited for its turn would be waited for by that which makes an index.
+        while not await connection.fetchval(TAKE_TURN, self._schema):  # noqa: ASYNC110 - another process has it
+            await asyncio.sleep(_TURN)
+        if await self._version(connection) == SCHEMA_VERSION:
+            return
+        for index in LONG_INDICES:
+            if not await connection.fetchval(IS_READY, f"{self._prefix}{index.name}"):
+                for statement in in_use(index):
+                    await connection.execute(self.text(statement))
+            await connection.execute(self.text(drop_in_use(index)))
+        await connection.execute(self.text(SET_VERSION), SCHEMA_VERSION)
 
     def translated(self, error: BaseException) -> Exception:
         """Return the error as one of ours."""

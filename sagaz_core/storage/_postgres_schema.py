@@ -11,7 +11,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 SCHEMA_VERSION = 4
+NEEDED_VERSION = 3
+"""What any use brings older tables to. What comes after it takes long where there are many rows, and can wait."""
 LONG = 128
 """The `seq` from which on the rows of a saga are in every index."""
 
@@ -22,6 +26,28 @@ SET_VERSION = "INSERT INTO {s}saga_schema VALUES ($1)"
 LOCK_MIGRATION = "SELECT pg_advisory_xact_lock(hashtextextended($1, 1397573441))"  # "SAGA", as a number
 
 _TEXT = 'TEXT COLLATE "C"'
+
+
+class Index(NamedTuple):
+    """An index of what sagas have from `LONG` on, and the one of all rows that it has replaced."""
+
+    name: str
+    on: str
+    replaced: str
+
+
+def _long_index(table: str, by: str, columns: str) -> Index:
+    on = f"ON {{s}}{table} ({columns}) WHERE seq >= {LONG}"
+    return Index(f"{table}_long_by_{by}", on, f"{table}_by_{by}")
+
+
+LONG_INDICES = (
+    _long_index("saga_snapshots", "step", "saga_id, step_name, seq, snapshot_id"),
+    _long_index("saga_snapshots", "phase", "saga_id, phase, seq, snapshot_id"),
+    _long_index("saga_snapshots", "place", "saga_id, step_name, phase, seq, snapshot_id"),
+    _long_index("saga_snapshots", "time", "saga_id, floor, seq, snapshot_id"),
+    _long_index("saga_events", "time", "saga_id, floor, seq"),
+)
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -119,17 +145,27 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     3: ("ALTER TABLE {s}saga_snapshots ADD COLUMN tags JSONB",),
     4: tuple(
         statement
-        for table, name, columns in (
-            ("saga_snapshots", "saga_snapshots_by_step", "saga_id, step_name, seq, snapshot_id"),
-            ("saga_snapshots", "saga_snapshots_by_phase", "saga_id, phase, seq, snapshot_id"),
-            ("saga_snapshots", "saga_snapshots_by_place", "saga_id, step_name, phase, seq, snapshot_id"),
-            ("saga_snapshots", "saga_snapshots_by_time", "saga_id, floor, seq, snapshot_id"),
-            ("saga_events", "saga_events_by_time", "saga_id, floor, seq"),
-        )
+        for index in LONG_INDICES
         for statement in (
-            f"DROP INDEX {{s}}{name}",
-            f"CREATE INDEX {name} ON {{s}}{table} ({columns}) WHERE seq >= {LONG}",
+            f"DROP INDEX {{s}}{index.replaced}",
+            f"CREATE INDEX {index.name} {index.on}",
         )
     ),
 }
 """For each version of the schema, the statements that lead to it from the one before."""
+
+IS_READY = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+TAKE_TURN = "SELECT pg_try_advisory_lock(hashtextextended($1, 1397573442))"
+
+
+def in_use(index: Index) -> tuple[str, ...]:
+    """Return the statements that make the index while others write, each a transaction of its own.
+
+    What was broken off leaves an index that is not ready.
+    """
+    return f"DROP INDEX CONCURRENTLY IF EXISTS {{s}}{index.name}", f"CREATE INDEX CONCURRENTLY {index.name} {index.on}"
+
+
+def drop_in_use(index: Index) -> str:
+    """Return the statement that drops what the index has replaced, while others write."""
+    return f"DROP INDEX CONCURRENTLY IF EXISTS {{s}}{index.replaced}"

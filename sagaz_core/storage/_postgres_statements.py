@@ -274,6 +274,7 @@ LIST_REPLAYS = f"""
 """
 INFO = """
     SELECT
+        (SELECT max(version) FROM {s}saga_schema),
         (SELECT count(*) FROM {s}sagas WHERE saga_name IS NOT NULL),
         (SELECT count(*) FROM {s}saga_events),
         (SELECT count(*) FROM {s}saga_snapshots),

@@ -188,10 +188,10 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
         rows = await self._rows(sql.INFO)
         if not rows:
             return StoreInfo(safe_url(self.url), 0, 0, 0, 0, 0, 0)
-        return StoreInfo(safe_url(self.url), SCHEMA_VERSION, *rows[0])
+        return StoreInfo(safe_url(self.url), *rows[0])
 
     async def upgrade(self) -> int:
-        """See `SnapshotStorage.upgrade`."""
+        """See `SnapshotStorage.upgrade`. It waits as long as that takes: `timeout` is for connecting alone."""
         await self._connections.upgrade()
         return SCHEMA_VERSION
 

@@ -13,7 +13,7 @@ import pytest
 from sagaz_core.errors import DuplicateSagaError, SchemaError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch, InMemorySnapshotStorage, open_storage
 from sagaz_core.storage._postgres_rows import replay_row, saga_row, summary_row
-from sagaz_core.storage._postgres_schema import LONG, MIGRATIONS, SCHEMA_VERSION
+from sagaz_core.storage._postgres_schema import LONG, LONG_INDICES, MIGRATIONS, NEEDED_VERSION, SCHEMA_VERSION
 from sagaz_core.storage.contract import (
     T0,
     SnapshotStorageContract,
@@ -224,18 +224,24 @@ def test_a_pooler_that_shares_connections_is_used_without_prepared_statements(po
     assert asyncio.run(main()) == 0
 
 
+async def make_old(connection, schema, version):
+    """Make the tables as an earlier release did."""
+    await connection.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.saga_schema (version INTEGER)")
+    for number in range(1, version + 1):
+        for statement in MIGRATIONS[number]:
+            await connection.execute(statement.replace("{s}", f"{schema}."))
+    await connection.execute(f"INSERT INTO {schema}.saga_schema VALUES ({version})")
+
+
 def test_a_store_of_an_earlier_release_is_brought_up_to_date(postgres_url, postgres_database):
-    """What is in it is read as it was, and gone on with; twenty processes at once were tried above."""
+    """What is in it is read as it was, and gone on with."""
     schema = schema_of(postgres_url)
     old, snapshot = a_saga("s"), FrameWriter().frame(a_snapshot("s", 1), b"state")
     replay, summary = a_replay("r", "s"), a_summary("s", 1, tags={"x": "é"})
 
     async def main():
         connection = await asyncpg.connect(postgres_database)
-        await connection.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.saga_schema (version INTEGER)")
-        for statement in MIGRATIONS[1]:
-            await connection.execute(statement.replace("{s}", f"{schema}."))
-        await connection.execute(f"INSERT INTO {schema}.saga_schema VALUES (1)")
+        await make_old(connection, schema, 1)
         written = (
             ("sagas", (*saga_row(old)[:9], *summary_row(summary)[:6], 0, T0, 1, snapshot.snapshot_id, T0)),
             ("saga_events", ("s", 0, T0, T0, "StepStarted", "step0", b"data")),
@@ -249,17 +255,89 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(postgres_url, postg
 
         storage = open_storage(postgres_url)
         assert await storage.get_saga("s") == old
-        assert (await storage.info()).schema_version == await storage.upgrade() == SCHEMA_VERSION
+        assert (await storage.info()).schema_version == NEEDED_VERSION  # what takes long is left
         await storage.write(Batch("s", old, [an_event("s", 0, T0)], [snapshot]))
         new = a_snapshot("s", 2, completed_steps=("reserve",), tags=(("x", "y"),))
         await storage.write(Batch("s", None, [an_event("s", 1)], [new]))
-        found = await storage.list_snapshots("s")
-        assert [(one.seq, one.completed_steps, one.tags) for one in found.items] == [(1, (), ()), (2, *new[-2:])]
-        assert state_bytes(found.items[0]) == b"state"
-        assert [event.seq async for event in storage.read_events("s")] == [0, 1]
-        assert await storage.list_replays("s") == [replay]
-        assert (await storage.find_sagas(tags={"x": "é"})).items == [summary]
+        for _ in range(2):
+            found = await storage.list_snapshots("s")
+            assert [(one.seq, one.completed_steps, one.tags) for one in found.items] == [(1, (), ()), (2, *new[-2:])]
+            assert state_bytes(found.items[0]) == b"state"
+            assert [event.seq async for event in storage.read_events("s")] == [0, 1]
+            assert await storage.list_replays("s") == [replay]
+            assert (await storage.find_sagas(tags={"x": "é"})).items == [summary]
+            assert await storage.latest_snapshot("s", step=new.step_name, until=new.created_at) == new
+            assert await storage.upgrade() == (await storage.info()).schema_version == SCHEMA_VERSION
         await storage.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("prepared", ["yes", "no"])
+def test_an_upgrade_goes_on_while_others_write_and_upgrade(postgres_url, postgres_database, prepared):
+    schema = schema_of(postgres_url)
+
+    async def main():
+        connection = await asyncpg.connect(postgres_database)
+        await make_old(connection, schema, NEEDED_VERSION)
+        fresh = f"{schema}_fresh"
+        stores = [open_storage(f"{postgres_url}&prepared={prepared}") for _ in range(8)]
+        writer, new = open_storage(postgres_url), open_storage(f"{postgres_database}?schema={fresh}")
+        await new.upgrade()
+        await writer.write(Batch("s", a_saga("s")))
+        upgraded = asyncio.gather(*(store.upgrade() for store in stores))
+        seq = 0
+        while not upgraded.done() or seq < 200:
+            await writer.write(Batch("s", None, [an_event("s", seq)], [a_snapshot("s", seq)]))
+            seq += 1
+        assert await upgraded == [SCHEMA_VERSION] * 8
+        assert await writer.count_snapshots("s") == seq
+        assert await writer.latest_snapshot("s", step=a_snapshot("s", 150).step_name, max_seq=150)
+        indices = "SELECT indexdef FROM pg_indexes WHERE schemaname = $1 ORDER BY indexname"
+        found = [
+            [row[0].replace(f"{name}.", "") for row in await connection.fetch(indices, name)]
+            for name in (schema, fresh)
+        ]
+        assert found[0] == found[1]
+        assert sum("WHERE (seq >= 128)" in text for text in found[0]) == len(LONG_INDICES)
+        assert await connection.fetch(f"SELECT version FROM {schema}.saga_schema ORDER BY 1") == [
+            (NEEDED_VERSION,),
+            (SCHEMA_VERSION,),
+        ]
+        await connection.close()
+        for store in (*stores, writer, new):
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_an_upgrade_that_was_broken_off_is_gone_on_with(postgres_url, postgres_database):
+    schema, index = schema_of(postgres_url), LONG_INDICES[1]
+    ready = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+
+    async def main():
+        connection, other = [await asyncpg.connect(postgres_database) for _ in range(2)]
+        await make_old(connection, schema, NEEDED_VERSION)
+        storage = open_storage(postgres_url)
+        async with other.transaction():  # to make an index waits for its end
+            await other.execute(f"LOCK TABLE {schema}.saga_snapshots IN ROW EXCLUSIVE MODE")
+            task = asyncio.create_task(storage.upgrade())
+            while await connection.fetchval(ready, f"{schema}.{LONG_INDICES[0].name}") is None:  # noqa: ASYNC110 - the server's
+                await asyncio.sleep(0)
+            running = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND pid <> $1"
+            pid = await connection.fetchval(running, connection.get_server_pid())
+            assert await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
+            with pytest.raises(StoreUnavailableError, match=r"was broken off .*: do it again"):
+                await task
+        assert await connection.fetchval(ready, f"{schema}.{LONG_INDICES[0].name}") is False
+        assert await connection.fetchval(ready, f"{schema}.{index.replaced}")
+        await storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 1)]))
+        assert await storage.upgrade() == SCHEMA_VERSION
+        assert [await connection.fetchval(ready, f"{schema}.{one.name}") for one in LONG_INDICES] == [True] * 5
+        assert await connection.fetchval(ready, f"{schema}.{index.replaced}") is None
+        await storage.close()
+        await connection.close()
+        await other.close()
 
     asyncio.run(main())
 
