@@ -1,7 +1,7 @@
 """Ids of snapshots that name their saga and its `seq`: `order-42@12` is the saga `order-42` at 12.
 
-The engine gives its snapshots such ids. No two of them are the same, as no two events of a saga are: what a further one
-at the same `seq` is called ends with a number, `order-42@12-000001`. A store can find them without looking for their ids.
+The engine gives its snapshots such ids. A further one at the same `seq` has a number at its end, `order-42@12-000001`.
+A run that goes on with a saga begins with an event of its own, so that what it captures is at a higher `seq`.
 """
 
 from __future__ import annotations
