@@ -247,7 +247,9 @@ async def long_on_s3(server: Any) -> None:
 
 def _link(seq: int) -> SagaSnapshot:
     base_seq = seq - seq % 16 if seq % 16 else None
-    return a_snapshot("s", seq, step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq)
+    return a_snapshot(
+        "s", seq, snapshot_id=f"s@{seq}", step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq
+    )
 
 
 async def of_groups(url: str, pool: asyncpg.Pool) -> None:

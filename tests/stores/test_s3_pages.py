@@ -16,7 +16,7 @@ from s3_server import Trips
 
 from sagaz_core.errors import CorruptDataError, DuplicateSagaError, StoreUnavailableError
 from sagaz_core.storage import Batch, _s3_asking, open_storage
-from sagaz_core.storage._rows import event_entry, event_row, saga_row, snapshot_entry, snapshot_row
+from sagaz_core.storage._rows import digest, event_entry, event_row, saga_row, snapshot_entry, snapshot_row
 from sagaz_core.storage._s3_keys import data_folder, saga_key, snapshot_key
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event, chain
 from sagaz_core.storage.names import snapshot_name
@@ -535,16 +535,40 @@ def test_what_expired_goes_from_pages(s3, storage, do, bucket, small_pages):
 
 def put(s3, bucket, key, value):
     """Write an object of format 1."""
-    from sagaz_core.storage._rows import digest
-
     data = ormsgpack.packb(value)
     s3.client.put_object(Bucket=bucket, Key=f"a/prefix/{key}", Body=b"SgS1" + digest(data) + data)
 
 
+def test_pages_of_an_earlier_release_are_read_and_gone_on_with(s3, storage, other, do, bucket, small_pages):
+    """There each snapshot had a claim, and less was said of the parts of a page; the head is of format 2."""
+    snapshots, key = steps(60, every=6, key=5000), f"a/prefix/{saga_key('s')}"
+    fill(storage, do, snapshots, at_once=1)
+    stored = s3.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    head = ormsgpack.unpackb(stored[12:])
+    for line in head[6][1][1]:
+        line[-1] = [part[:4] for part in line[-1]]
+    head[6] += [[], []]
+    data = ormsgpack.packb(head)
+    s3.client.put_object(Bucket=bucket, Key=key, Body=b"SgS2" + digest(data) + data)
+    new = named(steps(80, every=6, key=5000))[60:]
+    do(other.write(Batch("s", None, (), new[:1])))
+    for snapshot in new[1:]:
+        do(storage.write(a_batch(snapshot)))
+    third = open_storage(s3.url(bucket))
+    for one in [*snapshots, *new]:
+        found = do(third.get_snapshot(one.snapshot_id))
+        assert found.data == one.data
+        assert len(found.bases) == one.seq % 6
+        assert do(third.latest_snapshot("s", max_seq=one.seq)) == found
+    assert listed(third, do) == list(range(80))
+    assert do(third.delete_snapshots("s", below_seq=30)) == 30
+    assert [do(storage.get_snapshot(one.snapshot_id)).data for one in new] == [one.data for one in new]
+    assert do(third.delete_saga("s"))
+    assert names(s3, bucket, "") == []
+
+
 def test_a_long_saga_of_an_earlier_release_is_read_and_gone_on_with(s3, storage, other, do, bucket):
     """There all rows are in the head, and data that it had no room for in an object of their own."""
-    from sagaz_core.storage._rows import digest
-
     snapshots = steps(300, every=20, key=5000)
     events = [an_event("s", seq, data=b"%06d" % seq) for seq in range(300)]
     held = b"".join(event.data for event in events)
