@@ -42,10 +42,11 @@ class EventPage(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some snapshots of a page, which begin with one whose data are in an object of its own: `name` says in which.
+    """Some snapshots of a page, which begin with one whose data are in an object of its own: `name` says in which,
+    and `claimed` whether that is the one of the snapshot's id.
 
     The part before the first such one has the name `b""`. `steps` has two bytes for each step's name. `base` is the
-    lowest `seq` that is needed to read the one that it begins with; an earlier release did not write it.
+    lowest `seq` that is needed to read the one that it begins with; an earlier release wrote neither.
     """
 
     steps: bytes

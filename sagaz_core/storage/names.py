@@ -20,7 +20,7 @@ class Named(NamedTuple):
 
 
 def snapshot_name(saga_id: str, seq: int, number: int = 0) -> str:
-    """Return the id of the saga's first snapshot at that `seq`, or of a further one; in this order they sort."""
+    """Return the id of the saga's first snapshot at that `seq`, or of a further one: they sort so, up to a million."""
     return f"{saga_id}@{seq}-{number:06}" if number else f"{saga_id}@{seq}"
 
 
