@@ -41,7 +41,7 @@ class Head:
     """The head as it was read. `version` is `None` when there is none.
 
     The place of an entry is an offset in `held`, `OWN` or `CLAIMED`, or the name of an object in the saga's folder and
-    an offset.
+    an offset. `packed_pages` has the bytes that stand for those pages: most writes change none.
     """
 
     __slots__ = (
@@ -49,6 +49,7 @@ class Head:
         "event_rows",
         "held",
         "index",
+        "packed_pages",
         "saga_id",
         "snapshot_pages",
         "snapshot_rows",
@@ -61,6 +62,7 @@ class Head:
         self.index = SagaIndex(self.event_rows.read, self.snapshot_rows.read, placed=False)
         self.event_pages = Pages[EventPage]()
         self.snapshot_pages = Pages[SnapshotPage]()
+        self.packed_pages: tuple[Pages[EventPage], Pages[SnapshotPage], bytes] | None = None
 
     @property
     def there(self) -> bool:
@@ -100,8 +102,15 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
             parts.append(rows.packed())
         parts += (row.packed for row in new)
     parts.append(packed(bytes(change.held)))
-    parts.append(packed([pages_row(change.event_pages), pages_row(change.snapshot_pages)]))
+    parts.append(_packed_pages(head, change.event_pages, change.snapshot_pages))
     return b"".join(parts)
+
+
+def _packed_pages(head: Head, events: Pages[EventPage], snapshots: Pages[SnapshotPage]) -> bytes:
+    known = head.packed_pages
+    if known is None or known[0] is not events or known[1] is not snapshots:
+        head.packed_pages = known = events, snapshots, packed([pages_row(events), pages_row(snapshots)])
+    return known[2]
 
 
 def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:

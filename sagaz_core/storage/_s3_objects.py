@@ -103,9 +103,8 @@ class Objects:
         mode: Any = "overwrite" if always else "create"
         if known is not None:
             mode = {name: value for name, value in zip(known._fields[:2], known[:2], strict=True) if value is not None}
-        body = b"".join((_MARKS[form - 1], digest(data), data))
         try:
-            result = await self._request(self._put, key, body, mode)
+            result = await self._request(self._put, key, data, form, mode)
         except (AlreadyExistsError, PreconditionError):
             raise Changed from None
         except FileNotFoundError:
@@ -145,7 +144,8 @@ class Objects:
         result = self._store.get(key, options={"if_none_match": e_tag} if e_tag else None)
         return bytes(result.bytes()), result.meta
 
-    def _put(self, key: str, body: bytes, mode: Any) -> Any:
+    def _put(self, key: str, data: bytes, form: int, mode: Any) -> Any:
+        body = b"".join((_MARKS[form - 1], digest(data), data))
         return self._store.put(key, body, mode=mode, use_multipart=False)
 
     async def _request(self, work: Callable[..., Result], *given: Any) -> Result:
