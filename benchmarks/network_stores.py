@@ -27,6 +27,7 @@ from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SagaSnapshot, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
 from sagaz_core.storage.durability import GroupWriter
+from sagaz_core.storage.names import snapshot_name
 from tests.servers import execute, own_postgres, own_valkey
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ ROUNDS = 9
 SAVES = 200
 S3_SAVES = 20
 S3_DELAY = 0.02
-RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"  # snapshots of a run have ids that begin with its own
+RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"
 S3_LENGTHS = 100, 1_000, 10_000
 MANY = 100_000
 REPLAYS, AT_ONCE = 1_500, 50
@@ -168,8 +169,7 @@ async def of_s3() -> None:
     storage = open_storage(server.url(bucket))
     options = {**s3_server.CREDENTIALS, "endpoint": server.endpoint}
     bare = obstore.store.S3Store(bucket, config=options, client_options={"allow_http": True})
-    saga_id = "s"
-    await storage.write(Batch(saga_id, a_saga(saga_id)))
+    await storage.write(Batch(RUN, a_saga(RUN)))
     saved = map(_of_a_run, count())
 
     async def put_bare() -> Callable[[], Awaitable[object]]:
@@ -191,14 +191,14 @@ async def of_s3() -> None:
     async def save() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
             for _ in range(S3_SAVES):
-                await storage.write(Batch(saga_id, None, (), [next(saved)]))
+                await storage.write(Batch(RUN, None, (), [next(saved)]))
 
         return run
 
     async def ask() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
             for _ in range(S3_SAVES):
-                await storage.latest_snapshot(saga_id)
+                await storage.latest_snapshot(RUN)
 
         return run
 
@@ -215,8 +215,8 @@ async def of_s3() -> None:
     server.stop()
 
 
-def _of_a_run(number: int) -> SagaSnapshot:
-    return a_snapshot("s", number, snapshot_id=f"{RUN}.{number:06}", data=DATA)
+def _of_a_run(seq: int) -> SagaSnapshot:
+    return a_snapshot(RUN, seq, snapshot_id=snapshot_name(RUN, seq), data=DATA)
 
 
 async def long_on_s3(server: Any) -> None:
@@ -247,7 +247,9 @@ async def long_on_s3(server: Any) -> None:
 
 def _link(seq: int) -> SagaSnapshot:
     base_seq = seq - seq % 16 if seq % 16 else None
-    return a_snapshot("s", seq, step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq)
+    return a_snapshot(
+        "s", seq, snapshot_id=f"s@{seq}", step_name=f"step_{seq // 2}", data=DATA[:110], base_seq=base_seq
+    )
 
 
 async def of_groups(url: str, pool: asyncpg.Pool) -> None:

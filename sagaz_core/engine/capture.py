@@ -9,7 +9,6 @@ import asyncio
 import logging
 from contextvars import ContextVar, Token
 from datetime import timedelta
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.encoded import Encoded, begun
@@ -31,6 +30,7 @@ from sagaz_core.events import (
 )
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
 from sagaz_core.storage.frames import FrameWriter
+from sagaz_core.storage.names import snapshot_name
 from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.seals import sealed
 
@@ -50,7 +50,7 @@ class Capture:
     """Captures one run into a store, as its `ReplayConfig` says.
 
     A value that cannot be stored is left out of what is captured, and the next `flush` raises when it has written the
-    rest. Only an initial context is refused at once. Snapshots have the id `snapshot_ids` and a number.
+    rest. Only an initial context is refused at once.
     """
 
     def __init__(
@@ -59,15 +59,13 @@ class Capture:
         config: ReplayConfig,
         record: SagaRecord,
         state: SagaState,
-        snapshot_ids: str,
         *,
         resumed: bool = False,
     ) -> None:
         self._config = config
         self._state = state
         self._saga_id = record.saga_id
-        self._snapshot_ids = snapshot_ids
-        self._snapshot_number = count()
+        self._last_seq, self._further = -1, 0  # of the snapshot before, and how many there were at its `seq`
         self._strategy: str = config.snapshot_strategy._value_
         self.after_each = self._strategy == "after_each_step"
         self._frames: FrameWriter | None = None  # in this process's memory states are kept as they are
@@ -201,9 +199,11 @@ class Capture:
     def _snapshot(self, step: str, phase: str) -> None:
         state, retention, frames = self._state, self._retention, self._frames
         assert state.at is not None
+        self._further = self._further + 1 if state.seq == self._last_seq else 0
+        self._last_seq = state.seq
         encoded = self._encoded.state()
         fields = (
-            f"{self._snapshot_ids}.{next(self._snapshot_number):06}",
+            snapshot_name(self._saga_id, state.seq, self._further),
             self._saga_id,
             state.saga_name,
             step,

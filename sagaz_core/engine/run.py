@@ -77,7 +77,7 @@ async def run_saga(
     if definition.typed is not None:
         initial = definition.typed.initial(definition.model.name, initial)
     state = SagaState()
-    journal = _journal_of(saga, definition, state, identity, options, snapshot_ids=identity if saga_id is None else "")
+    journal = _journal_of(saga, definition, state, identity, options)
     model = definition.model
     journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
     for step in served:
@@ -151,12 +151,10 @@ def open_journal(
     config: ReplayConfig | None = None,
     adapter: str = "native",
     resumed: bool = False,
-    snapshot_ids: str = "",
 ) -> Journal:
     """Return the journal of a run, with its capture if one is asked for.
 
-    `storage`, `config` and `source` are the saga's own, which those of the options stand above. `snapshot_ids`: what
-    the ids of its snapshots may begin with, because no other run's do.
+    `storage`, `config` and `source` are the saga's own, which those of the options stand above.
     """
     storage, config = options.storage or storage, options.replay_config or config
     capture = None
@@ -178,7 +176,7 @@ def open_journal(
             adapter=adapter,
             plan=options.plan,
         )
-        capture = Capture(storage, config, record, state, snapshot_ids or options.new_id(), resumed=resumed)
+        capture = Capture(storage, config, record, state, resumed=resumed)
     return _opened(Journal(state, options.clock, capture=capture, observers=options.observers), options)
 
 
@@ -196,7 +194,6 @@ def _journal_of(
     options: RunOptions,
     *,
     resumed: bool = False,
-    snapshot_ids: str = "",
 ) -> Journal:
     if options.storage is None and saga.snapshot_storage is None:
         return _opened(Journal(state, options.clock, observers=options.observers), options)
@@ -209,7 +206,6 @@ def _journal_of(
         storage=saga.snapshot_storage,
         config=saga.replay_config,
         resumed=resumed,
-        snapshot_ids=snapshot_ids,
     )
 
 

@@ -35,6 +35,7 @@ from sagaz_core.events import (
 )
 from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
 from sagaz_core.storage.frames import standalone, state_bytes
+from sagaz_core.storage.names import named
 
 if TYPE_CHECKING:
     from sagaz_core.storage.base import SagaRecord, SagaSnapshot
@@ -92,11 +93,19 @@ class Redactor:
             state["error"] = [state["error"][0], self._in_text(state["error"][1])]
         state["saga_id"] = self._in_text(state["saga_id"])
         hidden = snapshot._replace(
+            snapshot_id=self._snapshot_id(snapshot, state["saga_id"]),
             saga_id=state["saga_id"],
             step_name=self._in_text(snapshot.step_name),
             tags=tuple(sorted(tags_of(state["context"], dict(snapshot.tags)).items())),
         )
         return standalone(hidden, encode(state, "state"))
+
+    def _snapshot_id(self, snapshot: SagaSnapshot, saga_id: str) -> str:
+        """Return the id redacted, which may name the saga."""
+        says = named(snapshot.snapshot_id)
+        if says is not None and says.saga_id == snapshot.saga_id:
+            return saga_id + snapshot.snapshot_id.removeprefix(says.saga_id)
+        return self._in_text(snapshot.snapshot_id)
 
     def record(self, record: SagaRecord) -> SagaRecord:
         """Return who the saga is, redacted: its id may be made of what is hidden."""

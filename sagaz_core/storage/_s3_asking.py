@@ -13,7 +13,16 @@ from sagaz_core.storage._s3_head import Gone
 from sagaz_core.storage._s3_keys import SNAPSHOTS as CLAIMS
 from sagaz_core.storage._s3_keys import data_folder
 from sagaz_core.storage._s3_objects import all_of
-from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS, EventPage, Folded, SnapshotPage
+from sagaz_core.storage._s3_pages import (
+    EVENTS,
+    SNAPSHOTS,
+    Asked,
+    EventPage,
+    Folded,
+    SnapshotPage,
+    large_since,
+    likely_large,
+)
 from sagaz_core.storage._s3_rows import EventRows, SnapshotRows, event_rows, snapshot_rows
 from sagaz_core.storage._s3_window import Unreadable, Window
 
@@ -118,6 +127,25 @@ class S3Asking(S3Core):
                 window.rows.pop(at)
         return found
 
+    async def _found_by_name(self, window: Window, snapshot_id: str, seq: int) -> Found | None:
+        """Return where the saga's snapshot is that is of the `seq` which its id names. What it needs is read, too."""
+        pages = window.head.snapshot_pages
+        at = pages.at((seq, snapshot_id))
+        if at < len(pages.lines):
+            await self._read_likely(window, [at], Asked(None, None, None, seq, 0))
+        slot = window.rows[at].columns.find(snapshot_id)
+        return None if slot is None else (at, slot)
+
+    async def _read_likely(self, window: Window, numbers: Sequence[int], asked: Asked) -> None:
+        """Have these pages in the window, and what those of their snapshots most likely need that are asked for."""
+        lines = window.head.snapshot_pages.lines
+        parts = [part for at in numbers for part in likely_large(lines[at], asked)]
+        base, before = lines[numbers[0]].base, range(0)
+        if base is not None:
+            before = window.pages(numbers[0], base)[-1:]
+            parts += (part for at in before for part in large_since(lines[at], base))
+        await self._read(window, [*numbers, *before], [part.key(window.head.saga_id) for part in parts])
+
     async def _read(
         self, window: Window, pages: Iterable[int], keys: Iterable[str] = (), read: Raw | None = None
     ) -> None:
@@ -131,10 +159,12 @@ class S3Asking(S3Core):
         window.large.update(zip(names, found[len(numbers) :], strict=True))
 
     async def _large(self, key: str) -> bytes | Unreadable | None:
-        """Return the data that are in the snapshot's own object, if there are any."""
+        """Return the data that are in a snapshot's own object, if there are any."""
         try:
-            found = await self._objects.get(f"{CLAIMS}/{key}")
-            return None if found is None else unpacked_claim(found[0]).own
+            found = await self._objects.get(key)
+            if found is None:
+                return None
+            return unpacked_claim(found[0]).own if key.startswith(CLAIMS) else bytes(found[0])
         except CorruptDataError as error:
             return Unreadable(error)
 

@@ -14,8 +14,19 @@ from sagaz_core.clock import new_id
 from sagaz_core.storage._rows import digest
 from sagaz_core.storage._s3_cutting import end_between, full_pages, is_over, measure, measured, page_starts, total
 from sagaz_core.storage._s3_folding import folded
+from sagaz_core.storage._s3_keys import own_name
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS, EventPage, Pages, SnapshotPage, event_page, snapshot_page
-from sagaz_core.storage._s3_rows import OWN, SMALL, Item, items, packed_page, place_of, put_behind
+from sagaz_core.storage._s3_rows import (
+    CLAIMED,
+    OWN,
+    SMALL,
+    Item,
+    items,
+    needs_claim,
+    packed_page,
+    place_of,
+    put_behind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,9 +46,8 @@ class Change:
     """A head as it is to be written, with objects in the saga's folder that have to be there before, by name.
 
     `events` and `snapshots` are the rows that come behind those of the head, or all rows when it is `anew`. `objects`
-    have names that nobody else gives; `numbered` are pages, whose names another writer may have given to others.
+    have names that nobody gives to anything else; `numbered` are pages, whose names another writer may have given.
     `replaced` are objects that nothing belongs to afterwards. `pages_of` says by id in which page a new snapshot is.
-    `unconfirmed` are ids whose claims are written at the same time as the head, `beside` the events that come too.
     """
 
     saga_id: str
@@ -51,18 +61,6 @@ class Change:
     numbered: dict[str, bytes] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     pages_of: dict[str, str] = field(default_factory=dict)
-    unconfirmed: list[str] = field(default_factory=list)
-    beside: list[int] = field(default_factory=list)
-
-    @property
-    def form(self) -> int:
-        """The format of the head: the first one knows neither pages nor claims that are written beside it."""
-        return 2 if self.event_pages.number or self.snapshot_pages.number or self.unconfirmed else 1
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether there is nothing to write before the head, nor to delete after it."""
-        return not (self.objects or self.numbered or self.replaced)
 
     def fold(self, head: Head) -> None:
         """Have less in the head of what is said of pages, if that is too much."""
@@ -97,15 +95,13 @@ class Change:
 
 def changed(head: Head, news: News, read: Read) -> Change:
     """Return what the head becomes with the news. `read` are the pages, by name, in which some of these belong."""
-    change = unchanged(head)
+    change = Change(head.saga_id, bytearray(head.held), head.event_pages, head.snapshot_pages)
     events, snapshots = _new_items(news, change)
     change.event_pages, events = _put_late(EVENTS, head.event_pages, events, read, change)
     change.snapshot_pages, snapshots = _put_late(SNAPSHOTS, head.snapshot_pages, snapshots, read, change)
     filled = total(head.snapshots, head.snapshot_rows, snapshots)
-    starts = page_starts(SNAPSHOTS, measured(head.snapshots, snapshots)) if is_over(SNAPSHOTS, 3, *filled) else []
-    for number, item in enumerate(snapshots, filled[0] - len(snapshots)):
-        name = f"{SNAPSHOTS}{change.snapshot_pages.number + bisect_right(starts, number)}"
-        change.pages_of[item.entry.snapshot_id] = name
+    if any(needs_claim(head.saga_id, item.entry) for item in snapshots):
+        _foretell_pages(head, snapshots, change, filled)
     if is_over(SNAPSHOTS, 5, *filled) or is_over(EVENTS, 5, *total(head.events, head.event_rows, events)):
         change.anew = True
         change.held.clear()
@@ -118,9 +114,12 @@ def changed(head: Head, news: News, read: Read) -> Change:
     return change
 
 
-def unchanged(head: Head) -> Change:
-    """Return the head as it is."""
-    return Change(head.saga_id, bytearray(head.held), head.event_pages, head.snapshot_pages)
+def _foretell_pages(head: Head, behind: Sequence[Item], change: Change, filled: tuple[int, int, int]) -> None:
+    """Say in which pages the snapshots will be that come behind those of the head."""
+    starts = page_starts(SNAPSHOTS, measured(head.snapshots, behind)) if is_over(SNAPSHOTS, 3, *filled) else []
+    for number, item in enumerate(behind, filled[0] - len(behind)):
+        name = f"{SNAPSHOTS}{change.snapshot_pages.number + bisect_right(starts, number)}"
+        change.pages_of[item.entry.snapshot_id] = name
 
 
 def without(head: Head, kept: Mapping[str, Sequence[Item]]) -> Change:
@@ -145,15 +144,6 @@ def without(head: Head, kept: Mapping[str, Sequence[Item]]) -> Change:
     return change
 
 
-def undone(head: Head) -> Change:
-    """Return the head without what was written last: the unconfirmed snapshots, and the events beside them."""
-    change = Change(head.saga_id, bytearray(), head.event_pages, head.snapshot_pages, anew=True)
-    events = [one for one in items(head.events) if one.entry.seq not in head.beside]
-    snapshots = [one for one in items(head.snapshots) if one.entry.snapshot_id not in head.unconfirmed]
-    change.events, change.snapshots = put_behind(change.held, events), put_behind(change.held, snapshots)
-    return change
-
-
 def _new_items(news: News, change: Change) -> tuple[list[Item], list[Item]]:
     name, large, events = new_id(), bytearray(), list[Item]()
     for event, data in zip(news.events, news.event_data, strict=True):
@@ -164,10 +154,15 @@ def _new_items(news: News, change: Change) -> tuple[list[Item], list[Item]]:
             large += data
     if large:
         change.objects[name] = bytes(large)
-    snapshots = [
-        Item(snapshot, data) if len(data) <= SMALL else Item(snapshot._replace(place=OWN), None)
-        for snapshot, data in zip(news.snapshots, news.snapshot_data, strict=True)
-    ]
+    snapshots = list[Item]()
+    for entry, data in zip(news.snapshots, news.snapshot_data, strict=True):
+        if len(data) <= SMALL:
+            snapshots.append(Item(entry, data))
+        elif needs_claim(change.saga_id, entry):
+            snapshots.append(Item(entry._replace(place=CLAIMED), None))
+        else:
+            snapshots.append(Item(entry._replace(place=OWN), None))
+            change.objects[own_name(entry.snapshot_id, entry.digest)] = data
     return events, snapshots
 
 

@@ -1,4 +1,4 @@
-"""What is in the object of a snapshot's id: whose it is, its data when they are large, and where its row is."""
+"""What is in the object of an id that does not say whose it is: this, where its row is, and its data if large."""
 
 from __future__ import annotations
 

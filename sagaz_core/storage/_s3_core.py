@@ -10,7 +10,7 @@ from sagaz_core.clock import utc_now
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._s3_head import Head, unpacked_head
 from sagaz_core.storage._s3_keys import SAGAS, STEM, ordered, saga_key, saga_of_key
-from sagaz_core.storage._s3_objects import Objects, Unchanged, all_of
+from sagaz_core.storage._s3_objects import FORMAT, Objects, Unchanged, all_of
 from sagaz_core.storage._s3_window import Window
 from sagaz_core.storage.base import checked_id
 from sagaz_core.storage.url import is_secret, safe_url
@@ -63,9 +63,9 @@ class S3Core:
             raise CorruptDataError(f"saga {saga_id!r} cannot be read: {error}") from error
         return Head(saga_id) if found is None else unpacked_head(saga_id, *found)
 
-    async def _put_head(self, head: Head, body: bytes, known: Version | None, *, form: int) -> Version:
-        """Write the head if it is still the `known` one. Raises `Changed`."""
-        return await self._objects.put(saga_key(head.saga_id), body, known=known, form=form)
+    async def _put_head(self, head: Head, body: bytes) -> Version:
+        """Write the head if there is still the one that was read. Raises `Changed`."""
+        return await self._objects.put(saga_key(head.saga_id), body, known=head.version, form=FORMAT)
 
     async def _heads(
         self, prefix: str, cursor: str | None, wanted: int

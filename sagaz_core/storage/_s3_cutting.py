@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sagaz_core.storage._packed_rows import packed
 from sagaz_core.storage._rows import SnapshotEntry
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS
-from sagaz_core.storage._s3_rows import OWN, SMALL, Item, Place, place_of, row_of
+from sagaz_core.storage._s3_rows import SMALL, Item, Place, is_apart, place_of, row_of
 from sagaz_core.storage._snapshot_columns import SnapshotColumns
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ class Measure(NamedTuple):
 def measure(one: Item) -> Measure:
     """Return what counts of the record."""
     entry, data = one
-    size, is_snapshot = len(packed(row_of(entry))) + len(data or b""), isinstance(entry, SnapshotEntry)
-    return Measure(entry.seq, size, is_snapshot and entry.place == OWN, is_snapshot and entry.base_seq is None)
+    size = len(packed(row_of(entry))) + len(data or b"")
+    if not isinstance(entry, SnapshotEntry):
+        return Measure(entry.seq, size, large=False, alone=False)
+    return Measure(entry.seq, size, is_apart(entry), entry.base_seq is None)
 
 
 def measured(rows: SnapshotRows, behind: Iterable[Item]) -> list[Measure]:

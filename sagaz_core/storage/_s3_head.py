@@ -24,7 +24,7 @@ from sagaz_core.storage._s3_rows import DAMAGE, EventRows, HeldRows, SnapshotRow
 from sagaz_core.storage._saga_index import News, SagaIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from sagaz_core.storage._s3_changes import Change
     from sagaz_core.storage._s3_objects import Version
@@ -40,21 +40,19 @@ class Gone(Exception):  # noqa: N818 - it is what happened, and handled until th
 class Head:
     """The head as it was read. `version` is `None` when there is none.
 
-    The place of an entry is `OWN`, an offset in `held`, or the name of an object in the saga's folder and an offset.
-    `unconfirmed` are the ids of those snapshots whose claims were written at the same time as the head: its writer may
-    have died before they were. `beside` are the `seq`s of the events that came with them.
+    The place of an entry is an offset in `held`, `OWN` or `CLAIMED`, or the name of an object in the saga's folder and
+    an offset. `packed_pages` has the bytes that stand for those pages: most writes change none.
     """
 
     __slots__ = (
-        "beside",
         "event_pages",
         "event_rows",
         "held",
         "index",
+        "packed_pages",
         "saga_id",
         "snapshot_pages",
         "snapshot_rows",
-        "unconfirmed",
         "version",
     )
 
@@ -64,8 +62,7 @@ class Head:
         self.index = SagaIndex(self.event_rows.read, self.snapshot_rows.read, placed=False)
         self.event_pages = Pages[EventPage]()
         self.snapshot_pages = Pages[SnapshotPage]()
-        self.unconfirmed: Sequence[str] = ()
-        self.beside: Sequence[int] = ()
+        self.packed_pages: tuple[Pages[EventPage], Pages[SnapshotPage], bytes] | None = None
 
     @property
     def there(self) -> bool:
@@ -95,7 +92,7 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
     index = head.index
     summary = news.summary or index.summary
     lead = head.saga_id, news.record or index.record, summary and summary_row(summary)
-    parts = [array_head(5 + change.form), *map(packed, lead)]
+    parts = [array_head(7), *map(packed, lead)]
     for columns, rows, new in (
         (index.events, head.event_rows, change.events),
         (index.snapshots, head.snapshot_rows, change.snapshots),
@@ -105,10 +102,15 @@ def packed_head(head: Head, news: News, change: Change) -> bytes:
             parts.append(rows.packed())
         parts += (row.packed for row in new)
     parts.append(packed(bytes(change.held)))
-    if change.form > 1:  # else it is as an earlier release wrote it, and can read it
-        pages = pages_row(change.event_pages), pages_row(change.snapshot_pages)
-        parts.append(packed([*pages, change.unconfirmed, change.beside]))
+    parts.append(_packed_pages(head, change.event_pages, change.snapshot_pages))
     return b"".join(parts)
+
+
+def _packed_pages(head: Head, events: Pages[EventPage], snapshots: Pages[SnapshotPage]) -> bytes:
+    known = head.packed_pages
+    if known is None or known[0] is not events or known[1] is not snapshots:
+        head.packed_pages = known = events, snapshots, packed([pages_row(events), pages_row(snapshots)])
+    return known[2]
 
 
 def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:
@@ -121,8 +123,8 @@ def unpacked_head(saga_id: str, data: memoryview, version: Version) -> Head:
         read_rows(parts, head.index.snapshots, head.snapshot_rows)
         held, *newer = parts.rest()
         head.held = bytes(held)
-        if newer:
-            ((events, snapshots, head.unconfirmed, head.beside),) = newer
+        if newer:  # than format 1
+            ((events, snapshots, *_),) = newer
             head.event_pages = pages_from_row(EVENTS, events)
             head.snapshot_pages = pages_from_row(SNAPSHOTS, snapshots)
         head.index.says(record, summary and summary_from_row(summary))

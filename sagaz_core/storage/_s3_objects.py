@@ -31,9 +31,12 @@ Result = TypeVar("Result")
 
 _AT_ONCE = 32
 _IN_A_LISTING = 1000
-FORMAT = 2
-"""That of a head with pages, or with claims beside it; all else is of format 1, which earlier releases read too."""
-_MARK = b"SgS%d"
+FORMAT = 3
+"""That of heads, with snapshots that can only be found by who knows that their ids name the saga. Heads of the formats
+before are read too; all else is of the first one.
+"""
+_MARKS = [b"SgS%d" % form for form in range(1, FORMAT + 1)]
+_NEWEST = _MARKS[-1]
 _LEAD = 12
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")  # the second is what Azure says
 _ELSEWHERE = re.compile("PermanentRedirect|AuthorizationHeaderMalformed|[Rr]eceived redirect")
@@ -87,10 +90,9 @@ class Objects:
         except (AlreadyExistsError, PreconditionError) as error:  # of what was not conditional
             raise self._unavailable(self._why(str(error))) from None
         data = memoryview(stored)[_LEAD:]
-        newest = _MARK % FORMAT
-        if stored[:3] == newest[:3] and stored[3:4].isdigit() and stored[3:4] > newest[3:]:
+        if stored[:3] == _NEWEST[:3] and stored[3:4].isdigit() and stored[3:4] > _NEWEST[3:]:
             raise SchemaError(f"the store {self.shown} was written by a newer release: upgrade pytest-sagaz")
-        if stored[:4] not in (newest, _MARK % 1) or digest(data) != stored[4:_LEAD]:
+        if stored[:4] not in _MARKS or digest(data) != stored[4:_LEAD]:
             raise CorruptDataError(f"the object {key} of {self.shown} is damaged: restore it")
         return data, Version(meta["e_tag"], meta["version"], meta["last_modified"])
 
@@ -101,9 +103,8 @@ class Objects:
         mode: Any = "overwrite" if always else "create"
         if known is not None:
             mode = {name: value for name, value in zip(known._fields[:2], known[:2], strict=True) if value is not None}
-        body = b"".join((_MARK % form, digest(data), data))
         try:
-            result = await self._request(self._put, key, body, mode)
+            result = await self._request(self._put, key, data, form, mode)
         except (AlreadyExistsError, PreconditionError):
             raise Changed from None
         except FileNotFoundError:
@@ -143,7 +144,8 @@ class Objects:
         result = self._store.get(key, options={"if_none_match": e_tag} if e_tag else None)
         return bytes(result.bytes()), result.meta
 
-    def _put(self, key: str, body: bytes, mode: Any) -> Any:
+    def _put(self, key: str, data: bytes, form: int, mode: Any) -> Any:
+        body = b"".join((_MARKS[form - 1], digest(data), data))
         return self._store.put(key, body, mode=mode, use_multipart=False)
 
     async def _request(self, work: Callable[..., Result], *given: Any) -> Result:

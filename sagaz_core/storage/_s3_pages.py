@@ -13,8 +13,9 @@ from zlib import crc32
 
 from sagaz_core.storage._checks import LONG_AGO
 from sagaz_core.storage._rows import SnapshotEntry, micros, micros_or_none
-from sagaz_core.storage._s3_keys import hashed
-from sagaz_core.storage._s3_rows import OWN, Item, Place
+from sagaz_core.storage._s3_keys import SNAPSHOTS as CLAIMS
+from sagaz_core.storage._s3_keys import data_folder, hashed, own_name
+from sagaz_core.storage._s3_rows import OWN, Item, Place, is_apart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,15 +42,23 @@ class EventPage(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some snapshots of a page, which begin with one whose data are in an object of its own: `key` says in which.
+    """Some snapshots of a page, which begin with one whose data are in an object of its own: `name` says in which,
+    and `claimed` whether that is the one of the snapshot's id.
 
-    The part before the first such one has the key `b""`. `steps` has two bytes for each step's name.
+    The part before the first such one has the name `b""`. `steps` has two bytes for each step's name. `base` is the
+    lowest `seq` that is needed to read the one that it begins with; an earlier release wrote neither.
     """
 
     steps: bytes
-    key: bytes = b""
+    name: bytes = b""
     seq: int = 0
     moment: int = 0
+    base: int | None = None
+    claimed: bool = True
+
+    def key(self, saga_id: str) -> str:
+        """Return the key of the object."""
+        return f"{CLAIMS if self.claimed else data_folder(saga_id)}/{self.name.hex()}"
 
 
 class SnapshotPage(NamedTuple):
@@ -146,16 +155,23 @@ def surely_has(page: SnapshotPage, asked: Asked) -> bool:
     return asked.step is None and asked.phase is None and not both and not some_expired
 
 
-def likely_large(page: SnapshotPage, asked: Asked) -> list[str]:
-    """Return in which objects the large data are, most likely, of what was asked for, or what it is based on."""
-    keys = [
-        part.key.hex()
+def likely_large(page: SnapshotPage, asked: Asked) -> list[Part]:
+    """Return the parts with the large data, most likely, of what was asked for, and of what it is based on."""
+    some = [
+        part
         for part in page.parts
         if (asked.step is None or _has(part.steps, asked.step))
         and (asked.until is None or part.moment <= asked.until)
         and (asked.max_seq is None or part.seq <= asked.max_seq)
     ]
-    return [key for key in keys[-1:] if key] if asked.step is None else [key for key in keys[-2:] if key]
+    some = [part for part in (some[-1:] if asked.step is None else some[-2:]) if part.name]
+    spans = [(part.seq if part.base is None else part.base, part.seq) for part in some]
+    return [part for part in page.parts if part.name and any(first <= part.seq <= last for first, last in spans)]
+
+
+def large_since(page: SnapshotPage, seq: int) -> list[Part]:
+    """Return the parts with large data of snapshots that are not below that `seq`."""
+    return [part for part in page.parts if part.name and part.seq >= seq]
 
 
 def _has(hashes: bytes, text: str) -> bool:
@@ -193,10 +209,12 @@ def _parts(found: Sequence[SnapshotEntry]) -> list[Part]:
     parts, steps = list[Part](), set[bytes]()
     begun = Part(b"")
     for entry in found:
-        if entry.place == OWN:
+        if is_apart(entry):
             if steps:
                 parts.append(begun._replace(steps=b"".join(sorted(steps))))
-            begun = Part(b"", bytes.fromhex(hashed(entry.snapshot_id)), entry.seq, micros(entry.created_at))
+            own, base = entry.place == OWN, entry.seq if entry.base_seq is None else entry.base_seq
+            name = own_name(entry.snapshot_id, entry.digest) if own else hashed(entry.snapshot_id)
+            begun = Part(b"", bytes.fromhex(name), entry.seq, micros(entry.created_at), base, not own)
             steps = set()
         steps.add(_short(entry.step_name))
     return [*parts, begun._replace(steps=b"".join(sorted(steps)))]
@@ -214,7 +232,7 @@ def line_row(page: EventPage | SnapshotPage | Older) -> list[Any]:
     """Return what is said of the page as plain values."""
     row: list[Any] = [*page[:3], *page.end, *page[4:]]
     if isinstance(page, SnapshotPage):
-        row[-1] = [[part.steps] if not part.key else list(part) for part in page.parts]
+        row[-1] = [[part.steps] if not part.name else list(part) for part in page.parts]
     return row
 
 

@@ -10,15 +10,17 @@ from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._columns import EventColumns
 from sagaz_core.storage._packed_rows import PackedRow, Parts, array_head, pack_rows, packed
 from sagaz_core.storage._rows import EventEntry, SnapshotEntry, event_row, snapshot_row
+from sagaz_core.storage._s3_keys import data_folder, own_name, snapshot_key
 from sagaz_core.storage._snapshot_columns import SnapshotColumns
+from sagaz_core.storage.names import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 SMALL = 4096
 """Data of up to so many bytes are beside their row."""
-OWN = -1
-"""The place of data that are in the snapshot's own object."""
+CLAIMED, OWN = -1, -2
+"""The places of a snapshot's data that are in the object of its id, and in one of their own in the saga's folder."""
 DAMAGE = ormsgpack.MsgpackDecodeError, ValueError, TypeError, IndexError, OverflowError
 """What packed bytes raise that were changed."""
 
@@ -107,7 +109,29 @@ def items(rows: EventRows | SnapshotRows) -> list[Item]:
 
 def is_held(entry: Entry) -> bool:
     """Whether the record's data are beside its row."""
-    return isinstance(entry.place, int) and entry.place != OWN
+    return isinstance(entry.place, int) and entry.place >= 0
+
+
+def is_apart(entry: SnapshotEntry) -> bool:
+    """Whether the snapshot's data are in an object that has no others."""
+    return entry.place in (CLAIMED, OWN)
+
+
+def is_claimed(saga_id: str, entry: SnapshotEntry) -> bool:
+    """Whether there is an object which says that the snapshot's id is this saga's: not if the id itself says so."""
+    return entry.place == CLAIMED or (entry.place != OWN and needs_claim(saga_id, entry))
+
+
+def needs_claim(saga_id: str, entry: SnapshotEntry) -> bool:
+    """Whether the snapshot's id could be another saga's as well."""
+    return named(entry.snapshot_id) != (saga_id, entry.seq)
+
+
+def object_key(saga_id: str, entry: SnapshotEntry) -> str | None:
+    """Return the key of the object that the snapshot has besides its row, if there is one."""
+    if entry.place == OWN:
+        return f"{data_folder(saga_id)}/{own_name(entry.snapshot_id, entry.digest)}"
+    return snapshot_key(entry.snapshot_id) if is_claimed(saga_id, entry) else None
 
 
 def piece(held: bytes, entry: Entry, others: Mapping[str, memoryview]) -> bytes:

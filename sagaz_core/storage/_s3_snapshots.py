@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._checks import check_limit, check_moment, read_snapshot_cursor, snapshot_cursor
 from sagaz_core.storage._rows import micros, micros_or_none
-from sagaz_core.storage._s3_asking import PAGES_AT_ONCE
-from sagaz_core.storage._s3_claiming import S3Claiming
+from sagaz_core.storage._s3_asking import PAGES_AT_ONCE, S3Asking
 from sagaz_core.storage._s3_claims import unpacked_claim
 from sagaz_core.storage._s3_head import Head
-from sagaz_core.storage._s3_keys import data_folder, hashed, snapshot_key
+from sagaz_core.storage._s3_keys import data_folder, snapshot_key
 from sagaz_core.storage._s3_objects import all_of
-from sagaz_core.storage._s3_pages import Asked, Folded, likely_large, may_have, surely_has
-from sagaz_core.storage._s3_window import Found, Window
+from sagaz_core.storage._s3_pages import Asked, Folded, may_have, surely_has
+from sagaz_core.storage._s3_window import Found, Unreadable, Window
 from sagaz_core.storage.base import Page
+from sagaz_core.storage.names import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,22 +27,28 @@ if TYPE_CHECKING:
     from sagaz_core.storage.base import SagaSnapshot
 
 
-class S3Snapshots(S3Claiming):
+class S3Snapshots(S3Asking):
     """What a store answers about the snapshots of one saga."""
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:
         """See `SnapshotStorage.get_snapshot`."""
-        try:
-            found = await self._objects.get(snapshot_key(snapshot_id))
-            claim = unpacked_claim(found[0]) if found is not None else None
-        except CorruptDataError as error:
-            raise CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {error}") from error
+        says = named(snapshot_id)
+        if says is None:
+            claim = await self._claim_of(snapshot_id)
+        else:  # it is that saga's, if that has it, whoever claims it
+            works: list[Any] = [self._head(says.saga_id), self._claim_of(snapshot_id)]
+            head, claim = await all_of(works)
+            snapshot = await self._answer(head, partial(self._got_by_name, snapshot_id, says.seq))
+            if snapshot is not None:
+                return snapshot
+        if isinstance(claim, Unreadable):
+            raise CorruptDataError(f"snapshot {snapshot_id!r} cannot be read: {claim.error}") from claim.error
         if claim is None or claim.snapshot_id != snapshot_id:
             return None
-        keys = [hashed(name) for name in claim.large]
-        works: list[Any] = [self._head(claim.saga_id), *map(self._large, keys)]
+        keys = list(map(snapshot_key, claim.large))
+        works = [self._head(claim.saga_id), *map(self._large, keys)]
         head, *read = await all_of([*works, *(self._ahead(claim.saga_id, name) for name in claim.pages)])
-        large = {hashed(snapshot_id): claim.own, **dict(zip(keys, read, strict=False))}
+        large = {snapshot_key(snapshot_id): claim.own, **dict(zip(keys, read, strict=False))}
         pages = dict(zip(claim.pages, read[len(keys) :], strict=True))
         return await self._answer(head, partial(self._got, claim, large, pages))
 
@@ -52,7 +58,21 @@ class S3Snapshots(S3Claiming):
         found = await self._found(window, claim, pages)
         if found is None or window.rows[found[0]].columns.expired(found[1], micros(self.clock())):
             return None
-        return (await self._made(window, [found], pages, confirmed=True))[0]
+        return (await self._made(window, [found], pages))[0]
+
+    async def _got_by_name(self, snapshot_id: str, seq: int, head: Head) -> SagaSnapshot | None:
+        window = Window(head)
+        found = await self._found_by_name(window, snapshot_id, seq)
+        if found is None or window.rows[found[0]].columns.expired(found[1], micros(self.clock())):
+            return None
+        return (await self._made(window, [found]))[0]
+
+    async def _claim_of(self, snapshot_id: str) -> Claim | Unreadable | None:
+        try:
+            found = await self._objects.get(snapshot_key(snapshot_id))
+            return None if found is None else unpacked_claim(found[0])
+        except CorruptDataError as error:
+            return Unreadable(error)
 
     async def latest_snapshot(
         self,
@@ -78,10 +98,7 @@ class S3Snapshots(S3Claiming):
             some = [left.pop()]
             if left and not surely_has(lines[some[0]], asked):
                 some.append(left.pop())
-            before = _bases_before(window, some[0])
-            keys = [key for at in some for key in likely_large(lines[at], asked)]
-            keys += (part.key.hex() for at in before for part in lines[at].parts[-1:] if part.key)
-            await self._read(window, [*some, *before], keys)
+            await self._read_likely(window, some, asked)
             slots = ((at, window.rows[at].columns.latest(*asked)) for at in some)
             found = next(((at, slot) for at, slot in slots if slot is not None), None)
         if found is None and head.snapshot_pages.older:
@@ -137,13 +154,10 @@ class S3Snapshots(S3Claiming):
 
     # ---- reading
 
-    async def _made(
-        self, window: Window, some: Sequence[Found], read: Raw | None = None, *, confirmed: bool = False
-    ) -> list[SagaSnapshot]:
+    async def _made(self, window: Window, some: Sequence[Found], read: Raw | None = None) -> list[SagaSnapshot]:
         """Return the snapshots with their bases; what is not there yet is read at once."""
         pages, keys = window.lacks(some)
-        told = [] if confirmed or not window.head.unconfirmed else [window.entry(one).snapshot_id for one in some]
-        await all_of([self._read(window, pages, keys, read), self._sure(window.head, told)])
+        await self._read(window, pages, keys, read)
         if pages:
             await self._read(window, (), window.lacks(some)[1])
         needed = {one for found in some for one in (found, *window.bases(found))}
@@ -156,12 +170,6 @@ class S3Snapshots(S3Claiming):
         except CorruptDataError:
             return None  # if it is needed it is read again, and the error then says of what it is
         return None if found is None else found[0]
-
-
-def _bases_before(window: Window, number: int) -> range:
-    """Return the page before that one, if some in that one are based on what is in there."""
-    base = window.head.snapshot_pages.lines[number].base
-    return range(0) if base is None else window.pages(number, base)[-1:]
 
 
 def _pages_for(head: Head, number: int, wanted: int) -> list[int]:

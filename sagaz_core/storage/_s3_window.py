@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from sagaz_core.errors import CorruptDataError
 from sagaz_core.storage._rows import digest
 from sagaz_core.storage._s3_head import Gone
-from sagaz_core.storage._s3_keys import hashed
-from sagaz_core.storage._s3_rows import OWN, piece
+from sagaz_core.storage._s3_pages import large_since
+from sagaz_core.storage._s3_rows import is_apart, object_key, piece
 from sagaz_core.storage.base import Base, SagaSnapshot
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Unreadable(NamedTuple):
 
 
 class Window:
-    """The snapshots of some pages, by number, and large data by the name of their object."""
+    """The snapshots of some pages, by number, and large data by the key of their object."""
 
     __slots__ = ("head", "large", "rows")
 
@@ -41,6 +41,12 @@ class Window:
     def entry(self, found: Found) -> SnapshotEntry:
         """Return what is known of the snapshot."""
         return self.rows[found[0]].columns.entry(found[1])
+
+    def key(self, entry: SnapshotEntry) -> str:
+        """Return the key of the object with the snapshot's data, which are apart."""
+        key = object_key(self.head.saga_id, entry)
+        assert key is not None
+        return key
 
     def bases(self, found: Found) -> list[Found]:
         """Return what is needed to read the snapshot, in order, as far as its pages were read."""
@@ -62,13 +68,13 @@ class Window:
         pages, keys = set[int](), list[str]()
         for found in some:
             base = self.rows[found[0]].columns.base(found[1])
-            for at in self.pages(found[0], base) if base is not None else ():
-                if at not in self.rows:
-                    pages.add(at)
-                    parts = self.head.snapshot_pages.lines[at].parts
-                    keys += (part.key.hex() for part in parts if part.key and base is not None and part.seq >= base)
+            missing = [] if base is None else [at for at in self.pages(found[0], base) if at not in self.rows]
+            for at in missing:
+                parts = large_since(self.head.snapshot_pages.lines[at], base or 0)
+                keys += (part.key(self.head.saga_id) for part in parts)
+            pages.update(missing)
             entries = map(self.entry, (found, *self.bases(found)))
-            keys += (hashed(entry.snapshot_id) for entry in entries if entry.place == OWN)
+            keys += (self.key(entry) for entry in entries if is_apart(entry))
         return pages, [key for key in dict.fromkeys(keys) if key not in self.large]
 
     def snapshots(self, some: Sequence[Found], others: Mapping[str, memoryview]) -> list[SagaSnapshot]:
@@ -83,7 +89,7 @@ class Window:
 
     def _data(self, found: Found, entry: SnapshotEntry, others: Mapping[str, memoryview]) -> bytes:
         name = entry.snapshot_id
-        data = self.large[hashed(name)] if entry.place == OWN else piece(self.rows[found[0]].held, entry, others)
+        data = self.large[self.key(entry)] if is_apart(entry) else piece(self.rows[found[0]].held, entry, others)
         if isinstance(data, Unreadable):
             raise CorruptDataError(f"snapshot {name!r} cannot be read: {data.error}") from data.error
         if data is None or digest(data) != entry.digest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,14 @@ from sagaz_core.storage._checks import check_batch, contested
 from sagaz_core.storage._network import says_nothing
 from sagaz_core.storage._rows import summary_from_row, summary_row
 from sagaz_core.storage._s3_asking import TRIES
-from sagaz_core.storage._s3_changes import changed, unchanged
-from sagaz_core.storage._s3_claiming import S3Claiming, is_nobody_elses
+from sagaz_core.storage._s3_changes import changed
+from sagaz_core.storage._s3_claiming import S3Claiming
 from sagaz_core.storage._s3_claims import Claim
 from sagaz_core.storage._s3_head import Gone, Head, packed_head, unpacked_head
 from sagaz_core.storage._s3_keys import data_folder
 from sagaz_core.storage._s3_objects import Changed, all_of
 from sagaz_core.storage._s3_pages import Folded
-from sagaz_core.storage._s3_rows import OWN, SMALL, EventRows, entries, place_of
+from sagaz_core.storage._s3_rows import CLAIMED, SMALL, EventRows, entries, needs_claim, place_of
 from sagaz_core.storage._saga_index import Elsewhere, News
 from sagaz_core.storage.base import Batch, checked_id
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from sagaz_core.storage._s3_changes import Change, Read
-    from sagaz_core.storage._s3_objects import Version
 
 
 class S3Writing(S3Claiming):
@@ -53,16 +51,13 @@ class S3Writing(S3Claiming):
             fresh = batch.saga is None
             head = await self._head(saga_id) if fresh else Head(saga_id)
         claimed: dict[str, str] = {}
-        beside = True
         for _ in range(TRIES):
             try:
-                known, head = head, await self._settled(head)
-                fresh, beside = fresh or head is not known, beside and head is known
                 read = await self._pages_of(head, batch)
                 news = head.index.news(batch, _elsewhere(read))
                 if not news and fresh:
                     return
-                if news and await self._written(head, news, read, claimed, beside=beside):
+                if news and await self._written(head, news, read, claimed):
                     return
             except (CodecError, DuplicateSagaError, UsageError) as error:
                 self._known.pop(saga_id, None)
@@ -74,7 +69,7 @@ class S3Writing(S3Claiming):
                 if fresh or isinstance(reason, Folded):
                     head = await self._again(head, reason)
                     continue
-            head, fresh, beside = await self._head(saga_id), True, False
+            head, fresh = await self._head(saga_id), True
         raise self._too_many(saga_id)
 
     async def _pages_of(self, head: Head, batch: Batch) -> Read:
@@ -90,24 +85,15 @@ class S3Writing(S3Claiming):
         names += (snapshots.lines[at].name for at in sorted(places))
         return dict(zip(names, await all_of(works), strict=True))
 
-    async def _written(self, head: Head, news: News, read: Read, claimed: dict[str, str], *, beside: bool) -> bool:
-        """Write the news, or say that the head is not what it was. `claimed` takes in claims that are new.
-
-        `beside` lets the claims be written at the same time as the head, where that can be.
-        """
+    async def _written(self, head: Head, news: News, read: Read, claimed: dict[str, str]) -> bool:
+        """Write the news, or say that the head is not what it was. `claimed` takes in claims that are new."""
         before = head.version
         change = changed(head, news, read)
-        claims = _claims(head, news, change)
         try:
-            if beside and _may_be_beside(head, news, change):
-                change.unconfirmed += (claim.snapshot_id for claim in claims)
-                change.beside += (event.seq for event in news.events)
-                body, version = await self._put_beside(head, news, change, claims, claimed)
-            else:
-                if not await self._put_before(head, change, claims, claimed) or head.version != before:
-                    return False
-                body = packed_head(head, news, change)
-                version = await self._put_head(head, body, before, form=change.form)
+            if not await self._put_before(head, news, change, claimed) or head.version != before:
+                return False
+            body = packed_head(head, news, change)
+            version = await self._put_head(head, body)
         except Changed:
             self._known.pop(head.saga_id, None)
             return False
@@ -123,42 +109,18 @@ class S3Writing(S3Claiming):
         await self._objects.delete([f"{data_folder(head.saga_id)}/{name}" for name in change.replaced])
         return True
 
-    async def _put_before(self, head: Head, change: Change, claims: list[Claim], claimed: dict[str, str]) -> bool:
-        """Write what must be there before the head, and say whether the ids are the saga's."""
+    async def _put_before(self, head: Head, news: News, change: Change, claimed: dict[str, str]) -> bool:
+        """Write what must be there before the head, mostly nothing, and say whether the ids are the saga's."""
+        claims = _claims(head, news, change)
+        if not (claims or change.objects or change.numbered):
+            return True
         folder = data_folder(head.saga_id)
         works: list[Coroutine[Any, Any, Any]] = [self._claim(claim, claimed) for claim in claims]
         works += (self._objects.put(f"{folder}/{name}", body, always=True) for name, body in change.objects.items())
         works += (self._put_numbered(folder, name, body, change) for name, body in change.numbered.items())
+        works += (self._check_whose(claim) for claim in claims)
         found = await all_of(works)
         return all(found[: len(claims)])
-
-    async def _put_beside(
-        self, head: Head, news: News, change: Change, claims: list[Claim], claimed: dict[str, str]
-    ) -> tuple[bytes, Version]:
-        """Write the head and the claims at the same time.
-
-        Raises `Changed` when nothing was written, as the head was not what it was, or an id cannot be had:
-        who claims that first is told why.
-        """
-        body = packed_head(head, news, change)
-        put, done = await asyncio.gather(
-            self._put_head(head, body, head.version, form=change.form),
-            asyncio.gather(*(self._claim_beside(claim, claimed) for claim in claims), return_exceptions=True),
-            return_exceptions=True,
-        )
-        if isinstance(put, BaseException):
-            raise put
-        if isinstance(done, BaseException):
-            raise done
-        refused = [one for one in done if isinstance(one, Exception) and not isinstance(one, StoreUnavailableError)]
-        if refused or False in done:
-            before = unchanged(head)
-            await self._put_head(head, packed_head(head, News(), before), put, form=before.form)
-            raise Changed
-        for one in done:
-            if isinstance(one, BaseException):
-                raise one
-        return body, put
 
     async def _put_numbered(self, folder: str, name: str, body: bytes, change: Change) -> None:
         """Write the page. Where a writer that died left another one of that name, it is written under a new name."""
@@ -206,26 +168,18 @@ def _elsewhere(read: Read) -> Elsewhere:
     return found
 
 
-def _may_be_beside(head: Head, news: News, change: Change) -> bool:
-    """Whether the claims may be written at the same time as the head.
-
-    The first write of a run, and its last, tell how it stands: after them nothing of it is left unconfirmed.
-    """
-    small_and_unique = (entry.size <= SMALL and is_nobody_elses(entry.snapshot_id) for entry in news.snapshots)
-    told = news.record is not None or news.summary is not None
-    return head.there and not told and change.stands_alone and all(small_and_unique)
-
-
 def _claims(head: Head, news: News, change: Change) -> list[Claim]:
-    """Return the claims of the new snapshots: with their data when they are large, and where their bases are."""
+    """Return the claims of those new snapshots that need one: with large data, and where their bases are."""
     columns, pages = head.index.snapshots, head.snapshot_pages
-    claims, new_large = [], [one for one in news.snapshots if one.size > SMALL]
-    for entry, data in zip(news.snapshots, news.snapshot_data, strict=True):
+    pairs = zip(news.snapshots, news.snapshot_data, strict=True)
+    some, claims = [pair for pair in pairs if needs_claim(head.saga_id, pair[0])], list[Claim]()
+    new_large = [entry for entry, _ in some if entry.size > SMALL]
+    for entry, data in some:
         large, where = list[str](), [change.pages_of[entry.snapshot_id]]
         if entry.base_seq is not None:
             place = place_of(entry)
             bases = map(columns.entry, columns.bases_of_new(entry))
-            large += (base.snapshot_id for base in bases if base.place == OWN)
+            large += (base.snapshot_id for base in bases if base.place == CLAIMED)
             large += (one.snapshot_id for one in new_large if one.seq >= entry.base_seq and place_of(one) < place)
             where += (page.name for page in pages.lines[pages.at((entry.base_seq, "")) : pages.at(place)])
         own = data if entry.size > SMALL else None

@@ -64,8 +64,11 @@ class SagaSnapshot(NamedTuple):
 
     `phase` is `before` or `after` a step, `undone` (after its compensation), `final`, `failed` or `manual`;
     `completed_steps` are those that are done and not undone, in order, and `step_index` is their number. `tags` are the
-    pairs that the summary had at that `seq`, in order of key. Times are aware, UTC. `snapshot_id` is unique in a store.
+    pairs that the summary had at that `seq`, in order of key. Times are aware, UTC.
+
     Snapshots are in order of `seq`; those of one `seq` (after a step, before the next) in order of `snapshot_id`.
+    An id is any text, also a longer one than a saga's, and unique in a store. The engine's name the saga and the `seq`
+    (`names.py`), which a store may make use of; but others are to be found as well.
 
     `base_seq` is `None` when `data` stands alone; else all that is needed to read it are the saga's snapshots from
     `base_seq` on that come before this one. Those are its `bases`, in order. A store fills them in when it returns the

@@ -42,6 +42,7 @@ from sagaz_core.storage.base import (
 )
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from sagaz_core.storage.names import snapshot_name
 from sagaz_core.storage.together import answers_together
 
 if TYPE_CHECKING:
@@ -395,6 +396,21 @@ class SnapshotStorageContract:
         for text in HOSTILE:
             assert self.do(storage.delete_saga(text))
         assert self.do(storage.list_sagas()).items == []
+
+    def test_a_snapshot_may_be_named_by_its_saga_whatever_that_is_called(self, storage: SnapshotStorage) -> None:
+        written = [
+            [
+                a_snapshot(text, 12, snapshot_id=snapshot_name(text, 12, number), data=b"%d" % number)
+                for number in (0, 1)
+            ]
+            for text in HOSTILE
+        ]
+        for text, snapshots in zip(HOSTILE, written, strict=True):
+            self.do(storage.write(Batch(text, a_saga(text), (), snapshots)))
+        for text, snapshots in zip(HOSTILE, written, strict=True):
+            assert [self.do(storage.get_snapshot(one.snapshot_id)) for one in snapshots] == snapshots
+            assert self.do(storage.list_snapshots(text)).items == snapshots
+            assert self.do(storage.get_snapshot(snapshot_name(text, 11))) is None
 
     def test_an_id_that_is_none_is_refused(self, storage: SnapshotStorage) -> None:
         for saga_id in ("", "x" * 256):

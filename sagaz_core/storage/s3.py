@@ -5,8 +5,8 @@ the condition that it is still the one that was read: so of two writers one is t
 batch says is there as a whole or not at all.
 
     PREFIX/sagas/<id, in order>          a saga's head, with its last records
-    PREFIX/snapshots/<hash of its id>    which saga a snapshot is of, and its data when they are large
-    PREFIX/data/<hash of the saga>/…     pages of what a head has no room for any longer, and events' large data
+    PREFIX/data/<hash of the saga>/…     pages of what a head has no room for any longer, and large data
+    PREFIX/snapshots/<hash of its id>    whose a snapshot is that has an id which does not say so, with its large data
     PREFIX/replays/…, replays-of/…       the log of replays
 """
 

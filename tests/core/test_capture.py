@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from freezegun import freeze_time
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus
 from sagaz_core.engine import encoded
@@ -21,6 +23,7 @@ from sagaz_core.events import Delta
 from sagaz_core.storage import frames
 from sagaz_core.storage.codec import encode, part
 from sagaz_core.storage.memory import InMemorySnapshotStorage
+from sagaz_core.storage.names import named, snapshot_name
 from sagaz_core.storage.records import unpack_event, unpack_state
 from sagaz_core.virtual_time import run
 
@@ -411,6 +414,29 @@ def test_two_runs_under_one_id_find_each_other_out() -> None:
     with pytest.raises(DuplicateSagaError, match="'S' is stored already"):
         run(saga(store).run({"x": 2}, saga_id="S"))
     assert run(all_of(store)) == before
+
+
+def test_a_snapshot_is_named_by_its_saga_and_seq_and_further_ones_there_by_their_number() -> None:
+    store = InMemorySnapshotStorage()
+
+    async def act(ctx: Any) -> None:
+        for number in range(3):
+            await Saga.take_snapshot(f"m{number}")
+
+    made: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=ReplayConfig(max_snapshots_per_saga=99))
+    run(made.add_step("a", act).run(saga_id="order-42"))
+    _, found = run(all_of(store, "order-42"))
+    names = ["order-42@0", "order-42@1", "order-42@1-000001", "order-42@1-000002", "order-42@3"]
+    assert [one.snapshot_id for one in found] == names
+    assert [one.step_name for one in found] == ["a", "m0", "m1", "m2", ""]
+    assert [named(name) for name in names] == [("order-42", one.seq) for one in found]
+
+
+@given(st.text(min_size=1), st.integers(0, 2**63 - 1), st.integers(0, 10**6 - 1))
+def test_the_name_of_a_snapshot_says_of_which_saga_and_seq_it_is(saga_id: str, seq: int, number: int) -> None:
+    name = snapshot_name(saga_id, seq, number)
+    assert named(name) == (saga_id, seq)
+    assert number == 0 or snapshot_name(saga_id, seq, number - 1) < name
 
 
 # ---- values that cannot be stored

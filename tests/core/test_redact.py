@@ -94,6 +94,13 @@ def test_the_secret_is_nowhere_in_the_file() -> None:
     assert hidden.state.saga_id == hidden.saga_id == unpack_state(hidden.snapshots[0]).saga_id
 
 
+def test_the_ids_of_snapshots_do_not_show_what_is_hidden_in_their_sagas() -> None:
+    made = recorded({"number": 42}, saga_id="42")
+    assert [one.snapshot_id for one in made.snapshots] == [f"42@{one.seq}" for one in made.snapshots]
+    hidden = made.redacted(["number"], "key")
+    assert [one.snapshot_id for one in hidden.snapshots] == [f"{hidden.saga_id}@{one.seq}" for one in hidden.snapshots]
+
+
 def test_a_redacted_recording_can_be_saved_and_loaded(tmp_path: Any) -> None:
     hidden = recorded({"email": SECRET, "card": Card("4111", 2030)}).redacted(["email", "number"], "key")
     hidden.save(tmp_path / "r.json")

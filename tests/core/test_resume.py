@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
-from sagaz_core.errors import DriftError, UnknownSagaError, UsageError
+from sagaz_core.errors import DriftError, DuplicateSagaError, UnknownSagaError, UnknownStepError, UsageError
 from sagaz_core.events import SagaCompleted, SagaFailed, SagaResumed, SagaRolledBack
 from sagaz_core.state import SagaState
+from sagaz_core.storage.base import SagaSnapshot
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import run
@@ -198,6 +200,68 @@ def test_the_limit_of_snapshots_counts_those_of_the_process_before() -> None:
         return await store.count_snapshots("S")
 
     assert run(main()) == 2
+
+
+@pytest.mark.parametrize("journal", [True, False])
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+@pytest.mark.parametrize("strategy", ["before_each_step", "after_each_step", "on_failure"])
+def test_what_a_resumed_saga_captures_is_behind_all_that_is_stored(
+    journal: bool, durability: Any, strategy: Any
+) -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+    options = {"store": store, "journal": journal, "snapshot_strategy": strategy, "durability": durability}
+
+    async def stored() -> list[SagaSnapshot]:
+        return list((await store.list_snapshots("S")).items)
+
+    async def main() -> None:
+        counts = []
+        for number, die in enumerate(("b", "b", "c", "")):
+            before = await stored()
+            try:
+                made = order(log, die=die, failing=True, **options)
+                await (made.resume("S") if number else made.run({"x": 1}, saga_id="S"))
+            except Died:
+                pass
+            except (UnknownStepError, UnknownSagaError):
+                return  # nothing was captured yet that one could go on from
+            found = await stored()
+            assert found[: len(before)] == before
+            assert [one.snapshot_id for one in found] == [f"S@{one.seq}" for one in found]
+            assert len({one.seq for one in found}) == len(found)
+            counts.append(len(found))
+        assert counts == sorted(counts)
+        assert found[-1].status == "rolled_back"
+
+    run(main())
+
+
+def test_a_process_that_was_taken_for_dead_is_told_by_a_snapshot_of_the_other_also_without_a_journal() -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+    options = {"store": store, "journal": False, "snapshot_strategy": "after_each_step"}
+
+    async def main() -> None:
+        begun, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def waits(ctx: Any) -> Any:
+            begun.set()
+            await goes_on.wait()
+            return {"late": True}
+
+        slow: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=order(log, **options).replay_config)
+        slow.add_step("a", lambda ctx: {"a": 1}).add_step("b", waits)
+        quick: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=slow.replay_config)
+        quick.add_step("a", lambda ctx: {"a": 1}).add_step("b", lambda ctx: {"quick": True})
+        first = asyncio.create_task(slow.run(saga_id="S"))
+        await begun.wait()
+        assert (await quick.resume("S")).context == {"a": 1, "quick": True}
+        last = await store.latest_snapshot("S")
+        goes_on.set()
+        with pytest.raises(DuplicateSagaError, match="there is another snapshot 'S@5' already"):
+            await first
+        assert await store.latest_snapshot("S") == last
+
+    run(main())
 
 
 SCRIPT = """

@@ -1,12 +1,14 @@
 """Buckets for tests: in this process, or where a few records are a long saga and a few pages a very long one."""
 
+import re
+
 from obstore.store import MemoryStore
 
 from sagaz_core.storage import _s3_changes as changes
 from sagaz_core.storage import _s3_cutting as cutting
 from sagaz_core.storage import _s3_folding as folding
 from sagaz_core.storage import _s3_writing as writing
-from sagaz_core.storage import open_storage
+from sagaz_core.storage import names, open_storage
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS
 
 
@@ -17,9 +19,9 @@ def a_bucket_in_memory():
     return storage
 
 
-def have_claims_beside_heads(monkeypatch):
-    """Let each snapshot's id be taken for nobody else's, as if it were a UUID."""
-    monkeypatch.setattr(writing, "is_nobody_elses", lambda snapshot_id: True)
+def have_own_names(monkeypatch):
+    """Let the ids that the contract gives snapshots, `s/3`, name their saga and `seq`, as `s@3` does."""
+    monkeypatch.setattr(names, "_NAME", re.compile(names._NAME.pattern.replace("@", "[@/]"), re.DOTALL))
 
 
 def have_small_pages(monkeypatch, *, events=3, snapshots=2, large=1, size=2000, lines=400, small=4096):

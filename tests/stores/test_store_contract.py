@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 
 import pytest
-from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
+from buckets import a_bucket_in_memory, have_own_names, have_small_pages
 from small_room import have_small_room
 
 from sagaz_core.storage import InMemorySnapshotStorage, open_storage
@@ -128,9 +128,10 @@ class TestS3InSmallPages(InBucketInMemory):
         have_small_pages(monkeypatch)
 
 
-class TestS3WithClaimsBesideHeads(InBucketInMemory):
-    """The same where all ids are taken for nobody else's, and are not."""
+class TestS3WithIdsThatNameTheirSaga(InBucketInMemory):
+    """The same where most snapshots are in no object but the head, or a page."""
 
     @pytest.fixture(autouse=True)
-    def _claims_beside_heads(self, monkeypatch):
-        have_claims_beside_heads(monkeypatch)
+    def _own_names(self, monkeypatch):
+        have_own_names(monkeypatch)
+        have_small_pages(monkeypatch)

@@ -4,13 +4,15 @@ import shutil
 import tempfile
 
 import pytest
-from buckets import a_bucket_in_memory, have_claims_beside_heads, have_small_pages
+from buckets import a_bucket_in_memory, have_small_pages
 from hypothesis import settings
 from naive_store import NaiveStore
 from small_room import have_small_room
 
-from sagaz_core.storage import InMemorySnapshotStorage, open_storage
+from sagaz_core.storage import InMemorySnapshotStorage, contract_machine, open_storage
+from sagaz_core.storage.contract import T0, a_snapshot
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
+from sagaz_core.storage.names import snapshot_name
 
 TestMemoryAgrees = store_machine(InMemorySnapshotStorage, NaiveStore).TestCase
 
@@ -64,15 +66,21 @@ class TestS3InSmallPagesAgrees(BucketMachine.TestCase):
         have_small_pages(monkeypatch, lines=150, small=2)
 
 
-class TestS3WithClaimsBesideHeadsAgrees(BucketMachine.TestCase):
-    """Where ids that are another snapshot's are found out only when the head has been written."""
+class TestS3WithIdsThatNameTheirSagaAgrees(BucketMachine.TestCase):
+    """Where most snapshots are in no object but the head, or a page, and some are of the same id and `seq`."""
 
     settings = settings(TestMemoryAgrees.settings, max_examples=60)
 
     @pytest.fixture(autouse=True)
-    def _claims_beside_heads(self, monkeypatch):
-        have_small_pages(monkeypatch, events=6, snapshots=4)
-        have_claims_beside_heads(monkeypatch)
+    def _own_names(self, monkeypatch):
+        def a_named_snapshot(saga_id, seq, at=T0, *, snapshot_id, **fields):
+            number = snapshot_id.removeprefix(saga_id).strip("/")
+            if number != snapshot_id:  # the others are of no saga, and may be of two
+                snapshot_id = snapshot_name(saga_id, seq, int(number) % 4)
+            return a_snapshot(saga_id, seq, at, snapshot_id=snapshot_id, **fields)
+
+        monkeypatch.setattr(contract_machine, "a_snapshot", a_named_snapshot)
+        have_small_pages(monkeypatch, lines=150, small=2)
 
 
 class TestFilesWithTheirIndexOnTheDiskAgree(FileMachine.TestCase):
