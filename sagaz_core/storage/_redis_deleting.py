@@ -38,7 +38,8 @@ class RedisDeleting(RedisWriting):
             needed = min((s.seq if s.base_seq is None else s.base_seq for s in above), default=below_seq)
             below, now = [s for s in saga.snapshots if s.seq < below_seq], self.clock()
             hidden = [s for s in below if s.seq >= needed]
-            changed = {s.snapshot_id: s._replace(retention_until=LONG_AGO) for s in hidden if not expired(s, now)}
+            shown = [s for s in hidden if s.retention_until != LONG_AGO]
+            changed = {s.snapshot_id: s._replace(retention_until=LONG_AGO) for s in shown}
             gone = {s.snapshot_id for s in below if s.seq < needed}
             if await self._rewritten(trip, saga, gone, changed):
                 return sum(not expired(s, now) for s in below)
