@@ -333,5 +333,6 @@ def delete_keys(url: str, prefix: str) -> None:
     import redis
 
     with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter(match=f"{prefix}*", count=1000):
-            client.delete(key)
+        keys = list(client.scan_iter(match=f"{prefix}*", count=1000))
+        for start in range(0, len(keys), 1000):
+            client.delete(*keys[start : start + 1000])

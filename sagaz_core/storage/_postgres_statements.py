@@ -285,20 +285,22 @@ INFO = """
 
 # ---- deleting
 
-# What a snapshot that stays needs as a base stays too, and is hidden as if it had expired.
+# What a snapshot that stays needs as a base stays too, and is hidden as if it had expired for ever.
 DELETE_SNAPSHOTS_BELOW = """
     WITH needed AS (
         SELECT coalesce(min(base_seq), $2) AS seq FROM {s}saga_snapshots WHERE saga_id = $1 AND seq >= $2
+    ), shown AS (
+        SELECT snapshot_id, retention_until IS NULL OR retention_until >= $3 AS served
+        FROM {s}saga_snapshots s, needed n
+        WHERE s.saga_id = $1 AND s.seq < $2 AND s.seq >= n.seq AND s.retention_until IS DISTINCT FROM '-infinity'
     ), hidden AS (
-        UPDATE {s}saga_snapshots s SET retention_until = '-infinity' FROM needed n
-        WHERE s.saga_id = $1 AND s.seq < $2 AND s.seq >= n.seq
-            AND (s.retention_until IS NULL OR s.retention_until >= $3)
-        RETURNING 1
+        UPDATE {s}saga_snapshots s SET retention_until = '-infinity' FROM shown h WHERE s.snapshot_id = h.snapshot_id
+        RETURNING h.served
     ), deleted AS (
         DELETE FROM {s}saga_snapshots s USING needed n WHERE s.saga_id = $1 AND s.seq < least($2, n.seq)
         RETURNING s.retention_until IS NULL OR s.retention_until >= $3 AS served
     )
-    SELECT (SELECT count(*) FROM hidden) + (SELECT count(*) FROM deleted WHERE served)
+    SELECT (SELECT count(*) FROM hidden WHERE served) + (SELECT count(*) FROM deleted WHERE served)
 """
 DELETE_SNAPSHOTS = "DELETE FROM {s}saga_snapshots WHERE saga_id = $1"
 DELETE_EVENTS = "DELETE FROM {s}saga_events WHERE saga_id = $1"

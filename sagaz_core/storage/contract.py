@@ -1053,6 +1053,16 @@ class SnapshotStorageContract:
 
     # ---- retention
 
+    def test_what_stays_as_a_base_is_not_served_again_where_the_clock_goes_back(self, storage: SnapshotStorage) -> None:
+        snapshots = chain("s", 4, every=4)
+        snapshots[2] = snapshots[2]._replace(retention_until=T0)
+        self.do(storage.write(Batch("s", snapshots=snapshots)))
+        self.at(storage, T0 + timedelta(seconds=1))
+        assert self.do(storage.delete_snapshots("s", below_seq=3)) == 2  # the third had expired
+        self.at(storage, T0)
+        assert self.do(storage.delete_snapshots("s", below_seq=3)) == 0
+        assert self.listed(storage, "s") == [3]
+
     def test_a_refused_batch_keeps_nobody_elses_snapshots_from_being_pruned(self, storage: SnapshotStorage) -> None:
         """What it would have had to prune is nothing, and comes first."""
         kept = a_snapshot("a", 0, snapshot_id="mine")

@@ -25,7 +25,7 @@ from sagaz_core.storage import (
 from sagaz_core.storage._network import Pool
 from sagaz_core.storage._redis_records import pack, seal, unpack_log
 from sagaz_core.storage._redis_runs import SHORT
-from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event, chain
+from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
 from sagaz_core.storage.copying import copy_store
 from sagaz_core.storage.frames import FrameWriter, standalone, state_bytes
 from sagaz_core.storage.seals import sealed
@@ -48,16 +48,6 @@ class TestRedis(SnapshotStorageContract):
         storage = open_storage(redis_url)
         yield storage
         self.do(storage.close())
-
-    def test_what_stays_as_a_base_is_served_no_more_also_when_it_had_expired_and_the_clock_goes_back(self, storage):
-        snapshots = chain("s", 4, every=4)
-        snapshots[2] = snapshots[2]._replace(retention_until=T0)
-        self.do(storage.write(Batch("s", snapshots=snapshots)))
-        storage.clock = lambda: T0 + timedelta(seconds=1)
-        assert self.do(storage.delete_snapshots("s", below_seq=3)) == 2
-        storage.clock = lambda: T0
-        assert self.do(storage.delete_snapshots("s", below_seq=3)) == 0
-        assert self.listed(storage, "s") == [3]
 
 
 class TestRedisInSmallParts(TestRedis):
