@@ -8,7 +8,7 @@ import os
 import pytest
 
 pytest_plugins = ["pytester"]
-os.environ.pop("PYTEST_ADDOPTS", None)  # how we were started is not how tests start others
+os.environ["PYTEST_ADDOPTS"] = "-p no:valkey"  # so tests start others: not as we were, and without a slow plugin
 pytest.register_assert_rewrite("sagaz_core.storage.contract")  # here: anything else may import it
 
 with contextlib.suppress(ImportError):

@@ -88,8 +88,8 @@ def _shell(block: Block, folder: Path, where: str) -> str:
         **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SAGAZ_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "120",
-        # Without what other tests want: hypothesis alone takes most of the time that a small run has.
-        "PYTEST_ADDOPTS": "-p no:randomly -p no:hypothesispytest",
+        # Without what other tests want: that alone takes most of the time that a small run has.
+        "PYTEST_ADDOPTS": "-p no:asyncio -p no:hypothesispytest -p no:randomly -p no:valkey",
     }
     # What changes what pytest prints, and what makes every one of these many processes compile all that it imports.
     for name in ("BUILD_NUMBER", "CI", "FORCE_COLOR", "PY_COLORS", "PYTHONDONTWRITEBYTECODE"):

@@ -12,10 +12,10 @@ from sagaz_core.storage import names, open_storage
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS
 
 
-def a_bucket_in_memory():
-    """Return a store in a bucket that is in this process, behind the same driver."""
+def a_bucket_in_memory(objects=None):
+    """Return a store in a bucket that is in this process, behind the same driver: in a new one or in these objects."""
     storage = open_storage("s3://bucket/prefix?region=x&access_key_id=x&secret_access_key=x")
-    storage._objects._store = MemoryStore()
+    storage._objects._store = MemoryStore() if objects is None else objects
     return storage
 
 

@@ -71,8 +71,9 @@ def two_stores(request, tmp_path):
 
 @pytest.mark.parametrize("kind", MOST)
 def test_a_snapshot_of_a_long_saga_takes_a_few_bytes_or_nothing(two_stores, kind):
+    part = 2 if kind == "s3" else 1  # the server is a slow one
     one, other = two_stores(kind)
-    assert peak(other, MANY) - peak(one, FEW) < MOST[kind] * (MANY - FEW)
+    assert peak(other, MANY // part) - peak(one, FEW // part) < MOST[kind] * (MANY - FEW) // part
 
 
 def test_an_event_of_a_long_saga_in_a_folder_takes_nothing(two_stores):
