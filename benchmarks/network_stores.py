@@ -165,6 +165,7 @@ async def of_s3() -> None:
     import s3_server  # with moto, whose many objects the garbage collector would go through for the others too
 
     server = s3_server.running()
+    server.app = server.moto  # as it comes
     bucket = server.bucket()
     storage = open_storage(server.url(bucket))
     options = {**s3_server.CREDENTIALS, "endpoint": server.endpoint}
