@@ -295,14 +295,14 @@ async def of_time(storage: SnapshotStorage, pool: asyncpg.Pool) -> None:
     await storage.write(Batch("s", a_saga("s")))
     for start in range(0, MANY, 5_000):
         await storage.write(Batch("s", None, (), snapshots[start : start + 5_000]))
-    await pool.execute("ANALYZE bench.saga_snapshots")
+    await pool.execute("CREATE TABLE timed AS SELECT * FROM bench.saga_snapshots WHERE saga_id = 's'")
+    await pool.execute("CREATE INDEX timed_by_time ON timed (saga_id, floor, seq)")
+    await pool.execute("ANALYZE timed, bench.saga_snapshots")
     moments = [T0 + timedelta(seconds=MANY * part // 50) for part in range(50)]
     right = 0
     for part, moment in enumerate(moments):
         right += await storage.latest_snapshot("s", until=moment) == snapshots[MANY * part // 50]
-    plain = (
-        "SELECT * FROM bench.saga_snapshots WHERE saga_id = 's' AND floor <= $1 ORDER BY floor DESC, seq DESC LIMIT 1"
-    )
+    plain = "SELECT * FROM timed WHERE saga_id = 's' AND floor <= $1 ORDER BY floor DESC, seq DESC LIMIT 1"
 
     async def select() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
