@@ -276,12 +276,17 @@ async def in_groups(storage: SnapshotStorage) -> dict[str, float]:
             for saga_id in ids:
                 await storage.write(Batch(saga_id, a_saga(saga_id)))
 
-            async def one(saga_id: str) -> None:
-                for seq in range(ROWS):
-                    await write(Batch(saga_id, None, (), [a_snapshot(saga_id, seq, data=DATA)]))
+            batches = [
+                [Batch(saga_id, None, (), [a_snapshot(saga_id, seq, data=DATA)]) for seq in range(ROWS)]
+                for saga_id in ids
+            ]
+
+            async def one(of_saga: list[Batch]) -> None:
+                for batch in of_saga:
+                    await write(batch)
 
             async def run() -> None:
-                await asyncio.gather(*map(one, ids))
+                await asyncio.gather(*map(one, batches))
 
             return run
 
