@@ -23,8 +23,8 @@ from sagaz_core.storage._postgres_schema import (
     SCHEMA_VERSION,
     SET_VERSION,
     TAKE_TURN,
-    drop_in_use,
-    in_use,
+    dropped,
+    made,
 )
 from sagaz_core.storage.url import safe_url
 
@@ -59,7 +59,7 @@ _UNAVAILABLE = (
 )
 
 
-_TURN = 0.1
+_TURN = 0.1  # seconds until it is asked again whether another process still makes the indices
 _CALLS_AT_ONCE = 4  # for this process, the server and the disk: measured where a commit takes 0 to 5 ms
 
 
@@ -95,11 +95,7 @@ class Connections:
 
     async def upgrade(self) -> None:
         """Make the tables, or bring them to this release's version, however long that takes."""
-
-        async def look(connection: Connection) -> int:
-            return await self._version(connection)
-
-        if await self.write(look) == SCHEMA_VERSION:
+        if await self.write(self._version) == SCHEMA_VERSION:
             return
         try:
             connection = await asyncpg.connect(self._dsn, timeout=self.timeout, statement_cache_size=0)
@@ -193,15 +189,15 @@ class Connections:
     async def _migrate_in_use(self, connection: Connection) -> None:
         """Make indices anew, one by one, while others write; go on where that was broken off."""
         # A statement that waited for its turn would be waited for by that which makes an index.
-        while not await connection.fetchval(TAKE_TURN, self._schema):  # noqa: ASYNC110 - another process has it
+        while not await connection.fetchval(TAKE_TURN, self._schema):  # noqa: ASYNC110 - another process ends it
             await asyncio.sleep(_TURN)
         if await self._version(connection) == SCHEMA_VERSION:
             return
         for index in LONG_INDICES:
             if not await connection.fetchval(IS_READY, f"{self._prefix}{index.name}"):
-                for statement in in_use(index):
+                for statement in made(index, "CONCURRENTLY"):
                     await connection.execute(self.text(statement))
-            await connection.execute(self.text(drop_in_use(index)))
+            await connection.execute(self.text(dropped(index, "CONCURRENTLY")))
         await connection.execute(self.text(SET_VERSION), SCHEMA_VERSION)
 
     def translated(self, error: BaseException) -> Exception:

@@ -29,7 +29,7 @@ _TEXT = 'TEXT COLLATE "C"'
 
 
 class Index(NamedTuple):
-    """An index of what sagas have from `LONG` on, and the one of all rows that it has replaced."""
+    """An index of what sagas have from `LONG` on, and the one of all rows that it replaces."""
 
     name: str
     on: str
@@ -48,6 +48,20 @@ LONG_INDICES = (
     _long_index("saga_snapshots", "time", "saga_id, floor, seq, snapshot_id"),
     _long_index("saga_events", "time", "saga_id, floor, seq"),
 )
+
+
+def made(index: Index, how: str = "") -> tuple[str, ...]:
+    """Return the statements that make the index. `how` is `CONCURRENTLY`, each a transaction of its own, or nothing.
+
+    What was broken off has left an index that is not ready.
+    """
+    return f"DROP INDEX {how} IF EXISTS {{s}}{index.name}", f"CREATE INDEX {how} {index.name} {index.on}"
+
+
+def dropped(index: Index, how: str = "") -> str:
+    """Return the statement that drops what the index replaces; see `made`."""
+    return f"DROP INDEX {how} IF EXISTS {{s}}{index.replaced}"
+
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
@@ -143,29 +157,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE {s}saga_replay_log ADD COLUMN row_sum BIGINT",
     ),
     3: ("ALTER TABLE {s}saga_snapshots ADD COLUMN tags JSONB",),
-    4: tuple(
-        statement
-        for index in LONG_INDICES
-        for statement in (
-            f"DROP INDEX {{s}}{index.replaced}",
-            f"CREATE INDEX {index.name} {index.on}",
-        )
-    ),
+    4: tuple(statement for index in LONG_INDICES for statement in (*made(index), dropped(index))),
 }
 """For each version of the schema, the statements that lead to it from the one before."""
 
 IS_READY = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 TAKE_TURN = "SELECT pg_try_advisory_lock(hashtextextended($1, 1397573442))"
-
-
-def in_use(index: Index) -> tuple[str, ...]:
-    """Return the statements that make the index while others write, each a transaction of its own.
-
-    What was broken off leaves an index that is not ready.
-    """
-    return f"DROP INDEX CONCURRENTLY IF EXISTS {{s}}{index.name}", f"CREATE INDEX CONCURRENTLY {index.name} {index.on}"
-
-
-def drop_in_use(index: Index) -> str:
-    """Return the statement that drops what the index has replaced, while others write."""
-    return f"DROP INDEX CONCURRENTLY IF EXISTS {{s}}{index.replaced}"

@@ -311,7 +311,8 @@ def test_an_upgrade_goes_on_while_others_write_and_upgrade(postgres_url, postgre
     asyncio.run(main())
 
 
-def test_an_upgrade_that_was_broken_off_is_gone_on_with(postgres_url, postgres_database):
+@pytest.mark.parametrize("prepared", ["yes", "no"])
+def test_an_upgrade_that_was_broken_off_is_gone_on_with(postgres_url, postgres_database, prepared):
     schema, index = schema_of(postgres_url), LONG_INDICES[1]
     ready = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 
@@ -322,7 +323,7 @@ def test_an_upgrade_that_was_broken_off_is_gone_on_with(postgres_url, postgres_d
         async with other.transaction():  # to make an index waits for its end
             await other.execute(f"LOCK TABLE {schema}.saga_snapshots IN ROW EXCLUSIVE MODE")
             task = asyncio.create_task(storage.upgrade())
-            while await connection.fetchval(ready, f"{schema}.{LONG_INDICES[0].name}") is None:  # noqa: ASYNC110 - the server's
+            while await connection.fetchval(ready, f"{schema}.{LONG_INDICES[0].name}") is None:  # noqa: ASYNC110 - the server does it
                 await asyncio.sleep(0)
             running = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND pid <> $1"
             pid = await connection.fetchval(running, connection.get_server_pid())
@@ -332,7 +333,10 @@ def test_an_upgrade_that_was_broken_off_is_gone_on_with(postgres_url, postgres_d
         assert await connection.fetchval(ready, f"{schema}.{LONG_INDICES[0].name}") is False
         assert await connection.fetchval(ready, f"{schema}.{index.replaced}")
         await storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 1)]))
-        assert await storage.upgrade() == SCHEMA_VERSION
+        await connection.execute(f"DROP INDEX {schema}.{LONG_INDICES[0].replaced}")  # as if it had come farther
+        again = open_storage(f"{postgres_url}&prepared={prepared}")
+        assert await again.upgrade() == SCHEMA_VERSION
+        await again.close()
         assert [await connection.fetchval(ready, f"{schema}.{one.name}") for one in LONG_INDICES] == [True] * 5
         assert await connection.fetchval(ready, f"{schema}.{index.replaced}") is None
         await storage.close()
