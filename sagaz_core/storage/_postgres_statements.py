@@ -178,7 +178,8 @@ COUNT_SNAPSHOTS = f"""
 """
 _HEAD = OWN.replace(" data,", " substr(data, 1, 14),")
 EXPIRED_OF_SAGA = f"SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE saga_id = $1 AND retention_until < $2"
-_HIGHEST = "ORDER BY s.seq DESC, s.snapshot_id DESC LIMIT 1"
+_LAST_FIRST = "s.seq DESC, s.snapshot_id DESC"
+_HIGHEST = f"ORDER BY {_LAST_FIRST} LIMIT 1"
 
 
 def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
@@ -190,7 +191,7 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
     """
     places = iter(range(3, 7))
     where = [_SERVED.format(now="$2")]
-    order, highest = "s.seq DESC, s.snapshot_id DESC", ""
+    order, highest = _LAST_FIRST, ""
     if step:
         where.append(f"s.step_name = ${next(places)}")
     if phase:
@@ -199,7 +200,7 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
         time = f"${next(places)}"
         where.append(f"s.created_at <= {time}")
         if step or phase or max_seq:
-            highest = f"AND s.seq <= ({_last_at('saga_snapshots', '$1', time)})"
+            highest = f"AND s.seq <= ({_last_at('saga_snapshots', time)})"
         else:
             highest, order = f"AND s.floor <= {time}", f"s.floor DESC, {order}"
     if max_seq:
@@ -210,15 +211,15 @@ def latest(*, step: bool, phase: bool, until: bool, max_seq: bool) -> str:
     return f"SELECT {SNAPSHOT} FROM {{s}}saga_snapshots s WHERE s.snapshot_id = {found}"
 
 
-def _last_at(table: str, saga: str, time: str) -> str:
-    """Return the query of the highest `seq` in question at that time, among those that are in the index by time."""
+def _last_at(table: str, time: str) -> str:
+    """Return the query of the highest `seq` of saga `$1` in question at that time, among those from `LONG` on."""
     return f"""
-        SELECT seq FROM {{s}}{table} WHERE saga_id = {saga} AND seq >= {LONG} AND floor <= {time}
+        SELECT seq FROM {{s}}{table} WHERE saga_id = $1 AND seq >= {LONG} AND floor <= {time}
         ORDER BY floor DESC, seq DESC LIMIT 1
     """
 
 
-def _long_or_short(saga: str, where: str, long_where: str = "", order: str = "s.seq DESC, s.snapshot_id DESC") -> str:
+def _long_or_short(saga: str, where: str, long_where: str = "", order: str = _LAST_FIRST) -> str:
     """Return the id of the latest snapshot: by an index of those from `LONG` on, or else by a look through the rest."""
     return f"""coalesce(
         (
@@ -236,7 +237,7 @@ READ_EVENTS = f"SELECT {EVENT}, NULL FROM {{s}}saga_events WHERE saga_id = $1 AN
 # The last column is the highest `seq` in question. One event more shows that it is.
 READ_EVENTS_UNTIL = f"""
     SELECT e.*, l.highest FROM (
-        SELECT coalesce(({_last_at("saga_events", "$1", "$4")}), (
+        SELECT coalesce(({_last_at("saga_events", "$4")}), (
             SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND seq < {LONG} AND floor <= $4
             ORDER BY seq DESC LIMIT 1
         )) AS highest
