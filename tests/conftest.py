@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("sagaz_core.storage.contract")  # here: anything 
 with contextlib.suppress(ImportError):
     # A test that runs pytest in this process drops what was imported meanwhile, and this one must not come twice:
     # from 0.31 on it ends the process (https://github.com/MagicStack/asyncpg/issues/1292).
-    import asyncpg  # noqa: F401 - it is to be there
+    import asyncpg  # noqa: F401 - that it is imported is all that is wanted
 
 try:
     from hypothesis import HealthCheck, settings
