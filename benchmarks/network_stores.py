@@ -27,7 +27,7 @@ from sagaz_core import ReplayConfig, Saga, SagaReplay, action
 from sagaz_core.storage import Batch, SagaSnapshot, SnapshotStorage, open_storage
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot
 from sagaz_core.storage.durability import GroupWriter
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 from tests.servers import execute, own_postgres, own_valkey
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from sagaz_core.events import (
 )
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
 from sagaz_core.storage.frames import FrameWriter
-from sagaz_core.storage.names import snapshot_name
 from sagaz_core.storage.records import pack_event
 from sagaz_core.storage.seals import sealed
+from sagaz_core.storage.snapshot_ids import snapshot_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator

@@ -35,7 +35,7 @@ from sagaz_core.events import (
 )
 from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
 from sagaz_core.storage.frames import standalone, state_bytes
-from sagaz_core.storage.names import named
+from sagaz_core.storage.snapshot_ids import named
 
 if TYPE_CHECKING:
     from sagaz_core.storage.base import SagaRecord, SagaSnapshot

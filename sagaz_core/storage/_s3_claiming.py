@@ -18,7 +18,7 @@ from sagaz_core.storage._s3_head import Head
 from sagaz_core.storage._s3_keys import snapshot_key
 from sagaz_core.storage._s3_objects import Changed
 from sagaz_core.storage._s3_window import Window
-from sagaz_core.storage.names import named
+from sagaz_core.storage.snapshot_ids import named
 
 _ABANDONED = timedelta(hours=1)
 

@@ -12,7 +12,7 @@ from sagaz_core.storage._packed_rows import PackedRow, Parts, array_head, pack_r
 from sagaz_core.storage._rows import EventEntry, SnapshotEntry, event_row, snapshot_row
 from sagaz_core.storage._s3_keys import data_folder, own_name, snapshot_key
 from sagaz_core.storage._snapshot_columns import SnapshotColumns
-from sagaz_core.storage.names import named
+from sagaz_core.storage.snapshot_ids import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -16,7 +16,7 @@ from sagaz_core.storage._s3_objects import all_of
 from sagaz_core.storage._s3_pages import Asked, Folded, may_have, surely_has
 from sagaz_core.storage._s3_window import Found, Unreadable, Window
 from sagaz_core.storage.base import Page
-from sagaz_core.storage.names import named
+from sagaz_core.storage.snapshot_ids import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -68,7 +68,7 @@ class SagaSnapshot(NamedTuple):
 
     Snapshots are in order of `seq`; those of one `seq` (after a step, before the next) in order of `snapshot_id`.
     An id is any text, also a longer one than a saga's, and unique in a store. The engine's name the saga and the `seq`
-    (`names.py`), which a store may make use of; but others are to be found as well.
+    (`snapshot_ids.py`), which a store may make use of; but others are to be found as well.
 
     `base_seq` is `None` when `data` stands alone; else all that is needed to read it are the saga's snapshots from
     `base_seq` on that come before this one. Those are its `bases`, in order. A store fills them in when it returns the

@@ -42,7 +42,7 @@ from sagaz_core.storage.base import (
 )
 from sagaz_core.storage.codec import decode, encode
 from sagaz_core.storage.frames import FrameWriter, state_bytes
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 from sagaz_core.storage.together import answers_together
 
 if TYPE_CHECKING:

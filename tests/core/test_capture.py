@@ -23,8 +23,8 @@ from sagaz_core.events import Delta
 from sagaz_core.storage import frames
 from sagaz_core.storage.codec import encode, part
 from sagaz_core.storage.memory import InMemorySnapshotStorage
-from sagaz_core.storage.names import named, snapshot_name
 from sagaz_core.storage.records import unpack_event, unpack_state
+from sagaz_core.storage.snapshot_ids import named, snapshot_name
 from sagaz_core.virtual_time import run
 
 if TYPE_CHECKING:

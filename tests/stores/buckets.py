@@ -8,7 +8,7 @@ from sagaz_core.storage import _s3_changes as changes
 from sagaz_core.storage import _s3_cutting as cutting
 from sagaz_core.storage import _s3_folding as folding
 from sagaz_core.storage import _s3_writing as writing
-from sagaz_core.storage import names, open_storage
+from sagaz_core.storage import open_storage, snapshot_ids
 from sagaz_core.storage._s3_pages import EVENTS, SNAPSHOTS
 
 
@@ -21,7 +21,7 @@ def a_bucket_in_memory(objects=None):
 
 def have_own_names(monkeypatch):
     """Let the ids that the contract gives snapshots, `s/3`, name their saga and `seq`, as `s@3` does."""
-    monkeypatch.setattr(names, "_NAME", re.compile(names._NAME.pattern.replace("@", "[@/]"), re.DOTALL))
+    monkeypatch.setattr(snapshot_ids, "_NAME", re.compile(snapshot_ids._NAME.pattern.replace("@", "[@/]"), re.DOTALL))
 
 
 def have_small_pages(monkeypatch, *, events=3, snapshots=2, large=1, size=2000, lines=400, small=4096):

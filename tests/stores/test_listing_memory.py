@@ -9,7 +9,7 @@ import pytest
 
 from sagaz_core.storage import Batch, open_storage
 from sagaz_core.storage.contract import a_saga, a_snapshot, an_event
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 
 FEW, MANY = 2000, 6000  # with few, Python's own free lists are not full yet
 PART = 100

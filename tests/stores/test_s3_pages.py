@@ -20,7 +20,7 @@ from sagaz_core.storage import Batch, _s3_asking, open_storage
 from sagaz_core.storage._rows import digest, event_entry, event_row, saga_row, snapshot_entry, snapshot_row
 from sagaz_core.storage._s3_keys import data_folder, saga_key, snapshot_key
 from sagaz_core.storage.contract import T0, a_saga, a_snapshot, an_event, chain
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 
 HERE = Path(__file__).parent
 FOLDER = f"a/prefix/{data_folder('s')}/"

@@ -28,7 +28,7 @@ from sagaz_core.storage import _s3_core as store_module
 from sagaz_core.storage._rows import digest
 from sagaz_core.storage._s3_keys import ordered, saga_key, saga_of_key, snapshot_key
 from sagaz_core.storage.contract import HOSTILE, T0, TICK, a_replay, a_saga, a_snapshot, an_event
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 
 HERE = Path(__file__).parent
 KB = bytes(range(250)) * 4

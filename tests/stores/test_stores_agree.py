@@ -12,7 +12,7 @@ from small_room import have_small_room
 from sagaz_core.storage import InMemorySnapshotStorage, contract_machine, open_storage
 from sagaz_core.storage.contract import T0, a_snapshot
 from sagaz_core.storage.contract_machine import StoreMachine, store_machine
-from sagaz_core.storage.names import snapshot_name
+from sagaz_core.storage.snapshot_ids import snapshot_name
 
 TestMemoryAgrees = store_machine(InMemorySnapshotStorage, NaiveStore).TestCase
 
