@@ -10,11 +10,13 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import obstore.store
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1] / "tests" / "stores"
 ROUNDS = 9
 SAVES = 200
-S3_SAVES = 20
+S3_SAVES = 20  # of a saga of ten steps
 S3_DELAY = 0.02
 RUN = "01a20553-cf0b-741f-a7d6-31c1f113170e"
 S3_LENGTHS = 100, 1_000, 10_000
@@ -154,7 +156,7 @@ async def of_postgres(url: str) -> None:
         ours=saving(storage),
     )
     show("postgresql", took, "bare asyncpg, INSERT, primary key alone", {"indexed": "bare asyncpg, our table"})
-    await of_groups(url, pool)
+    await of_groups(url, "in memory", COMMIT_MILLISECONDS)
     await of_time(storage, pool)
     await storage.close()
     await pool.close()
@@ -170,8 +172,7 @@ async def of_s3() -> None:
     storage = open_storage(server.url(bucket))
     options = {**s3_server.CREDENTIALS, "endpoint": server.endpoint}
     bare = obstore.store.S3Store(bucket, config=options, client_options={"allow_http": True})
-    await storage.write(Batch(RUN, a_saga(RUN)))
-    saved = map(_of_a_run, count())
+    last = ""
 
     async def put_bare() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
@@ -190,16 +191,23 @@ async def of_s3() -> None:
         return run
 
     async def save() -> Callable[[], Awaitable[object]]:
+        nonlocal last
+        last = saga_id = f"{RUN}-{next(_ids)}"
+        await storage.write(Batch(saga_id, a_saga(saga_id)))
+        snapshots = [
+            a_snapshot(saga_id, seq, snapshot_id=snapshot_name(saga_id, seq), data=DATA) for seq in range(S3_SAVES)
+        ]
+
         async def run() -> None:
-            for _ in range(S3_SAVES):
-                await storage.write(Batch(RUN, None, (), [next(saved)]))
+            for snapshot in snapshots:
+                await storage.write(Batch(saga_id, None, (), [snapshot]))
 
         return run
 
     async def ask() -> Callable[[], Awaitable[object]]:
         async def run() -> None:
             for _ in range(S3_SAVES):
-                await storage.latest_snapshot(RUN)
+                await storage.latest_snapshot(last)
 
         return run
 
@@ -214,10 +222,6 @@ async def of_s3() -> None:
     await storage.close()
     await long_on_s3(server)
     server.stop()
-
-
-def _of_a_run(seq: int) -> SagaSnapshot:
-    return a_snapshot(RUN, seq, snapshot_id=snapshot_name(RUN, seq), data=DATA)
 
 
 async def long_on_s3(server: Any) -> None:
@@ -253,18 +257,36 @@ def _link(seq: int) -> SagaSnapshot:
     )
 
 
-async def of_groups(url: str, pool: asyncpg.Pool) -> None:
-    """Rows a second that sagas write at the same time, where a commit waits for the disk for so long."""
-    print(f"rows a second of 1 KB, {TOGETHER} sagas at the same time, postgresql")
-    for delay in COMMIT_MILLISECONDS:
-        name = await pool.fetchval("SELECT quote_ident(current_database())")
-        await pool.execute(f"ALTER DATABASE {name} SET commit_delay = {delay * 1000}")
-        await pool.execute(f"ALTER DATABASE {name} SET commit_siblings = 0")
-        storage = open_storage(f"{url}?schema=bench")
+async def of_groups(url: str, disk: str, delays: tuple[int, ...] = (0,)) -> None:
+    """Rows a second that sagas write at the same time, where a commit waits so many milliseconds besides."""
+    print(f"rows a second of 1 KB, {TOGETHER} sagas at the same time, postgresql with its data {disk}")
+    for delay in delays:
+        name = urlsplit(url).path[1:]
+        delayed = f"ALTER DATABASE {name} SET commit_delay = {delay * 1000}"
+        await asyncio.to_thread(execute, url, delayed, f"ALTER DATABASE {name} SET commit_siblings = 0")
+        storage = open_storage(f"{url}?schema=groups")
+        await storage.upgrade()
         took = await in_groups(storage)
         await storage.close()
         sync, group = 1e6 / took["sync"], 1e6 / took["group"]
-        print(f"  {delay} ms a commit: sync {sync:8,.0f}          group {group:8,.0f}   {group / sync:.2f}x")
+        print(f"  {delay} ms more a commit: sync {sync:8,.0f}     group {group:8,.0f}   {group / sync:.2f}x")
+
+
+def of_a_disk() -> None:
+    """The same on a disk, which a commit waits for."""
+    parent = Path(tempfile.gettempdir())
+    with (parent / "bench-disk").open("wb") as file:
+        took = []
+        for _ in range(100):
+            file.write(bytes(8192))
+            file.flush()
+            start = time.perf_counter()
+            os.fsync(file.fileno())
+            took.append(time.perf_counter() - start)
+    os.unlink(file.name)
+    with own_postgres(parent) as server:
+        disk = f"on the disk here, whose fsync of 8 KB takes {sorted(took)[50] * 1000:.2f} ms"
+        asyncio.run(of_groups(server.url(), disk))
 
 
 async def in_groups(storage: SnapshotStorage) -> dict[str, float]:
@@ -378,4 +400,5 @@ if __name__ == "__main__":
         asyncio.run(of_postgres(postgres.url()))
         execute(postgres.url(), "CREATE DATABASE replays")
         asyncio.run(replaying(postgres.url("replays")))
+    of_a_disk()
     asyncio.run(of_s3())

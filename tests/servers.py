@@ -52,13 +52,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def data_folder() -> Path:
-    """Return a new folder, in memory if there is such a place: what is kept there is not worth a disk's wait.
+def data_folder(parent: Path | None = None) -> Path:
+    """Return a new folder: where it is said, or in memory if there is such a place, as its data is not worth a wait.
 
     It has this process's number in its name: those of processes that were killed are removed here.
     """
     shared = Path("/dev/shm")
-    parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    if parent is None:
+        parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
     remove_abandoned(parent)
     return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=parent))
 
@@ -262,12 +263,12 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def own_postgres() -> Iterator[Postgres]:
-    """A server of our own; the test is skipped, or under `CI` fails, where there is none."""
+def own_postgres(parent: Path | None = None) -> Iterator[Postgres]:
+    """A server of our own, its data in memory or where it is said; where there is none, a test is skipped or fails."""
     binaries = postgres_binaries()
     if binaries is None:
         unavailable("PostgreSQL", "SAGAZ_TEST_PG_URL")
-    server = Postgres(binaries)
+    server = Postgres(binaries, data_folder(parent))
     try:
         server.create()
         server.start()

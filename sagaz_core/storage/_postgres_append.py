@@ -1,18 +1,23 @@
 """The statements that append records to sagas, all of a batch in one round trip. `{s}` stands for the schema and a dot.
 
-The row of a saga says what its last event and its last snapshot are. A statement adds nothing to a saga that is not as
-it takes it to be: there already, when it is to begin, or with records that do not come before those that are added.
+Records before `LONG` are in no order that depends on others, and their keys say whether they are there already. So a
+batch of these alone is added as it is. The row of a saga says what its last event and its last snapshot from `LONG` on
+are. A statement that adds some of these adds nothing to a saga that is not as it takes it to be: there already, when it
+is to begin, or with records that do not come before those that are added.
+
+All of them add snapshots before events (of several parts of a statement the last is done first): two processes that add
+the same records wait for each other in the same order.
 
 - `one_of` is for one batch of few records. Each value is a parameter: with arrays the server takes twice as long.
-- `MANY` and `MANY_BEGIN` are for any number of batches, and of records, which come by column. `COPY` would be a trip of
-  its own for each table, and cannot be made to depend on what is there.
+- `SHORT`, `MANY` and `MANY_BEGIN` are for any number of batches, and of records, which come by column. `COPY` would be
+  a trip of its own for each table, and cannot be made to depend on what is there.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.storage._postgres_rows import columns
 from sagaz_core.storage._postgres_statements import (
@@ -45,6 +50,17 @@ _ADD_SNAPSHOTS = f"INSERT INTO {{s}}saga_snapshots ({OWN}, floor)"
 # ---- one batch
 
 
+class _Shape(NamedTuple):
+    """What a batch has: a record, a summary, how many events and snapshots, and whether some are from `LONG` on."""
+
+    begins: bool
+    summary: bool
+    events: int
+    snapshots: int
+    long_events: bool
+    long_snapshots: bool
+
+
 def is_small(rows: Rows) -> bool:
     """Whether there are few enough records for a statement with a parameter for each value."""
     return len(rows.events) <= _MOST_EVENTS and len(rows.snapshots) <= _MOST_SNAPSHOTS
@@ -52,12 +68,16 @@ def is_small(rows: Rows) -> bool:
 
 def one_of(rows: Rows) -> str:
     """Return the statement for such a batch. Its tag ends with 0 when nothing was added."""
-    return _one(rows.record is not None, rows.summary[0] is not None, len(rows.events), len(rows.snapshots))
+    shape = _Shape(
+        *(rows.record is not None, rows.summary[0] is not None, len(rows.events), len(rows.snapshots)),
+        *(rows.long_events, rows.long_snapshots),
+    )
+    return _one(shape)
 
 
 def parameters_of_one(rows: Rows) -> list[Any]:
     """Return the parameters: the record or the id, the summary, the events and the snapshots that there are."""
-    found: list[Any] = [rows.saga_id] if rows.record is None else [*rows.record]
+    found: list[Any] = [] if rows.is_short else [rows.saga_id] if rows.record is None else [*rows.record]
     if rows.summary[0] is not None:
         found += rows.summary
     for event in rows.events:
@@ -68,42 +88,51 @@ def parameters_of_one(rows: Rows) -> list[Any]:
 
 
 @cache  # there are few
-def _one(begins: bool, summary: bool, events: int, snapshots: int) -> str:
+def _one(shape: _Shape) -> str:
     numbers = count(1)
-    saga = _some(numbers, _RECORD_TYPES if begins else ("text",))
-    found = _some(numbers, _SUMMARY_TYPES) if summary else []
-    event_rows = [_some(numbers, EVENT_TYPES) for _ in range(events)]
-    snapshot_rows = [_some(numbers, SNAPSHOT_TYPES) for _ in range(snapshots)]
-    values = dict(zip(SET_OF_SUMMARY.split(", "), found, strict=False))
-    where = [f"g.saga_id = {saga[0]}"]
-    if summary:
-        where.append(f"g.summary_seq < {values['summary_seq']}")
-    if events:
-        first, last = event_rows[0], event_rows[-1]
-        values |= {"last_event": last[1], "last_event_at": last[2]}
-        where.append(f"g.last_event < {first[1]} AND g.last_event_at <= {first[2]}")
-    if snapshots:
-        first, last = snapshot_rows[0], snapshot_rows[-1]
-        values |= {"last_snapshot": last[5], "last_snapshot_id": last[0], "last_snapshot_at": last[8]}
-        where.append(f"(g.last_snapshot, g.last_snapshot_id) < ({first[5]}, {first[0]})")
-        where.append(f"g.last_snapshot_at <= {first[8]}")
-    if begins:
-        columns, given = ", ".join([RECORD, *values]), ", ".join([*saga, *values.values()])
-        parts = [f"INSERT INTO {{s}}sagas ({columns}) VALUES ({given}) ON CONFLICT DO NOTHING RETURNING saga_id"]
-    else:
-        changes = ", ".join(f"{column} = {value}" for column, value in values.items())
-        parts = [f"UPDATE {{s}}sagas g SET {changes} WHERE {' AND '.join(where)} RETURNING saga_id"]
-    if events:
-        parts.append(f"{_ADD_EVENTS} {_EVENTS_OF} {_table(event_rows, f'e (saga_id, {EVENT})')}")
-    if snapshots:
-        parts.append(f"{_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {_table(snapshot_rows, f'n ({OWN})')}")
-    *before, main = parts
-    named = ", ".join(f"{name} AS ({part})" for name, part in zip(("saga", "events"), before, strict=False))
+    is_short = not (shape.begins or shape.summary or shape.long_events or shape.long_snapshots)
+    saga = [] if is_short else _some(numbers, _RECORD_TYPES if shape.begins else ("text",))
+    found = _some(numbers, _SUMMARY_TYPES) if shape.summary else []
+    event_rows = [_some(numbers, EVENT_TYPES) for _ in range(shape.events)]
+    snapshot_rows = [_some(numbers, SNAPSHOT_TYPES) for _ in range(shape.snapshots)]
+    parts, of_saga = {}, ""
+    if not is_short:
+        parts["saga"], of_saga = _saga(shape, saga, found, event_rows, snapshot_rows), "saga, "
+    if shape.events:
+        parts["events"] = f"{_ADD_EVENTS} {_EVENTS_OF} {of_saga}{_table(event_rows, f'e (saga_id, {EVENT})')}"
+    if shape.snapshots:
+        parts["snapshots"] = f"{_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {of_saga}{_table(snapshot_rows, f'n ({OWN})')}"
+    _, main = parts.popitem()
+    named = ", ".join(f"{name} AS ({part})" for name, part in parts.items())
     return f"WITH {named} {main}" if named else main
 
 
-_EVENTS_OF = "SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data FROM saga,"
-_SNAPSHOTS_OF = f"SELECT {', '.join(f'n.{name.strip()}' for name in OWN.split(','))}, n.created_at FROM saga,"
+def _saga(
+    shape: _Shape, saga: list[str], summary: list[str], events: list[list[str]], snapshots: list[list[str]]
+) -> str:
+    """Return the part that changes the saga's row, and has the saga's id if it is as it should be."""
+    values = dict(zip(SET_OF_SUMMARY.split(", "), summary, strict=False))
+    where = [f"g.saga_id = {saga[0]}"]
+    if summary:
+        where.append(f"g.summary_seq < {values['summary_seq']}")
+    if shape.long_events:
+        first, last = events[0], events[-1]
+        values |= {"last_event": last[1], "last_event_at": last[2]}
+        where.append(f"g.last_event < {first[1]} AND g.last_event_at <= {first[2]}")
+    if shape.long_snapshots:
+        first, last = snapshots[0], snapshots[-1]
+        values |= {"last_snapshot": last[5], "last_snapshot_id": last[0], "last_snapshot_at": last[8]}
+        where.append(f"(g.last_snapshot, g.last_snapshot_id) < ({first[5]}, {first[0]})")
+        where.append(f"g.last_snapshot_at <= {first[8]}")
+    if shape.begins:
+        columns, given = ", ".join([RECORD, *values]), ", ".join([*saga, *values.values()])
+        return f"INSERT INTO {{s}}sagas ({columns}) VALUES ({given}) ON CONFLICT DO NOTHING RETURNING saga_id"
+    changes = ", ".join(f"{column} = {value}" for column, value in values.items())
+    return f"UPDATE {{s}}sagas g SET {changes} WHERE {' AND '.join(where)} RETURNING saga_id"
+
+
+_EVENTS_OF = "SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data FROM"
+_SNAPSHOTS_OF = f"SELECT {', '.join(f'n.{name.strip()}' for name in OWN.split(','))}, n.created_at FROM"
 
 
 def _some(numbers: Iterator[int], types: tuple[str, ...]) -> list[str]:
@@ -118,16 +147,21 @@ def _table(rows: list[list[str]], alias: str) -> str:
 # ---- many batches
 
 
+def parameters_of_short(some: Sequence[Rows]) -> tuple[Any, ...]:
+    """Return the parameters: events and snapshots, by column."""
+    events = [row for rows in some for row in rows.events]
+    snapshots = [row for rows in some for row in rows.snapshots]
+    return (*columns(events, EVENT_TYPES), *columns(snapshots, SNAPSHOT_TYPES))
+
+
 def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
-    """Return the parameters: events and snapshots, by column; then what is said of sagas (one batch of each).
+    """Return the parameters: those of `SHORT`, and then what is said of sagas (one batch of each).
 
     All of the batches have a record, or none has.
     """
-    events = [row for rows in some for row in rows.events]
-    snapshots = [row for rows in some for row in rows.snapshots]
     sagas = [_of_saga(rows) for rows in some]
     types = _APPENDED if some[0].record is None else _BEGUN
-    return (*columns(events, EVENT_TYPES), *columns(snapshots, SNAPSHOT_TYPES), *columns(sagas, types))
+    return (*parameters_of_short(some), *columns(sagas, types))
 
 
 def _of_saga(rows: Rows) -> tuple[Any, ...]:
@@ -136,14 +170,12 @@ def _of_saga(rows: Rows) -> tuple[Any, ...]:
     return (*rows.record, *rows.summary, *rows.last)
 
 
+_EVENTS = f"unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})"
+_SNAPSHOTS = f"unnest({arrays(1 + len(EVENT_TYPES), SNAPSHOT_TYPES)}) AS n ({OWN})"
+SHORT = f"WITH events AS ({_ADD_EVENTS} {_EVENTS_OF} {_EVENTS}) {_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {_SNAPSHOTS}"
 _ADDED = f"""
-    , events AS (
-        {_ADD_EVENTS} SELECT e.saga_id, e.seq, e.at, e.at, e.kind, e.step, e.data
-        FROM saga JOIN unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT}) USING (saga_id)
-    ), snapshots AS (
-        {_ADD_SNAPSHOTS} SELECT {OWN}, created_at
-        FROM saga JOIN unnest({arrays(1 + len(EVENT_TYPES), SNAPSHOT_TYPES)}) AS n ({OWN}) USING (saga_id)
-    )
+    , events AS ({_ADD_EVENTS} {_EVENTS_OF} saga JOIN {_EVENTS} USING (saga_id)),
+    snapshots AS ({_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} saga JOIN {_SNAPSHOTS} USING (saga_id))
     SELECT saga_id FROM saga
 """
 _OF_SAGAS = 1 + len(EVENT_TYPES) + len(SNAPSHOT_TYPES)

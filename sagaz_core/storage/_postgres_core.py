@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagaz_core.clock import utc_now
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 Result = TypeVar("Result")
+_NO_TRANSACTION: AbstractAsyncContextManager[object] = nullcontext()
 
 
 class PostgresCore:
@@ -43,6 +45,10 @@ class PostgresCore:
 
     async def _change(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         return await self._connections.write(work)
+
+    def _savepoint(self) -> AbstractAsyncContextManager[object]:
+        """What a statement runs in that may fail, and after which others run."""
+        return _NO_TRANSACTION
 
     async def _rows(self, statement: str, *values: Any) -> list[Any]:
         none: list[Any] = []

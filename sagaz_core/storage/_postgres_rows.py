@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
+from sagaz_core.storage._postgres_schema import LONG
 from sagaz_core.storage._postgres_statements import NONE, SEPARATOR
 from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
 from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
@@ -145,12 +146,22 @@ def event_from(saga_id: str, row: Row) -> StoredEvent:
 
 def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
     """Return the values of a snapshot's own columns."""
+    ends, tags = snapshot.retention_until, snapshot.tags
     return (
-        *(as_text(snapshot.snapshot_id), as_text(snapshot.saga_id), as_text(snapshot.saga_name)),
-        *(as_text(snapshot.step_name), snapshot.step_index, snapshot.seq, as_text(snapshot.phase)),
-        *(as_text(snapshot.status), as_time(snapshot.created_at), snapshot.data),
-        *(as_time_or_none(snapshot.retention_until), snapshot.base_seq, _steps_json(tuple(snapshot.completed_steps))),
-        tags_json(dict(snapshot.tags)) if snapshot.tags else None,
+        as_text(snapshot.snapshot_id),
+        as_text(snapshot.saga_id),
+        as_text(snapshot.saga_name),
+        as_text(snapshot.step_name),
+        snapshot.step_index,
+        snapshot.seq,
+        as_text(snapshot.phase),
+        as_text(snapshot.status),
+        as_time(snapshot.created_at),
+        snapshot.data,
+        None if ends is None else as_time(ends),
+        snapshot.base_seq,
+        _steps_json(tuple(snapshot.completed_steps)),
+        tags_json(dict(tags)) if tags else None,
     )
 
 
@@ -271,19 +282,33 @@ def replay_from(row: Row) -> ReplayRecord:
 class Rows:
     """A batch as parameters of the statements that append it.
 
-    `simple` says that its records are in order among themselves, by number and by time, so that they can come behind
-    those that are stored.
+    `long_events` and `long_snapshots` say whether there are some from `LONG` on. `is_short` says that there are none,
+    no record and no summary. `simple` says that its records, if some are from `LONG` on, are in order among themselves,
+    by number and by time, so that they can come behind those that are stored.
     """
 
-    __slots__ = ("events", "record", "saga_id", "simple", "snapshots", "summary")
+    __slots__ = (
+        *("events", "is_short", "long_events", "long_snapshots"),
+        *("record", "saga_id", "simple", "snapshots", "summary"),
+    )
 
     def __init__(self, batch: Batch) -> None:
         self.saga_id = as_text(batch.saga_id)
         self.record = None if batch.saga is None else saga_row(batch.saga)
-        self.events = [event_row(event) for event in batch.events]
-        self.snapshots = [snapshot_row(snapshot) for snapshot in batch.snapshots]
+        self.events, self.long_events = [], False
+        for event in batch.events:
+            self.events.append(event_row(event))
+            if event.seq >= LONG:
+                self.long_events = True
+        self.snapshots, self.long_snapshots = [], False
+        for snapshot in batch.snapshots:
+            self.snapshots.append(snapshot_row(snapshot))
+            if snapshot.seq >= LONG:
+                self.long_snapshots = True
         self.summary = summary_row(batch.summary)
-        self.simple = (len(self.events) < 2 and len(self.snapshots) < 2) or self._in_order()
+        has_long = self.long_events or self.long_snapshots
+        self.is_short = not has_long and batch.saga is None and batch.summary is None
+        self.simple = not has_long or self._in_order()
 
     def _in_order(self) -> bool:
         events = [(row[1], row[2]) for row in self.events]
@@ -294,7 +319,7 @@ class Rows:
 
     @property
     def first(self) -> tuple[Any, ...]:
-        """Number and time of the first event, and number, id and time of the first snapshot."""
+        """Number and time of the first event, and number, id and time of the first snapshot, if some are long."""
         return self._ends(0)
 
     @property
@@ -303,6 +328,6 @@ class Rows:
         return self._ends(-1)
 
     def _ends(self, place: int) -> tuple[Any, ...]:
-        event = self.events[place] if self.events else (None,) * 3
-        snapshot = self.snapshots[place] if self.snapshots else (None,) * 9
+        event = self.events[place] if self.long_events else (None,) * 3
+        snapshot = self.snapshots[place] if self.long_snapshots else (None,) * 9
         return event[1], event[2], snapshot[5], snapshot[0], snapshot[8]

@@ -94,28 +94,27 @@ KNOWN_SNAPSHOTS = f"""
 """
 
 
-def _first_above(table: str) -> str:
-    """Return the lowest `seq` of saga `$1` whose floor is above `$3`."""
-    where = f"FROM {{s}}{table} WHERE saga_id = $1 AND floor > $3::timestamptz"
-    return f"""coalesce(
-        (SELECT seq {where} AND seq < {LONG} ORDER BY seq LIMIT 1),
-        (SELECT seq {where} AND seq >= {LONG} ORDER BY floor, seq LIMIT 1)
-    )"""
+def _changed(table: str) -> str:
+    """Return the condition of the rows from `LONG` on whose floor can have changed.
+
+    A floor is that of the rows from it on: so these begin with the lowest new one, `$2`, or with the first below it
+    whose floor is above the earliest new time, `$3`. The new ones have no right floor yet.
+    """
+    return f"""saga_id = $1 AND seq >= {LONG} AND seq >= least($2::bigint, (
+        SELECT seq FROM {{s}}{table} WHERE saga_id = $1 AND seq >= {LONG} AND seq < $2 AND floor > $3::timestamptz
+        ORDER BY floor, seq LIMIT 1
+    ))"""
 
 
-# A floor is that of the rows from it on. So it is worked out anew from the first one that can have changed: the lowest
-# new one, or the first whose floor is above the earliest new time.
 SET_EVENT_FLOORS = f"""
     UPDATE {{s}}saga_events e SET floor = f.floor FROM (
-        SELECT seq, min(at) OVER (ORDER BY seq DESC) AS floor FROM {{s}}saga_events
-        WHERE saga_id = $1 AND seq >= least($2::bigint, {_first_above("saga_events")})
+        SELECT seq, min(at) OVER (ORDER BY seq DESC) AS floor FROM {{s}}saga_events WHERE {_changed("saga_events")}
     ) f WHERE e.saga_id = $1 AND e.seq = f.seq AND e.floor <> f.floor
 """
 SET_SNAPSHOT_FLOORS = f"""
     UPDATE {{s}}saga_snapshots s SET floor = f.floor FROM (
         SELECT snapshot_id, min(created_at) OVER (ORDER BY seq DESC, snapshot_id DESC) AS floor
-        FROM {{s}}saga_snapshots
-        WHERE saga_id = $1 AND seq >= least($2::bigint, {_first_above("saga_snapshots")})
+        FROM {{s}}saga_snapshots WHERE {_changed("saga_snapshots")}
     ) f WHERE s.snapshot_id = f.snapshot_id AND s.floor <> f.floor
 """
 SET_LAST = f"""
@@ -124,9 +123,11 @@ SET_LAST = f"""
         last_snapshot = coalesce(s.seq, {-(2**63)}), last_snapshot_id = coalesce(s.snapshot_id, ''),
         last_snapshot_at = coalesce(s.created_at, '-infinity')
     FROM (VALUES (1)) AS one
-    LEFT JOIN (SELECT seq, at FROM {{s}}saga_events WHERE saga_id = $1 ORDER BY seq DESC LIMIT 1) e ON true
     LEFT JOIN (
-        SELECT seq, snapshot_id, created_at FROM {{s}}saga_snapshots WHERE saga_id = $1
+        SELECT seq, at FROM {{s}}saga_events WHERE saga_id = $1 AND seq >= {LONG} ORDER BY seq DESC LIMIT 1
+    ) e ON true
+    LEFT JOIN (
+        SELECT seq, snapshot_id, created_at FROM {{s}}saga_snapshots WHERE saga_id = $1 AND seq >= {LONG}
         ORDER BY seq DESC, snapshot_id DESC LIMIT 1
     ) s ON true
     WHERE g.saga_id = $1
@@ -238,7 +239,7 @@ READ_EVENTS = f"SELECT {EVENT}, NULL FROM {{s}}saga_events WHERE saga_id = $1 AN
 READ_EVENTS_UNTIL = f"""
     SELECT e.*, l.highest FROM (
         SELECT coalesce(({_last_at("saga_events", "$4")}), (
-            SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND seq < {LONG} AND floor <= $4
+            SELECT seq FROM {{s}}saga_events WHERE saga_id = $1 AND seq < {LONG} AND at <= $4
             ORDER BY seq DESC LIMIT 1
         )) AS highest
     ) l CROSS JOIN LATERAL (
@@ -305,7 +306,7 @@ DELETE_SNAPSHOTS_BELOW = """
 """
 DELETE_SNAPSHOTS = "DELETE FROM {s}saga_snapshots WHERE saga_id = $1"
 DELETE_EVENTS = "DELETE FROM {s}saga_events WHERE saga_id = $1"
-DELETE_SAGA = "DELETE FROM {s}sagas WHERE saga_id = $1 RETURNING 1"
+DELETE_SAGA = "DELETE FROM {s}sagas WHERE saga_id = $1"
 EXPIRED = f"""
     SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE retention_until < $1 AND (retention_until, snapshot_id) > ($2, $3)
     ORDER BY retention_until, snapshot_id LIMIT $4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -15,18 +15,20 @@ from sagaz_core.storage._network import LostConnectionError, says_nothing, unava
 from sagaz_core.storage._postgres_append import (
     MANY,
     MANY_BEGIN,
+    SHORT,
     is_small,
     one_of,
     parameters_of_many,
     parameters_of_one,
+    parameters_of_short,
 )
 from sagaz_core.storage._postgres_connections import Connection
-from sagaz_core.storage._postgres_core import PostgresCore
+from sagaz_core.storage._postgres_core import PostgresCore, Result
 from sagaz_core.storage._postgres_rows import Rows, columns, event_from, from_text, same_saga, snapshot_from
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 
 class PostgresWriting(PostgresCore):
@@ -60,24 +62,40 @@ class PostgresWriting(PostgresCore):
         return results
 
     async def _append_many(self, connection: Connection, waiting: dict[int, Rows]) -> None:
-        """Append what can be, and take it out of `waiting`."""
+        """Append what can be, and take it out of `waiting`. Several batches of a saga go together, or one by one."""
         times = Counter(rows.saga_id for rows in waiting.values())
-        simple = {place: rows for place, rows in waiting.items() if rows.simple and times[rows.saga_id] == 1}
-        for statement, begins in ((MANY_BEGIN, True), (MANY, False)):
-            # In order of their ids, so that two processes lock them in the same order.
-            places = [place for place, rows in simple.items() if (rows.record is not None) is begins]
-            places.sort(key=lambda place: simple[place].saga_id)
-            if not places:
-                continue
-            parameters = parameters_of_many([simple[place] for place in places])
-            try:
-                done = await connection.fetch(self._text(statement), *parameters)
-            except asyncpg.UniqueViolationError:
-                continue
-            ids = {row[0] for row in done}
-            for place in places:
-                if simple[place].saga_id in ids:
-                    del waiting[place]
+        long_ids = {rows.saga_id for rows in waiting.values() if not rows.is_short}
+        # In order of their ids, so that two processes lock them in the same order.
+        places = sorted(waiting, key=lambda place: waiting[place].saga_id)
+        short = [place for place in places if waiting[place].saga_id not in long_ids]
+        others = [place for place in places if waiting[place].simple and times[waiting[place].saga_id] == 1]
+        others = [place for place in others if waiting[place].saga_id in long_ids]
+        begun = [place for place in others if waiting[place].record is not None]
+        appended = [place for place in others if waiting[place].record is None]
+        for statement, some in ((SHORT, short), (MANY_BEGIN, begun), (MANY, appended)):
+            if some:
+                rows = [waiting[place] for place in some]
+                done = await self._added(connection, statement, rows)
+                for place in some:
+                    if waiting[place].saga_id in done:
+                        del waiting[place]
+
+    async def _added(self, connection: Connection, statement: str, some: Sequence[Rows]) -> set[str]:
+        """Return of which sagas the rows were added."""
+        if statement is SHORT:
+            done = await self._tried(connection.execute, statement, parameters_of_short(some))
+            return set() if done is None else {rows.saga_id for rows in some}
+        return {row[0] for row in await self._tried(connection.fetch, statement, parameters_of_many(some)) or ()}
+
+    async def _tried(
+        self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]
+    ) -> Result | None:
+        """Return what the statement gives, or None when some of its rows are there already: then it adds nothing."""
+        try:
+            async with self._savepoint():
+                return await run(self._text(statement), *parameters)
+        except asyncpg.UniqueViolationError:
+            return None
 
     async def _write(self, connection: Connection, batch: Batch, rows: Rows) -> None:
         if rows.simple and await self._appended(connection, rows):
@@ -87,14 +105,11 @@ class PostgresWriting(PostgresCore):
 
     async def _appended(self, connection: Connection, rows: Rows) -> bool:
         """Append the rows, and say whether they came behind what is there."""
-        try:
-            if is_small(rows):
-                done = await connection.execute(self._text(one_of(rows)), *parameters_of_one(rows))
-                return not done.endswith(" 0")
-            statement = MANY if rows.record is None else MANY_BEGIN
-            return bool(await connection.fetch(self._text(statement), *parameters_of_many([rows])))
-        except asyncpg.UniqueViolationError:
-            return False  # a snapshot's id is taken: nothing was added
+        if not is_small(rows):
+            statement = SHORT if rows.is_short else MANY if rows.record is None else MANY_BEGIN
+            return bool(await self._added(connection, statement, [rows]))
+        done = await self._tried(connection.execute, one_of(rows), parameters_of_one(rows))
+        return done is not None and not done.endswith(" 0")
 
     async def _merge(self, connection: Connection, batch: Batch, rows: Rows) -> None:
         """Add what is not there yet, in a transaction. Raises `DuplicateSagaError` for what is there, and differs."""
@@ -108,13 +123,13 @@ class PostgresWriting(PostgresCore):
                 await connection.execute(text(sql.SET_RECORD), *rows.record)
             elif not same_saga(known, rows.record):
                 raise another_saga(batch.saga)
+        if rows.snapshots:  # before the events, as `_postgres_append` has it
+            await self._merge_snapshots(connection, rows, batch)
         if rows.events:
             await self._merge_events(connection, batch, rows)
-        if rows.snapshots:
-            await self._merge_snapshots(connection, rows, batch)
         if rows.summary[0] is not None:
             await connection.execute(text(sql.SET_SUMMARY), rows.saga_id, *rows.summary)
-        if rows.events or rows.snapshots:
+        if rows.long_events or rows.long_snapshots:
             await connection.execute(text(sql.SET_LAST), rows.saga_id)
 
     async def _merge_events(self, connection: Connection, batch: Batch, rows: Rows) -> None:
@@ -126,7 +141,7 @@ class PostgresWriting(PostgresCore):
             for event in batch.events:
                 if known[event.seq] != event:
                     raise another_event(event)
-        if added:
+        if added and rows.long_events:
             lowest, earliest = min(row[1] for row in rows.events), min(row[2] for row in rows.events)
             await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
 
@@ -139,7 +154,7 @@ class PostgresWriting(PostgresCore):
             for snapshot in batch.snapshots:
                 if known.get(snapshot.snapshot_id) != snapshot._replace(bases=()):
                     raise another_snapshot(snapshot)
-        if added:
+        if added and rows.long_snapshots:
             lowest, earliest = min(row[5] for row in rows.snapshots), min(row[8] for row in rows.snapshots)
             await connection.execute(self._text(sql.SET_SNAPSHOT_FLOORS), rows.saga_id, lowest, earliest)
 

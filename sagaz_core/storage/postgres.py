@@ -40,6 +40,7 @@ from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     import asyncpg
@@ -127,10 +128,9 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
 
         async def delete(connection: Connection) -> bool:
             async with connection.transaction():
-                deleted = await connection.fetchval(self._text(sql.DELETE_SAGA), as_text(saga_id))
-                await connection.execute(self._text(sql.DELETE_SNAPSHOTS), as_text(saga_id))
-                await connection.execute(self._text(sql.DELETE_EVENTS), as_text(saga_id))
-                return deleted is not None
+                statements = (sql.DELETE_SAGA, sql.DELETE_SNAPSHOTS, sql.DELETE_EVENTS)
+                done = [await connection.execute(self._text(statement), as_text(saga_id)) for statement in statements]
+                return any(not tag.endswith(" 0") for tag in done)
 
         return await self._read(delete, False)
 
@@ -229,6 +229,10 @@ class _BoundPostgresStorage(PostgresSnapshotStorage):
                     return await work(self._connection)
             except (*FOREIGN, LostConnectionError) as error:
                 raise self._connections.of_a_bound_one(error) from error
+
+    def _savepoint(self) -> AbstractAsyncContextManager[object]:
+        found: AbstractAsyncContextManager[object] = self._connection.transaction()
+        return found
 
     async def close(self) -> None:
         """Leave the connection to its owner."""

@@ -1,5 +1,6 @@
 """Over random operations the network stores give what the plainest store gives."""
 
+import re
 import uuid
 
 import pytest
@@ -7,7 +8,9 @@ from hypothesis import settings
 from naive_store import NaiveStore
 from test_redis_store import in_small_parts
 
-from sagaz_core.storage import open_storage
+from sagaz_core.storage import _postgres_rows, open_storage
+from sagaz_core.storage._postgres_connections import Connections
+from sagaz_core.storage._postgres_schema import LONG
 from sagaz_core.storage.contract_machine import StoreMachine
 from tests import servers
 
@@ -66,3 +69,21 @@ class TestPostgresAgrees(PostgresMachine.TestCase):
     @pytest.fixture(autouse=True)
     def server(self, postgres_database, monkeypatch):
         monkeypatch.setattr(PostgresMachine, "url", postgres_database)
+
+
+class TestPostgresOfLongSagasAgrees(TestPostgresAgrees):
+    """The same where the rows from the fifth on are those of a long saga already."""
+
+    @pytest.fixture(autouse=True)
+    def _soon_long(self, monkeypatch):
+        text, changed = Connections.text, []
+
+        def with_few(self, statement):
+            few = re.sub(rf"\bseq (<|>=) {LONG}\b", r"seq \1 5", text(self, statement))
+            changed.append(few != statement)
+            return few
+
+        monkeypatch.setattr(Connections, "text", with_few)
+        monkeypatch.setattr(_postgres_rows, "LONG", 5)
+        yield
+        assert any(changed)

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import product
 
 import asyncpg
 import pytest
@@ -210,6 +211,111 @@ def test_a_bound_store_says_what_its_connection_cannot_do(postgres_url, postgres
     assert "on the connection that it is bound to: connection is closed" in closed
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_clock_that_goes_back_where_a_saga_becomes_long(postgres_url, seed):
+    """Courses of the time around `LONG`, written in any order, in parts of any size."""
+    chance, seqs = random.Random(seed), range(LONG - 1, LONG + 4)
+
+    async def main():
+        theirs, ours = open_storage(postgres_url), InMemorySnapshotStorage()
+        for number, seconds in enumerate(chance.sample(list(product(range(3), repeat=len(seqs))), 150)):
+            saga_id = f"s{number}"
+            rows = [(seq, T0 + timedelta(seconds=second)) for seq, second in zip(seqs, seconds, strict=True)]
+            if number % 3:
+                for store in (theirs, ours):
+                    await store.write(Batch(saga_id, a_saga(saga_id)))
+            if chance.random() < 0.5:
+                chance.shuffle(rows)
+            while rows:
+                size = chance.randint(1, min(3, len(rows)))
+                part, rows = sorted(rows[:size]), rows[size:]
+                batches = [
+                    Batch(saga_id, None, [an_event(saga_id, seq, at) for seq, at in part]),
+                    Batch(saga_id, None, (), [a_snapshot(saga_id, seq, at) for seq, at in part]),
+                ]
+                if chance.random() < 0.5:
+                    batches = [batches[0]._replace(snapshots=batches[1].snapshots)]
+                other = [Batch("other", None, (), [a_snapshot("other", number)])] * (chance.random() < 0.5)
+                for store in (theirs, ours):
+                    for batch in batches:
+                        assert not any(await store.write_many([batch, *other]))
+            for until in (T0 + timedelta(seconds=second) for second in range(3)):
+                found = [await store.latest_snapshot(saga_id, until=until) for store in (theirs, ours)]
+                assert found[0] == found[1], (saga_id, seconds, until)
+                read = [
+                    [event.seq async for event in store.read_events(saga_id, until=until)] for store in (theirs, ours)
+                ]
+                assert read[0] == read[1], (saga_id, seconds, until)
+        await theirs.close()
+
+    asyncio.run(main())
+
+
+def test_what_comes_before_a_batch_is_not_left_out_by_a_server_that_is_lost(postgres_url, postgres_database):
+    """Who writes in groups, too, writes the batches of a saga in their order."""
+
+    async def main():
+        storage, slow = open_storage(postgres_url), open_storage(f"{postgres_url}&timeout=0.5")
+        await storage.upgrade()
+        connection = await asyncpg.connect(postgres_database)
+        batches = [Batch("s", a_saga("s")), Batch("s", None, [an_event("s", 0)]), Batch("t", None, [an_event("t", 0)])]
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {schema_of(postgres_url)}.sagas")
+            with pytest.raises(StoreUnavailableError):
+                await slow.write_many(batches)
+        found = [[event.seq async for event in storage.read_events(saga_id)] for saga_id in ("s", "t")]
+        assert await storage.write_many(batches) == [None] * 3
+        await connection.close()
+        for store in (storage, slow):
+            await store.close()
+        return found
+
+    assert asyncio.run(main()) == [[], [0]]
+
+
+def test_a_bound_store_may_write_again_what_is_there(postgres_url, postgres_database):
+    """That the keys are taken ends the statement that finds it, and not the caller's transaction."""
+    batches = [Batch(saga_id, None, [an_event(saga_id, 0)], [a_snapshot(saga_id, 0)]) for saga_id in ("s", "t")]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.upgrade()
+        connection = await asyncpg.connect(postgres_database)
+        async with connection.transaction():
+            bound = storage.bind(connection)
+            for _ in range(2):
+                await bound.write(batches[0])
+                assert await bound.write_many(batches) == [None, None]
+        await connection.close()
+        found = [await storage.count_snapshots(saga_id) for saga_id in ("s", "t")]
+        await storage.close()
+        return found
+
+    assert asyncio.run(main()) == [1, 1]
+
+
+def test_those_who_write_the_same_at_the_same_time_do_not_wait_for_each_other_for_ever(postgres_url):
+    """In groups in any order, and one by one."""
+    chance = random.Random(1)
+
+    async def main():
+        stores = [open_storage(postgres_url) for _ in range(4)]
+        await stores[0].upgrade()
+        for turn in range(5):
+            sagas = [(f"s{turn}-{number}", LONG if number % 3 == 0 else number) for number in range(60)]
+            some = [Batch(name, None, [an_event(name, seq)], [a_snapshot(name, seq)]) for name, seq in sagas]
+            works = [store.write_many(chance.sample(some, len(some))) for store in stores[:3]]
+            works.append(asyncio.gather(*(stores[3].write(batch) for batch in some)))
+            for results in await asyncio.gather(*works):
+                assert results == [None] * len(some)
+        info = await stores[0].info()
+        for store in stores:
+            await store.close()
+        return info.events, info.snapshots
+
+    assert asyncio.run(main()) == (300, 300)
+
+
 def test_a_pooler_that_shares_connections_is_used_without_prepared_statements(postgres_url):
     async def main():
         storage = open_storage(f"{postgres_url}&prepared=no&pool_size=1")
@@ -386,7 +492,11 @@ def test_a_saga_that_becomes_long_answers_as_before(postgres_url, postgres_datab
         for seq, second in zip(seqs, seconds, strict=True)
     ]
     one_by_one = sorted(written[6:], key=lambda one: one[0].seq + rng.choice((0, 0, 3)))
-    parts = [written[:6], *([one] for one in one_by_one)]
+    parts = [written[:6]]
+    while one_by_one:
+        size = rng.choice((1, 1, 4))
+        parts.append(one_by_one[:size])
+        del one_by_one[:size]
     questions = [
         {"step": step, "phase": phase, "max_seq": max_seq}
         for step in (None, "early", "charge", "late")
@@ -399,7 +509,12 @@ def test_a_saga_that_becomes_long_answers_as_before(postgres_url, postgres_datab
         for store in (theirs, ours):
             await store.write(Batch("s", a_saga("s")))
             for events, snapshots in (zip(*part, strict=True) for part in parts):
-                await store.write(Batch("s", None, events, snapshots))
+                other = Batch("other", None, [event._replace(saga_id="other") for event in events])
+                both = Batch("s", None, events, snapshots)
+                apart = Batch("s", None, events), Batch("s", None, (), snapshots)
+                for batch in (both,) if seed % 3 else apart:
+                    some = [batch, other] if seed % 2 else [batch]
+                    assert await store.write_many(some) == [None] * len(some)
         for until in (None, *moments):
             for question in questions:
                 found = [await store.latest_snapshot("s", until=until, **question) for store in (theirs, ours)]
@@ -417,8 +532,10 @@ def test_a_saga_that_becomes_long_answers_as_before(postgres_url, postgres_datab
         await theirs.close()
         connection = await asyncpg.connect(postgres_database)
         for table, time in (("saga_events", "at"), ("saga_snapshots", "created_at")):
-            floors = f"SELECT floor, min({time}) OVER (ORDER BY seq DESC) FROM {schema_of(postgres_url)}.{table}"
-            assert [row for row in await connection.fetch(floors) if row[0] != row[1]] == []
+            floors = f"SELECT floor, min({time}) OVER (PARTITION BY saga_id ORDER BY seq DESC)"
+            long = await connection.fetch(f"{floors} FROM {schema_of(postgres_url)}.{table} WHERE seq >= {LONG}")
+            assert len(long) in (12, 24)
+            assert [row for row in long if row[0] != row[1]] == []
         await connection.close()
 
     asyncio.run(main())
