@@ -9,8 +9,9 @@ All of them add snapshots before events (of several parts of a statement the las
 the same records wait for each other in the same order.
 
 - `one_of` is for one batch of few records. Each value is a parameter: with arrays the server takes twice as long.
-- `SHORT`, `MANY` and `MANY_BEGIN` are for any number of batches, and of records, which come by column. `COPY` would be
-  a trip of its own for each table, and cannot be made to depend on what is there.
+- `MANY` is for any number of batches, and of records, which come by column; `SHORT` does the same where all records are
+  before `LONG`, and no saga's row is concerned. `COPY` would be a trip of its own for each table, and cannot be made to
+  depend on what is there.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _SUMMARY_TYPES = ("bigint", "text", "text", "text", "timestamptz", "jsonb", "big
 _LAST_TYPES = ("bigint", "timestamptz", "bigint", "text", "timestamptz")
 _BEGUN = (*_RECORD_TYPES, *_SUMMARY_TYPES, *_LAST_TYPES)
 _APPENDED = ("text", *_SUMMARY_TYPES, *_LAST_TYPES, *_LAST_TYPES)
+_SHORT = ("text",)
 _MOST_EVENTS, _MOST_SNAPSHOTS = 8, 2
 _ADD_EVENTS = "INSERT INTO {s}saga_events (saga_id, seq, at, floor, kind, step, data)"
 _ADD_SNAPSHOTS = f"INSERT INTO {{s}}saga_snapshots ({OWN}, floor)"
@@ -155,53 +157,46 @@ def parameters_of_short(some: Sequence[Rows]) -> tuple[Any, ...]:
 
 
 def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
-    """Return the parameters: those of `SHORT`, and then what is said of sagas (one batch of each).
+    """Return the parameters: those of `SHORT`, what is said of sagas that begin, and of others, the ids of the rest.
 
-    All of the batches have a record, or none has.
+    There is one batch of each saga, or several short ones.
     """
-    sagas = [_of_saga(rows) for rows in some]
-    types = _APPENDED if some[0].record is None else _BEGUN
-    return (*parameters_of_short(some), *columns(sagas, types))
-
-
-def _of_saga(rows: Rows) -> tuple[Any, ...]:
-    if rows.record is None:
-        return (rows.saga_id, *rows.summary, *rows.last, *rows.first)
-    return (*rows.record, *rows.summary, *rows.last)
+    begun = [(*rows.record, *rows.summary, *rows.last) for rows in some if rows.record is not None]
+    appended, short = list[tuple[Any, ...]](), dict[tuple[str], None]()
+    for rows in some:
+        if rows.is_short:
+            short[rows.saga_id,] = None
+        elif rows.record is None:
+            appended.append((rows.saga_id, *rows.summary, *rows.last, *rows.first))
+    said = (*columns(begun, _BEGUN), *columns(appended, _APPENDED), *columns(list(short), _SHORT))
+    return (*parameters_of_short(some), *said)
 
 
 _EVENTS = f"unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})"
 _SNAPSHOTS = f"unnest({arrays(1 + len(EVENT_TYPES), SNAPSHOT_TYPES)}) AS n ({OWN})"
 SHORT = f"WITH events AS ({_ADD_EVENTS} {_EVENTS_OF} {_EVENTS}) {_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {_SNAPSHOTS}"
-_ADDED = f"""
-    , events AS ({_ADD_EVENTS} {_EVENTS_OF} saga JOIN {_EVENTS} USING (saga_id)),
-    snapshots AS ({_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} saga JOIN {_SNAPSHOTS} USING (saga_id))
-    SELECT saga_id FROM saga
-"""
-_OF_SAGAS = 1 + len(EVENT_TYPES) + len(SNAPSHOT_TYPES)
+
+_OF_BEGUN = 1 + len(EVENT_TYPES) + len(SNAPSHOT_TYPES)
+_OF_APPENDED = _OF_BEGUN + len(_BEGUN)
+_OF_SHORT = _OF_APPENDED + len(_APPENDED)
 _NEWER = ", ".join(
     f"{name} = CASE WHEN n.summary_seq IS NULL THEN g.{name} ELSE n.{name} END" for name in SET_OF_SUMMARY.split(", ")
 )
 _LATER = ", ".join(f"{name} = coalesce(n.{name}, g.{name})" for name in _LAST.split(", "))
-
-# What it says of sagas: the record, the summary, and the last records.
-MANY_BEGIN = f"""
-    WITH saga AS (
+# Its rows are the ids of the sagas to which all was added.
+MANY = f"""
+    WITH begun AS (
         INSERT INTO {{s}}sagas ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
         SELECT {RECORD}, coalesce(summary_seq, -1), summary_name, status, failed_step, failed_at, tags, summary_sum,
             coalesce(last_event, -1), coalesce(last_event_at, '-infinity'),
             coalesce(last_snapshot, {-(2**63)}), coalesce(last_snapshot_id, ''),
             coalesce(last_snapshot_at, '-infinity')
-        FROM unnest({arrays(_OF_SAGAS, _BEGUN)})
+        FROM unnest({arrays(_OF_BEGUN, _BEGUN)})
             AS n ({RECORD}, {SET_OF_SUMMARY}, {_LAST})
         ON CONFLICT DO NOTHING RETURNING saga_id
-    ) {_ADDED}
-"""
-# What it says of sagas: the id, the summary, the last and the first records.
-MANY = f"""
-    WITH saga AS (
+    ), appended AS (
         UPDATE {{s}}sagas g SET {_NEWER}, {_LATER}
-        FROM {sought(_OF_SAGAS, _APPENDED)}
+        FROM {sought(_OF_APPENDED, _APPENDED)}
             AS n (saga_id, {SET_OF_SUMMARY}, {_LAST}, {_FIRST}, place)
         WHERE g.saga_id = n.saga_id
             AND (n.summary_seq IS NULL OR g.summary_seq < n.summary_seq)
@@ -211,5 +206,11 @@ MANY = f"""
                 AND g.last_snapshot_at <= n.first_snapshot_at
             ))
         RETURNING g.saga_id
-    ) {_ADDED}
+    ), saga AS (
+        SELECT saga_id FROM begun UNION ALL SELECT saga_id FROM appended
+        UNION ALL SELECT * FROM unnest({arrays(_OF_SHORT, _SHORT)})
+    ),
+    events AS ({_ADD_EVENTS} {_EVENTS_OF} saga JOIN {_EVENTS} USING (saga_id)),
+    snapshots AS ({_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} saga JOIN {_SNAPSHOTS} USING (saga_id))
+    SELECT saga_id FROM saga
 """

@@ -14,7 +14,6 @@ from sagaz_core.storage._checks import another_event, another_saga, another_snap
 from sagaz_core.storage._network import LostConnectionError, says_nothing, unavailable
 from sagaz_core.storage._postgres_append import (
     MANY,
-    MANY_BEGIN,
     SHORT,
     is_small,
     one_of,
@@ -43,7 +42,7 @@ class PostgresWriting(PostgresCore):
             await self._change(lambda connection: self._write(connection, batch, rows))
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
-        """See `SnapshotStorage.write_many`. What can be appended goes in two statements, the rest in one by one."""
+        """See `SnapshotStorage.write_many`. What can be appended goes in one statement, the rest in one by one."""
         results: list[Exception | None] = [None] * len(batches)
         waiting: dict[int, Rows] = {}
         for place, batch in enumerate(batches):
@@ -65,27 +64,25 @@ class PostgresWriting(PostgresCore):
         """Append what can be, and take it out of `waiting`. Several batches of a saga go together, or one by one."""
         times = Counter(rows.saga_id for rows in waiting.values())
         long_ids = {rows.saga_id for rows in waiting.values() if not rows.is_short}
-        # In order of their ids, so that two processes lock them in the same order.
-        places = sorted(waiting, key=lambda place: waiting[place].saga_id)
-        short = [place for place in places if waiting[place].saga_id not in long_ids]
-        others = [place for place in places if waiting[place].simple and times[waiting[place].saga_id] == 1]
-        others = [place for place in others if waiting[place].saga_id in long_ids]
-        begun = [place for place in others if waiting[place].record is not None]
-        appended = [place for place in others if waiting[place].record is None]
-        for statement, some in ((SHORT, short), (MANY_BEGIN, begun), (MANY, appended)):
-            if some:
-                rows = [waiting[place] for place in some]
-                done = await self._added(connection, statement, rows)
-                for place in some:
-                    if waiting[place].saga_id in done:
-                        del waiting[place]
+        some = [
+            (rows.saga_id, place)
+            for place, rows in waiting.items()
+            if rows.saga_id not in long_ids or (rows.simple and times[rows.saga_id] == 1)
+        ]
+        if not some:
+            return
+        some.sort()  # by their ids, so that two processes lock them in the same order
+        done = await self._added(connection, [waiting[place] for _, place in some])
+        for saga_id, place in some:
+            if saga_id in done:
+                del waiting[place]
 
-    async def _added(self, connection: Connection, statement: str, some: Sequence[Rows]) -> set[str]:
-        """Return of which sagas the rows were added."""
-        if statement is SHORT:
-            done = await self._tried(connection.execute, statement, parameters_of_short(some))
+    async def _added(self, connection: Connection, some: Sequence[Rows]) -> set[str]:
+        """Append the rows, and return of which sagas they were added."""
+        if all(rows.is_short for rows in some):
+            done = await self._tried(connection.execute, SHORT, parameters_of_short(some))
             return set() if done is None else {rows.saga_id for rows in some}
-        return {row[0] for row in await self._tried(connection.fetch, statement, parameters_of_many(some)) or ()}
+        return {row[0] for row in await self._tried(connection.fetch, MANY, parameters_of_many(some)) or ()}
 
     async def _tried(
         self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]
@@ -106,8 +103,7 @@ class PostgresWriting(PostgresCore):
     async def _appended(self, connection: Connection, rows: Rows) -> bool:
         """Append the rows, and say whether they came behind what is there."""
         if not is_small(rows):
-            statement = SHORT if rows.is_short else MANY if rows.record is None else MANY_BEGIN
-            return bool(await self._added(connection, statement, [rows]))
+            return bool(await self._added(connection, [rows]))
         done = await self._tried(connection.execute, one_of(rows), parameters_of_one(rows))
         return done is not None and not done.endswith(" 0")
 

@@ -25,6 +25,10 @@ def a_batch(saga_id, seq):
     return Batch(saga_id, None if seq else a_saga(saga_id), [an_event(saga_id, seq)], [snapshot], summary)
 
 
+def a_step(saga_id, seq):
+    return Batch(saga_id, None, [an_event(saga_id, seq)], [a_snapshot(saga_id, seq)])
+
+
 def test_each_call_is_one_round_trip(proxy):
     async def main():
         storage = open_storage(f"{proxy.url}&pool_size=1")
@@ -33,6 +37,8 @@ def test_each_call_is_one_round_trip(proxy):
             "begin": lambda saga_id: storage.write(a_batch(saga_id, 0)),
             "save": lambda saga_id: storage.write(a_batch(saga_id, 1)),
             "save again": lambda saga_id: storage.write(a_batch(saga_id, 2)),
+            "save a step": lambda saga_id: storage.write(a_step(saga_id, 4)),
+            "save the next": lambda saga_id: storage.write(a_step(saga_id, 5)),
             "who": storage.get_saga,
             "get": lambda saga_id: storage.get_snapshot(f"{saga_id}/2"),
             "latest": storage.latest_snapshot,
@@ -47,6 +53,15 @@ def test_each_call_is_one_round_trip(proxy):
             "log": lambda saga_id: storage.log_replay(a_replay(saga_id, saga_id)),
             "many": lambda saga_id: storage.write_many([a_batch(f"{saga_id}-{n}", 0) for n in range(20)]),
             "many more": lambda saga_id: storage.write_many([a_batch(f"{saga_id}-{n}", 1) for n in range(20)]),
+            "many steps": lambda saga_id: storage.write_many([a_step(f"{saga_id}-{n}", 2) for n in range(20)]),
+            "some of each": lambda saga_id: storage.write_many(
+                [
+                    *(a_batch(f"{saga_id}-{n}", 0) for n in range(20, 25)),
+                    *(a_batch(f"{saga_id}-{n}", 3) for n in range(5)),
+                    *(a_step(f"{saga_id}-{n}", 3) for n in range(5, 10)),
+                    *(a_step(f"{saga_id}-{n}", 130) for n in range(10, 15)),
+                ]
+            ),
         }
         found = {}
         for saga_id in ("warm", "counted"):  # the first time, connections are made and statements prepared

@@ -149,7 +149,7 @@ def test_of_a_saga_that_is_not_long_a_query_reads_no_more_than_its_rows(filled, 
 
 TOGETHER = {
     "append to many": _postgres_append.MANY,
-    "begin many": _postgres_append.MANY_BEGIN,
+    "append to short ones": _postgres_append.SHORT,
     "checkpoints": sql.READ_CHECKPOINTS,
     "known snapshots": sql.KNOWN_SNAPSHOTS,
     "prune": sql.PRUNE,

@@ -273,6 +273,35 @@ def test_what_comes_before_a_batch_is_not_left_out_by_a_server_that_is_lost(post
     assert asyncio.run(main()) == [[], [0]]
 
 
+def test_one_that_is_refused_keeps_no_other_saga_from_being_written(postgres_url):
+    """What begins, goes on and ends comes in one statement, and without it when one of them is there and differs."""
+    step = {name: Batch(name, None, [an_event(name, 0)], [a_snapshot(name, 0)]) for name in ("short", "taken")}
+    batches = [
+        Batch("begun", a_saga("begun"), [an_event("begun", 0)], [a_snapshot("begun", 0)], a_summary("begun")),
+        step["short"],
+        step["taken"]._replace(snapshots=[a_snapshot("taken", 0, data=b"another")]),
+        Batch("long", None, [an_event("long", LONG)], [a_snapshot("long", LONG)]),
+        Batch("short", None, [an_event("short", 1)]),
+        Batch("ended", None, [an_event("ended", 1)], [], a_summary("ended", 1)),
+    ]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.write_many([*(Batch(name, a_saga(name)) for name in ("long", "ended")), step["taken"]])
+        results = await storage.write_many(batches)
+        events = {
+            name: [event.seq async for event in storage.read_events(name)]
+            for name in ("begun", "short", "taken", "long", "ended")
+        }
+        again = await storage.write_many(batches)
+        await storage.close()
+        return [type(result) for result in results], events, [type(result) for result in again]
+
+    results, events, again = asyncio.run(main())
+    assert results == again == [type(None), type(None), DuplicateSagaError, *[type(None)] * 3]
+    assert events == {"begun": [0], "short": [0, 1], "taken": [0], "long": [LONG], "ended": [1]}
+
+
 def test_a_bound_store_may_write_again_what_is_there(postgres_url, postgres_database):
     """That the keys are taken ends the statement that finds it, and not the caller's transaction."""
     batches = [Batch(saga_id, None, [an_event(saga_id, 0)], [a_snapshot(saga_id, 0)]) for saga_id in ("s", "t")]
