@@ -304,9 +304,13 @@ DELETE_SNAPSHOTS_BELOW = """
     )
     SELECT (SELECT count(*) FROM hidden WHERE served) + (SELECT count(*) FROM deleted WHERE served)
 """
-DELETE_SNAPSHOTS = "DELETE FROM {s}saga_snapshots WHERE saga_id = $1"
-DELETE_EVENTS = "DELETE FROM {s}saga_events WHERE saga_id = $1"
-DELETE_SAGA = "DELETE FROM {s}sagas WHERE saga_id = $1"
+# With the saga's row locked. It is one statement: so it sees all of a batch that is added meanwhile, or nothing of it.
+DELETE_SAGA = """
+    WITH saga AS (DELETE FROM {s}sagas WHERE saga_id = $1 RETURNING 1),
+    snapshots AS (DELETE FROM {s}saga_snapshots WHERE saga_id = $1 RETURNING 1),
+    events AS (DELETE FROM {s}saga_events WHERE saga_id = $1 RETURNING 1)
+    SELECT EXISTS (SELECT FROM saga) OR EXISTS (SELECT FROM snapshots) OR EXISTS (SELECT FROM events)
+"""
 EXPIRED = f"""
     SELECT {_HEAD} FROM {{s}}saga_snapshots WHERE retention_until < $1 AND (retention_until, snapshot_id) > ($2, $3)
     ORDER BY retention_until, snapshot_id LIMIT $4

@@ -128,9 +128,8 @@ class PostgresSnapshotStorage(PostgresSnapshots, PostgresWriting):
 
         async def delete(connection: Connection) -> bool:
             async with connection.transaction():
-                statements = (sql.DELETE_SAGA, sql.DELETE_SNAPSHOTS, sql.DELETE_EVENTS)
-                done = [await connection.execute(self._text(statement), as_text(saga_id)) for statement in statements]
-                return any(not tag.endswith(" 0") for tag in done)
+                await connection.execute(self._text(sql.LOCK_SAGA), as_text(saga_id))
+                return bool(await connection.fetchval(self._text(sql.DELETE_SAGA), as_text(saga_id)))
 
         return await self._read(delete, False)
 

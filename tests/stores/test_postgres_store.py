@@ -338,6 +338,34 @@ def test_a_bound_store_may_write_again_what_is_there(postgres_url, postgres_data
     assert asyncio.run(main()) == [1, 1]
 
 
+async def until_waits(connection):
+    """Wait until somebody waits for a lock."""
+    while not await connection.fetchval("SELECT 1 FROM pg_locks WHERE NOT granted LIMIT 1"):  # noqa: ASYNC110 - the server does it
+        await asyncio.sleep(0)
+
+
+def test_a_batch_that_comes_while_its_saga_is_deleted_is_there_or_is_not(postgres_url, postgres_database):
+    """Never a part of it."""
+    schema = schema_of(postgres_url)
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.write(Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)]))
+        connection, other = [await asyncpg.connect(postgres_database) for _ in range(2)]
+        async with connection.transaction():
+            await connection.execute(f"SELECT 1 FROM {schema}.saga_snapshots FOR UPDATE")
+            task = asyncio.create_task(storage.delete_saga("s"))
+            await until_waits(other)
+            await storage.write(Batch("s", None, [an_event("s", 1)], [a_snapshot("s", 1)]))
+        assert await task
+        found = [event.seq async for event in storage.read_events("s")], await storage.count_snapshots("s")
+        for one in (connection, other, storage):
+            await one.close()
+        return found
+
+    assert asyncio.run(main()) == ([1], 1)
+
+
 def test_those_who_write_the_same_at_the_same_time_do_not_wait_for_each_other_for_ever(postgres_url):
     """In groups in any order, and one by one."""
     chance = random.Random(1)
