@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -27,7 +26,10 @@ from sagaz_core.storage._postgres_rows import Rows, columns, event_from, from_te
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+Key = TypeVar("Key")
+Record = TypeVar("Record")
 
 
 class PostgresWriting(PostgresCore):
@@ -54,8 +56,7 @@ class PostgresWriting(PostgresCore):
             except (UsageError, CodecError) as error:
                 results[place] = error
         if len(waiting) > 1 and not contested(batches):
-            with suppress(UsageError):  # one has what cannot be stored: it says so when it is written by itself
-                await self._change(lambda connection: self._append_many(connection, waiting))
+            await self._change(lambda connection: self._append_many(connection, waiting))
         for place in list(waiting):
             results[place] = await self._refused(self.write(batches[place]))
         return results
@@ -87,11 +88,11 @@ class PostgresWriting(PostgresCore):
     async def _tried(
         self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]
     ) -> Result | None:
-        """Return what the statement gives, or None when some of its rows are there already: then it adds nothing."""
+        """Return what the statement gives. None is that it added nothing: some of it is there, or cannot be stored."""
         try:
             async with self._savepoint():
                 return await run(self._text(statement), *parameters)
-        except asyncpg.UniqueViolationError:
+        except (asyncpg.UniqueViolationError, asyncpg.DataError):
             return None
 
     async def _write(self, connection: Connection, batch: Batch, rows: Rows) -> None:
@@ -113,7 +114,7 @@ class PostgresWriting(PostgresCore):
         await connection.execute(text(sql.ADD_SAGA_ID), rows.saga_id)
         known = await connection.fetchrow(text(sql.LOCK_SAGA), rows.saga_id)
         if known is None:
-            raise LostConnectionError("the saga was deleted meanwhile")
+            raise _deleted_meanwhile()
         if batch.saga is not None and rows.record is not None:
             if known[1] is None:
                 await connection.execute(text(sql.SET_RECORD), *rows.record)
@@ -135,7 +136,7 @@ class PostgresWriting(PostgresCore):
             found = await connection.fetch(self._text(sql.KNOWN_EVENTS), rows.saga_id, seqs)
             known = {row[0]: event_from(batch.saga_id, row) for row in found}
             for event in batch.events:
-                if known[event.seq] != event:
+                if _that_is_there(known, event.seq) != event:
                     raise another_event(event)
         if added and rows.long_events:
             lowest, earliest = min(row[1] for row in rows.events), min(row[2] for row in rows.events)
@@ -148,7 +149,7 @@ class PostgresWriting(PostgresCore):
             found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), *columns(ids, ("text",)))
             known = {from_text(row[0]): snapshot_from(row, bases=False) for row in found}
             for snapshot in batch.snapshots:
-                if known.get(snapshot.snapshot_id) != snapshot._replace(bases=()):
+                if _that_is_there(known, snapshot.snapshot_id) != snapshot._replace(bases=()):
                     raise another_snapshot(snapshot)
         if added and rows.long_snapshots:
             lowest, earliest = min(row[5] for row in rows.snapshots), min(row[8] for row in rows.snapshots)
@@ -163,3 +164,15 @@ class PostgresWriting(PostgresCore):
                 raise
             return error
         return None
+
+
+def _that_is_there(known: Mapping[Key, Record], key: Key) -> Record:
+    """Return the record that was in the way when another one was to be added."""
+    if key not in known:
+        raise _deleted_meanwhile()
+    return known[key]
+
+
+def _deleted_meanwhile() -> LostConnectionError:
+    """Return the error upon which all of it is begun anew."""
+    return LostConnectionError("some of it was deleted meanwhile")

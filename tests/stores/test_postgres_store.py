@@ -366,6 +366,57 @@ def test_a_batch_that_comes_while_its_saga_is_deleted_is_there_or_is_not(postgre
     assert asyncio.run(main()) == ([1], 1)
 
 
+@pytest.mark.parametrize("what", ["events", "snapshots"])
+def test_what_is_deleted_while_it_is_written_again_is_added_anew(postgres_url, postgres_database, what):
+    """It is no other record that has its key."""
+    events, snapshots = [an_event("s", seq) for seq in range(2)], [a_snapshot("s", seq) for seq in range(2)]
+
+    def batch(first, end):
+        of_both = Batch("s", None, events[first:end], snapshots[first:end])
+        return of_both._replace(events=()) if what == "snapshots" else of_both._replace(snapshots=())
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.write(batch(0, 1))
+        connection, other = [await asyncpg.connect(postgres_database) for _ in range(2)]
+        transaction = connection.transaction()
+        await transaction.start()
+        await storage.bind(connection).write(batch(1, 2))
+        task = asyncio.create_task(storage.write(batch(0, 2)))
+        await until_waits(other)  # the first was found to be there, and the other is on its way
+        assert await storage.delete_saga("s")
+        await transaction.rollback()
+        await task
+        found = [event.seq async for event in storage.read_events("s")], await storage.count_snapshots("s")
+        for one in (connection, other, storage):
+            await one.close()
+        return found
+
+    assert asyncio.run(main()) == (([0, 1], 0) if what == "events" else ([], 2))
+
+
+@pytest.mark.parametrize("first", [None, "1.0"])
+def test_what_cannot_be_stored_takes_nothing_else_with_it_on_a_bound_connection(
+    postgres_url, postgres_database, first
+):
+    record = first and a_saga("a", version=first)
+    batches = [Batch("a", record, [an_event("a", 0)]), Batch("b", None, [an_event("b", 2**63, T0)])]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        await storage.upgrade()
+        connection = await asyncpg.connect(postgres_database)
+        async with connection.transaction():
+            results = await storage.bind(connection).write_many(batches)
+        assert [type(result) for result in results] == [type(None), UsageError]
+        found = [event.seq async for event in storage.read_events("a")], await storage.get_saga("a")
+        await connection.close()
+        await storage.close()
+        return found
+
+    assert asyncio.run(main()) == ([0], record)
+
+
 def test_those_who_write_the_same_at_the_same_time_do_not_wait_for_each_other_for_ever(postgres_url):
     """In groups in any order, and one by one."""
     chance = random.Random(1)
