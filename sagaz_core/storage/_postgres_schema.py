@@ -1,10 +1,11 @@
 """The PostgreSQL store's tables and the statements that write them. `{s}` stands for the quoted schema and a dot.
 
 - Text is compared by code point (`COLLATE "C"`), and has no NUL: see `_postgres_rows.as_text`.
-- The row of a saga says what its last event and its last snapshot are. So one statement appends to a saga, and adds
-  nothing when its records do not come behind those: the row is locked by the look at it.
-- `floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`, which makes "up
-  to the last row whose time is not after T" a range of an index, also when the clock went back.
+- The row of a saga says what its last event and its last snapshot from `LONG` on are. So one statement appends these to
+  a saga, and adds nothing when they do not come behind those: the row is locked by the look at it.
+- `floor` is, from `LONG` on, the earliest time from a row on (by `seq`, within its saga). It never decreases with that,
+  which makes "up to the last row whose time is not after T" a range of an index, also when the clock went back. Before
+  `LONG` it is of no account.
 - The indices that serve one question each have only what a saga has from `LONG` on. Most sagas are shorter: to look
   through one costs less than half as many index entries for each row that is written, and takes less of the disk.
 """
@@ -87,7 +88,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             last_snapshot BIGINT NOT NULL DEFAULT {-(2**63)},
             last_snapshot_id {_TEXT} NOT NULL DEFAULT '',
             last_snapshot_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity'
-        ) WITH (fillfactor = 70)  -- the row is replaced by each write: room for that in its page
+        ) WITH (fillfactor = 70)  -- the row is replaced by writes: room for that in its page
         """,
         "CREATE INDEX sagas_recorded ON {s}sagas (saga_id) WHERE saga_name IS NOT NULL",
         "CREATE INDEX sagas_by_status ON {s}sagas (status, saga_id) WHERE summary_name IS NOT NULL",

@@ -279,7 +279,7 @@ class SnapshotStorage(Protocol):
     async def delete_saga(self, saga_id: str) -> bool:
         """Delete the saga, its summary, events and snapshots (not the replay log), and say whether it was there.
 
-        Of one without a record, whose snapshots have all been deleted, a store need not know that it was.
+        Of one that had snapshots alone, which have all been deleted, a store need not know that it was.
         """
 
     async def prune(self, now: datetime, *, batch: int = 500) -> int:

@@ -1,7 +1,7 @@
 """Snapshots in PostgreSQL: for many machines, with SQL at hand.
 
-A call is one round trip: what is appended comes as one statement, which adds nothing when it does not come behind what
-is stored. Only then the saga's row is locked, and its records are compared.
+A call is one round trip: what is appended comes as one statement, which adds nothing when some of it is there already,
+or when it does not come behind what a long saga has. Only then the saga's row is locked, and its records are compared.
 """
 
 from __future__ import annotations

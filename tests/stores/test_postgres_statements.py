@@ -151,6 +151,7 @@ TOGETHER = {
     "append to many": _postgres_append.MANY,
     "append to short ones": _postgres_append.SHORT,
     "checkpoints": sql.READ_CHECKPOINTS,
+    "delete a saga": sql.DELETE_SAGA,
     "known snapshots": sql.KNOWN_SNAPSHOTS,
     "prune": sql.PRUNE,
 }
