@@ -12,6 +12,7 @@ the same records wait for each other in the same order.
 - `MANY` is for any number of batches, and of records, which come by column; `SHORT` does the same where all records are
   before `LONG`, and no saga's row is concerned. `COPY` would be a trip of its own for each table, and cannot be made to
   depend on what is there.
+- `THERE` says which sagas stood in the way of these, which then are done again without them.
 """
 
 from __future__ import annotations
@@ -172,6 +173,13 @@ def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
     return (*parameters_of_short(some), *said)
 
 
+def keys_of(some: Sequence[Rows]) -> tuple[Any, ...]:
+    """Return the parameters of `THERE`."""
+    events = [row[:2] for rows in some for row in rows.events]
+    snapshots = [row[:2] for rows in some for row in rows.snapshots]
+    return (*columns(events, _EVENT_KEY), *columns(snapshots, _SNAPSHOT_KEY))
+
+
 _EVENTS = f"unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})"
 _SNAPSHOTS = f"unnest({arrays(1 + len(EVENT_TYPES), SNAPSHOT_TYPES)}) AS n ({OWN})"
 SHORT = f"WITH events AS ({_ADD_EVENTS} {_EVENTS_OF} {_EVENTS}) {_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} {_SNAPSHOTS}"
@@ -213,4 +221,13 @@ MANY = f"""
     events AS ({_ADD_EVENTS} {_EVENTS_OF} saga JOIN {_EVENTS} USING (saga_id)),
     snapshots AS ({_ADD_SNAPSHOTS} {_SNAPSHOTS_OF} saga JOIN {_SNAPSHOTS} USING (saga_id))
     SELECT saga_id FROM saga
+"""
+
+_EVENT_KEY, _SNAPSHOT_KEY = ("text", "bigint"), ("text", "text")
+# The sagas that have some of it already.
+THERE = f"""
+    SELECT e.saga_id FROM {sought(1, _EVENT_KEY)} AS e (saga_id, seq, place)
+    JOIN {{s}}saga_events g ON g.saga_id = e.saga_id AND g.seq = e.seq
+    UNION SELECT n.saga_id FROM {sought(3, _SNAPSHOT_KEY)} AS n (snapshot_id, saga_id, place)
+    JOIN {{s}}saga_snapshots g ON g.snapshot_id = n.snapshot_id
 """

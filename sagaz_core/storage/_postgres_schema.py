@@ -3,7 +3,7 @@
 - Text is compared by code point (`COLLATE "C"`), and has no NUL: see `_postgres_rows.as_text`.
 - The row of a saga says what its last event and its last snapshot from `LONG` on are. So one statement appends these to
   a saga, and adds nothing when they do not come behind those: the row is locked by the look at it.
-- `floor` is, from `LONG` on, the earliest time from a row on (by `seq`, within its saga). It never decreases with that,
+- From `LONG` on, `floor` is the earliest time from a row on (by `seq`, within its saga). It never decreases with `seq`,
   which makes "up to the last row whose time is not after T" a range of an index, also when the clock went back. Before
   `LONG` it is of no account.
 - The indices that serve one question each have only what a saga has from `LONG` on. Most sagas are shorter: to look

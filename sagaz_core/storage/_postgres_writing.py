@@ -14,7 +14,9 @@ from sagaz_core.storage._network import LostConnectionError, says_nothing, unava
 from sagaz_core.storage._postgres_append import (
     MANY,
     SHORT,
+    THERE,
     is_small,
+    keys_of,
     one_of,
     parameters_of_many,
     parameters_of_one,
@@ -79,11 +81,23 @@ class PostgresWriting(PostgresCore):
                 del waiting[place]
 
     async def _added(self, connection: Connection, some: Sequence[Rows]) -> set[str]:
-        """Append the rows, and return of which sagas they were added."""
-        if all(rows.is_short for rows in some):
-            done = await self._tried(connection.execute, SHORT, parameters_of_short(some))
-            return set() if done is None else {rows.saga_id for rows in some}
-        return {row[0] for row in await self._tried(connection.fetch, MANY, parameters_of_many(some)) or ()}
+        """Append the rows, and return of which sagas they were added. One that has some of them already is left out."""
+        done = await self._added_together(connection, some)
+        if done is not None or len(some) == 1:
+            return done or set()
+        there = {row[0] for row in await self._tried(connection.fetch, THERE, keys_of(some)) or ()}
+        left = [rows for rows in some if rows.saga_id not in there]
+        if not there or not left:
+            return set()
+        return await self._added_together(connection, left) or set()
+
+    async def _added_together(self, connection: Connection, some: Sequence[Rows]) -> set[str] | None:
+        """Do so without a look at what is there: None is that some of it is, and nothing was added."""
+        if not all(rows.is_short for rows in some):
+            found = await self._tried(connection.fetch, MANY, parameters_of_many(some))
+            return None if found is None else {row[0] for row in found}
+        done = await self._tried(connection.execute, SHORT, parameters_of_short(some))
+        return None if done is None else {rows.saga_id for rows in some}
 
     async def _tried(
         self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]

@@ -7,7 +7,7 @@ import pytest
 from proxy import Proxy
 
 from sagaz_core import ReplayConfig, Saga, SagaReplay, action
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import DuplicateSagaError, UsageError
 from sagaz_core.storage import Batch, SagaSummary, open_storage
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
@@ -89,6 +89,33 @@ def test_a_duplicate_costs_a_look_at_what_is_there(proxy):
         return proxy.trips - before
 
     assert asyncio.run(main()) > 1
+
+
+@pytest.mark.parametrize("again", ["event", "snapshot", "another event"])
+def test_what_is_there_already_leaves_the_others_of_its_group_together(postgres_url, again):
+    proxy = Proxy(postgres_url)
+
+    async def main():
+        storage = open_storage(f"{proxy.url}&pool_size=1")
+        await storage.write(Batch("s0", a_saga("s0"), [an_event("s0", 0)], [a_snapshot("s0", 0)]))
+        repeated = {
+            "event": Batch("s0", None, [an_event("s0", 0)]),
+            "snapshot": Batch("s0", None, (), [a_snapshot("s0", 0)]),
+            "another event": Batch("s0", None, [an_event("s0", 0, data=b"another")]),
+        }
+        found = []
+        for seq, many in enumerate((5, 5, 50)):  # the first time, statements are prepared
+            others = [Batch(f"s{n}", None, [an_event(f"s{n}", seq)]) for n in range(1, many)]
+            before = proxy.trips
+            results = await storage.write_many([*others, repeated[again]])
+            found.append(proxy.trips - before)
+            assert [type(one) for one in results if one] == [DuplicateSagaError] * (again == "another event")
+        await storage.close()
+        proxy.close()
+        return found[1:]
+
+    few, many = asyncio.run(main())
+    assert few == many
 
 
 class Order(Saga):

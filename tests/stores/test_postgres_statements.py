@@ -150,6 +150,7 @@ def test_of_a_saga_that_is_not_long_a_query_reads_no_more_than_its_rows(filled, 
 TOGETHER = {
     "append to many": _postgres_append.MANY,
     "append to short ones": _postgres_append.SHORT,
+    "there already": _postgres_append.THERE,
     "checkpoints": sql.READ_CHECKPOINTS,
     "delete a saga": sql.DELETE_SAGA,
     "known snapshots": sql.KNOWN_SNAPSHOTS,

@@ -396,9 +396,7 @@ def test_what_is_deleted_while_it_is_written_again_is_added_anew(postgres_url, p
 
 
 @pytest.mark.parametrize("first", [None, "1.0"])
-def test_what_cannot_be_stored_takes_nothing_else_with_it_on_a_bound_connection(
-    postgres_url, postgres_database, first
-):
+def test_what_cannot_be_stored_takes_nothing_else_with_it_on_a_bound_connection(postgres_url, postgres_database, first):
     record = first and a_saga("a", version=first)
     batches = [Batch("a", record, [an_event("a", 0)]), Batch("b", None, [an_event("b", 2**63, T0)])]
 
