@@ -243,7 +243,8 @@ READ_EVENTS_UNTIL = f"""
             ORDER BY seq DESC LIMIT 1
         )) AS highest
     ) l CROSS JOIN LATERAL (
-        SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2 AND seq <= l.highest + 1
+        SELECT {EVENT} FROM {{s}}saga_events WHERE saga_id = $1 AND seq > $2
+            AND seq <= l.highest + (l.highest < {2**63 - 1})::int
         ORDER BY seq LIMIT $3
     ) e ORDER BY e.seq
 """

@@ -304,6 +304,19 @@ def test_one_that_is_refused_keeps_no_other_saga_from_being_written(postgres_url
     assert events == {"begun": [0], "short": [0, 1], "taken": [0], "long": [LONG], "ended": [1]}
 
 
+def test_events_up_to_the_highest_number_are_read_at_a_time(postgres_url):
+    async def main():
+        storage, seqs = open_storage(postgres_url), [0, LONG, 2**63 - 1]
+        for seq in seqs:
+            await storage.write(Batch("s", None, [an_event("s", seq, T0)]))
+        found = [event.seq async for event in storage.read_events("s", until=T0)]
+        await storage.close()
+        return found, seqs
+
+    found, seqs = asyncio.run(main())
+    assert found == seqs
+
+
 def test_of_the_summaries_that_come_together_with_others_the_latest_stays(postgres_url):
     async def main():
         storage = open_storage(postgres_url)
