@@ -304,6 +304,24 @@ def test_one_that_is_refused_keeps_no_other_saga_from_being_written(postgres_url
     assert events == {"begun": [0], "short": [0, 1], "taken": [0], "long": [LONG], "ended": [1]}
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_clock_that_goes_back_in_a_saga_that_is_long_when_it_is_first_written(postgres_url, others):
+    later = T0 + timedelta(seconds=2)
+    first = Batch("s", a_saga("s"), [an_event("s", LONG, later)], [a_snapshot("s", LONG, later)])
+    second = Batch("s", None, [an_event("s", LONG + 1, T0)], [a_snapshot("s", LONG + 1, T0)])
+
+    async def main():
+        storage = open_storage(postgres_url)
+        for batch in (first, second):
+            assert not any(await storage.write_many([batch, *[Batch("other", None, [an_event("other", 0)])] * others]))
+        found = [event.seq async for event in storage.read_events("s", until=later)]
+        latest = await storage.latest_snapshot("s", until=later)
+        await storage.close()
+        return found, latest.seq
+
+    assert asyncio.run(main()) == ([LONG, LONG + 1], LONG + 1)
+
+
 def test_events_up_to_the_highest_number_are_read_at_a_time(postgres_url):
     async def main():
         storage, seqs = open_storage(postgres_url), [0, LONG, 2**63 - 1]
