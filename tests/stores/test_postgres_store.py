@@ -305,21 +305,24 @@ def test_one_that_is_refused_keeps_no_other_saga_from_being_written(postgres_url
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_a_clock_that_goes_back_in_a_saga_that_is_long_when_it_is_first_written(postgres_url, others):
+@pytest.mark.parametrize("what", ["events", "snapshots"])
+def test_a_clock_that_goes_back_in_a_saga_that_is_long_when_it_is_first_written(postgres_url, what, others):
     later = T0 + timedelta(seconds=2)
-    first = Batch("s", a_saga("s"), [an_event("s", LONG, later)], [a_snapshot("s", LONG, later)])
-    second = Batch("s", None, [an_event("s", LONG + 1, T0)], [a_snapshot("s", LONG + 1, T0)])
+    batches = [
+        Batch("s", record, *(([an_event("s", seq, at)], ()) if what == "events" else ((), [a_snapshot("s", seq, at)])))
+        for record, seq, at in ((a_saga("s"), LONG, later), (None, LONG + 1, T0))
+    ]
 
     async def main():
         storage = open_storage(postgres_url)
-        for batch in (first, second):
+        for batch in batches:
             assert not any(await storage.write_many([batch, *[Batch("other", None, [an_event("other", 0)])] * others]))
-        found = [event.seq async for event in storage.read_events("s", until=later)]
         latest = await storage.latest_snapshot("s", until=later)
+        found = [event.seq async for event in storage.read_events("s", until=later)]
         await storage.close()
-        return found, latest.seq
+        return found if what == "events" else latest.seq
 
-    assert asyncio.run(main()) == ([LONG, LONG + 1], LONG + 1)
+    assert asyncio.run(main()) == ([LONG, LONG + 1] if what == "events" else LONG + 1)
 
 
 def test_events_up_to_the_highest_number_are_read_at_a_time(postgres_url):
