@@ -48,7 +48,7 @@ class NaiveStore:
     async def list_sagas(self, prefix="", **page):
         return all_of([self.sagas[saga_id] for saga_id in sorted(self.sagas) if saga_id.startswith(prefix)])
 
-    async def find_sagas(self, status, saga_name, step_name, failed_between, tags, **page):
+    async def find_sagas(self, *, status=None, saga_name=None, step_name=None, failed_between=None, tags=None, **page):
         return all_of(
             [
                 one
