@@ -150,10 +150,14 @@ def _table(rows: list[list[str]], alias: str) -> str:
 # ---- many batches
 
 
+def _records(some: Sequence[Rows]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Return the events and the snapshots of all of these."""
+    return [row for rows in some for row in rows.events], [row for rows in some for row in rows.snapshots]
+
+
 def parameters_of_short(some: Sequence[Rows]) -> tuple[Any, ...]:
     """Return the parameters: events and snapshots, by column."""
-    events = [row for rows in some for row in rows.events]
-    snapshots = [row for rows in some for row in rows.snapshots]
+    events, snapshots = _records(some)
     return (*columns(events, EVENT_TYPES), *columns(snapshots, SNAPSHOT_TYPES))
 
 
@@ -175,8 +179,7 @@ def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
 
 def keys_of(some: Sequence[Rows]) -> tuple[Any, ...]:
     """Return the parameters of `THERE`."""
-    events = [row[:2] for rows in some for row in rows.events]
-    snapshots = [row[:2] for rows in some for row in rows.snapshots]
+    events, snapshots = ([row[:2] for row in rows] for rows in _records(some))
     return (*columns(events, _EVENT_KEY), *columns(snapshots, _SNAPSHOT_KEY))
 
 
