@@ -275,15 +275,14 @@ async def of_groups(url: str, disk: str, delays: tuple[int, ...] = (0,)) -> None
 def of_a_disk() -> None:
     """The same on a disk, which a commit waits for."""
     parent = Path(tempfile.gettempdir())
-    with (parent / "bench-disk").open("wb") as file:
-        took = []
+    took = []
+    with tempfile.NamedTemporaryFile(dir=parent) as file:
         for _ in range(100):
             file.write(bytes(8192))
             file.flush()
             start = time.perf_counter()
             os.fsync(file.fileno())
             took.append(time.perf_counter() - start)
-    os.unlink(file.name)
     with own_postgres(parent) as server:
         disk = f"on the disk here, whose fsync of 8 KB takes {sorted(took)[50] * 1000:.2f} ms"
         asyncio.run(of_groups(server.url(), disk))
