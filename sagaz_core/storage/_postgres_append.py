@@ -21,7 +21,8 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sagaz_core.storage._postgres_rows import columns
+from sagaz_core.storage._postgres_columns import columns, event_columns, snapshot_columns
+from sagaz_core.storage._postgres_rows import as_text
 from sagaz_core.storage._postgres_statements import (
     EVENT,
     EVENT_TYPES,
@@ -36,7 +37,8 @@ from sagaz_core.storage._postgres_statements import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sagaz_core.storage._postgres_rows import Rows
+    from sagaz_core.storage._postgres_batch import Rows
+    from sagaz_core.storage.base import SagaSnapshot, StoredEvent
 
 _LAST = "last_event, last_event_at, last_snapshot, last_snapshot_id, last_snapshot_at"
 _FIRST = "first_event, first_event_at, first_snapshot, first_snapshot_id, first_snapshot_at"
@@ -66,15 +68,14 @@ class _Shape(NamedTuple):
 
 def is_small(rows: Rows) -> bool:
     """Whether there are few enough records for a statement with a parameter for each value."""
-    return len(rows.events) <= _MOST_EVENTS and len(rows.snapshots) <= _MOST_SNAPSHOTS
+    return len(rows.batch.events) <= _MOST_EVENTS and len(rows.batch.snapshots) <= _MOST_SNAPSHOTS
 
 
 def one_of(rows: Rows) -> str:
     """Return the statement for such a batch. Its tag ends with 0 when nothing was added."""
-    shape = _Shape(
-        *(rows.record is not None, rows.summary[0] is not None, len(rows.events), len(rows.snapshots)),
-        *(rows.long_events, rows.long_snapshots),
-    )
+    events, snapshots = len(rows.batch.events), len(rows.batch.snapshots)
+    said = rows.record is not None, rows.summary[0] is not None
+    shape = _Shape(*said, events, snapshots, rows.long_events, rows.long_snapshots)
     return _one(shape)
 
 
@@ -150,15 +151,15 @@ def _table(rows: list[list[str]], alias: str) -> str:
 # ---- many batches
 
 
-def _records(some: Sequence[Rows]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+def _records(some: Sequence[Rows]) -> tuple[list[StoredEvent], list[SagaSnapshot]]:
     """Return the events and the snapshots of all of these."""
-    return [row for rows in some for row in rows.events], [row for rows in some for row in rows.snapshots]
+    return [one for rows in some for one in rows.batch.events], [one for rows in some for one in rows.batch.snapshots]
 
 
 def parameters_of_short(some: Sequence[Rows]) -> tuple[Any, ...]:
     """Return the parameters: events and snapshots, by column."""
     events, snapshots = _records(some)
-    return (*columns(events, EVENT_TYPES), *columns(snapshots, SNAPSHOT_TYPES))
+    return (*event_columns(events), *snapshot_columns(snapshots))
 
 
 def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
@@ -179,8 +180,10 @@ def parameters_of_many(some: Sequence[Rows]) -> tuple[Any, ...]:
 
 def keys_of(some: Sequence[Rows]) -> tuple[Any, ...]:
     """Return the parameters of `THERE`."""
-    events, snapshots = ([row[:2] for row in rows] for rows in _records(some))
-    return (*columns(events, _EVENT_KEY), *columns(snapshots, _SNAPSHOT_KEY))
+    events, snapshots = _records(some)
+    of_events = [(as_text(event.saga_id), event.seq) for event in events]
+    of_snapshots = [(as_text(snapshot.snapshot_id), as_text(snapshot.saga_id)) for snapshot in snapshots]
+    return (*columns(of_events, _EVENT_KEY), *columns(of_snapshots, _SNAPSHOT_KEY))
 
 
 _EVENTS = f"unnest({arrays(1, EVENT_TYPES)}) AS e (saga_id, {EVENT})"

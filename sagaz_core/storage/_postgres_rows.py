@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage._checks import check_moment, model_from_json, model_to_json
-from sagaz_core.storage._postgres_schema import LONG
-from sagaz_core.storage._postgres_statements import NONE, SEPARATOR
 from sagaz_core.storage._rows import check_sum, replay_sum, saga_sum, summary_sum
-from sagaz_core.storage.base import Base, Batch, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
+from sagaz_core.storage.base import Base, ReplayRecord, SagaRecord, SagaSnapshot, SagaSummary, StoredEvent
 from sagaz_core.storage.together import Checkpoint, EventHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Row = Any
 _NUL, _ONE, _TWO = "\0", "\1", "\2"
@@ -160,14 +157,20 @@ def snapshot_row(snapshot: SagaSnapshot) -> tuple[Any, ...]:
         snapshot.data,
         None if ends is None else as_time(ends),
         snapshot.base_seq,
-        _steps_json(tuple(snapshot.completed_steps)),
-        tags_json(dict(tags)) if tags else None,
+        steps_json(tuple(snapshot.completed_steps)),
+        pairs_json(tags),
     )
 
 
 @lru_cache(maxsize=1024)
-def _steps_json(steps: tuple[str, ...]) -> str | None:
+def steps_json(steps: tuple[str, ...]) -> str | None:
+    """Return the steps as JSON, or None where there are none."""
     return json.dumps([as_text(step) for step in steps], ensure_ascii=False) if steps else None
+
+
+def pairs_json(tags: Sequence[tuple[str, str]]) -> str | None:
+    """Return the tags of a snapshot as JSON, or None where there are none."""
+    return tags_json(dict(tags)) if tags else None
 
 
 @lru_cache(maxsize=1024)
@@ -222,33 +225,6 @@ def ends_of_checkpoint(row: Row) -> list[datetime]:
     return [_moment(end) for end in (row[11], row[25]) if end is not None]
 
 
-def columns(rows: Sequence[tuple[Any, ...]], types: Sequence[str]) -> list[Any]:
-    """Return the rows' columns of these types, as `_postgres_statements.arrays` takes them.
-
-    A column of `None` alone is empty: `unnest` fills it up to the others, and nothing of it is encoded.
-    """
-    found = zip(*rows, strict=True) if rows else ((),) * len(types)
-    return [_column(kind, column) for kind, column in zip(types, found, strict=True)]
-
-
-_WRITTEN: dict[str, Callable[[Any], str]] = {"bigint": str, "integer": str, "timestamptz": datetime.isoformat}
-
-
-def _column(kind: str, values: tuple[Any, ...]) -> Sequence[Any]:
-    missing = values.count(None)
-    if missing == len(values):
-        return () if kind == "bytea" else ""
-    if kind == "bytea":
-        return values
-    written = _WRITTEN.get(kind)
-    texts: Iterable[str] = values
-    if missing:
-        texts = [NONE if value is None else value if written is None else written(value) for value in values]
-    elif written is not None:
-        texts = map(written, values)
-    return SEPARATOR + SEPARATOR.join(texts)
-
-
 # ---- replays
 
 
@@ -274,60 +250,3 @@ def replay_from(row: Row) -> ReplayRecord:
     )
     check_sum(row_sum, replay_sum(record), f"the record of replay {replay_id!r}")
     return record
-
-
-# ---- a batch
-
-
-class Rows:
-    """A batch as parameters of the statements that append it.
-
-    `long_events` and `long_snapshots` say whether there are some from `LONG` on. `is_short` says that there are none,
-    no record and no summary. `simple` says that its records, if some are from `LONG` on, are in order among themselves,
-    by number and by time, so that they can come behind those that are stored.
-    """
-
-    __slots__ = (
-        *("events", "is_short", "long_events", "long_snapshots"),
-        *("record", "saga_id", "simple", "snapshots", "summary"),
-    )
-
-    def __init__(self, batch: Batch) -> None:
-        self.saga_id = as_text(batch.saga_id)
-        self.record = None if batch.saga is None else saga_row(batch.saga)
-        self.events, self.long_events = [], False
-        for event in batch.events:
-            self.events.append(event_row(event))
-            if event.seq >= LONG:
-                self.long_events = True
-        self.snapshots, self.long_snapshots = [], False
-        for snapshot in batch.snapshots:
-            self.snapshots.append(snapshot_row(snapshot))
-            if snapshot.seq >= LONG:
-                self.long_snapshots = True
-        self.summary = summary_row(batch.summary)
-        has_long = self.long_events or self.long_snapshots
-        self.is_short = not has_long and batch.saga is None and batch.summary is None
-        self.simple = not has_long or self._in_order()
-
-    def _in_order(self) -> bool:
-        events = [(row[1], row[2]) for row in self.events]
-        snapshots = [(row[5], row[0], row[8]) for row in self.snapshots]
-        return all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(events)) and all(
-            b[:2] > a[:2] and b[2] >= a[2] for a, b in pairwise(snapshots)
-        )
-
-    @property
-    def first(self) -> tuple[Any, ...]:
-        """Number and time of the first event, and number, id and time of the first snapshot, if some are long."""
-        return self._ends(0)
-
-    @property
-    def last(self) -> tuple[Any, ...]:
-        """The same of the last ones."""
-        return self._ends(-1)
-
-    def _ends(self, place: int) -> tuple[Any, ...]:
-        event = self.events[place] if self.long_events else (None,) * 3
-        snapshot = self.snapshots[place] if self.long_snapshots else (None,) * 9
-        return event[1], event[2], snapshot[5], snapshot[0], snapshot[8]

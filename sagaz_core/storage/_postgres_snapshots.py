@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import LONG_AGO, check_limit, expired, misplaced, read_snapshot_cursor, snapshot_cursor
+from sagaz_core.storage._postgres_columns import columns
 from sagaz_core.storage._postgres_core import PostgresCore
 from sagaz_core.storage._postgres_rows import (
     as_seq,
     as_text,
     as_time,
     checkpoint_from,
-    columns,
     ends_of_checkpoint,
     event_from,
     snapshot_from,

@@ -22,9 +22,11 @@ from sagaz_core.storage._postgres_append import (
     parameters_of_one,
     parameters_of_short,
 )
+from sagaz_core.storage._postgres_batch import Rows
+from sagaz_core.storage._postgres_columns import columns, event_columns, snapshot_columns
 from sagaz_core.storage._postgres_connections import Connection
 from sagaz_core.storage._postgres_core import PostgresCore, Result
-from sagaz_core.storage._postgres_rows import Rows, columns, event_from, from_text, same_saga, snapshot_from
+from sagaz_core.storage._postgres_rows import as_text, event_from, from_text, same_saga, snapshot_from
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class PostgresWriting(PostgresCore):
         checked_id(batch.saga_id)
         if not says_nothing(batch):
             rows = Rows(batch)
-            await self._change(lambda connection: self._write(connection, batch, rows))
+            await self._change(lambda connection: self._write(connection, rows))
 
     async def write_many(self, batches: Sequence[Batch]) -> Sequence[Exception | None]:
         """See `SnapshotStorage.write_many`. What can be appended goes in one statement, the rest in one by one."""
@@ -93,11 +95,16 @@ class PostgresWriting(PostgresCore):
 
     async def _added_together(self, connection: Connection, some: Sequence[Rows]) -> set[str] | None:
         """Do so without a look at what is there: None is that some of it is, and nothing was added."""
-        if not all(rows.is_short for rows in some):
-            found = await self._tried(connection.fetch, MANY, parameters_of_many(some))
-            return None if found is None else {row[0] for row in found}
-        done = await self._tried(connection.execute, SHORT, parameters_of_short(some))
-        return None if done is None else {rows.saga_id for rows in some}
+        is_short = all(rows.is_short for rows in some)
+        try:
+            parameters = parameters_of_short(some) if is_short else parameters_of_many(some)
+        except UsageError:  # who it is of is said when they are added one by one
+            return None
+        if is_short:
+            done = await self._tried(connection.execute, SHORT, parameters)
+            return None if done is None else {rows.saga_id for rows in some}
+        found = await self._tried(connection.fetch, MANY, parameters)
+        return None if found is None else {row[0] for row in found}
 
     async def _tried(
         self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]
@@ -109,11 +116,11 @@ class PostgresWriting(PostgresCore):
         except (asyncpg.UniqueViolationError, asyncpg.DataError):
             return None
 
-    async def _write(self, connection: Connection, batch: Batch, rows: Rows) -> None:
+    async def _write(self, connection: Connection, rows: Rows) -> None:
         if rows.simple and await self._appended(connection, rows):
             return
         async with connection.transaction():
-            await self._merge(connection, batch, rows)
+            await self._merge(connection, rows)
 
     async def _appended(self, connection: Connection, rows: Rows) -> bool:
         """Append the rows, and say whether they came behind what is there."""
@@ -122,9 +129,9 @@ class PostgresWriting(PostgresCore):
         done = await self._tried(connection.execute, one_of(rows), parameters_of_one(rows))
         return done is not None and not done.endswith(" 0")
 
-    async def _merge(self, connection: Connection, batch: Batch, rows: Rows) -> None:
+    async def _merge(self, connection: Connection, rows: Rows) -> None:
         """Add what is not there yet, in a transaction. Raises `DuplicateSagaError` for what is there, and differs."""
-        text = self._text
+        text, batch = self._text, rows.batch
         await connection.execute(text(sql.ADD_SAGA_ID), rows.saga_id)
         known = await connection.fetchrow(text(sql.LOCK_SAGA), rows.saga_id)
         if known is None:
@@ -134,39 +141,42 @@ class PostgresWriting(PostgresCore):
                 await connection.execute(text(sql.SET_RECORD), *rows.record)
             elif not same_saga(known, rows.record):
                 raise another_saga(batch.saga)
-        if rows.snapshots:  # before the events, as `_postgres_append` has it
-            await self._merge_snapshots(connection, rows, batch)
-        if rows.events:
-            await self._merge_events(connection, batch, rows)
+        if batch.snapshots:  # before the events, as `_postgres_append` has it
+            await self._merge_snapshots(connection, rows)
+        if batch.events:
+            await self._merge_events(connection, rows)
         if rows.summary[0] is not None:
             await connection.execute(text(sql.SET_SUMMARY), rows.saga_id, *rows.summary)
         if rows.long_events or rows.long_snapshots:
             await connection.execute(text(sql.SET_LAST), rows.saga_id)
 
-    async def _merge_events(self, connection: Connection, batch: Batch, rows: Rows) -> None:
-        added = await connection.fetch(self._text(sql.ADD_EVENTS), *columns(rows.events, sql.EVENT_TYPES))
-        if len(added) < len(rows.events):
-            seqs = [event.seq for event in batch.events]
+    async def _merge_events(self, connection: Connection, rows: Rows) -> None:
+        events = rows.batch.events
+        added = await connection.fetch(self._text(sql.ADD_EVENTS), *event_columns(events))
+        if len(added) < len(events):
+            seqs = [event.seq for event in events]
             found = await connection.fetch(self._text(sql.KNOWN_EVENTS), rows.saga_id, seqs)
-            known = {row[0]: event_from(batch.saga_id, row) for row in found}
-            for event in batch.events:
+            known = {row[0]: event_from(rows.batch.saga_id, row) for row in found}
+            for event in events:
                 if _that_is_there(known, event.seq) != event:
                     raise another_event(event)
         if added and rows.long_events:
-            lowest, earliest = min(row[1] for row in rows.events), min(row[2] for row in rows.events)
+            lowest, earliest = min(event.seq for event in events), min(event.at for event in events)
             await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
 
-    async def _merge_snapshots(self, connection: Connection, rows: Rows, batch: Batch) -> None:
-        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *columns(rows.snapshots, sql.SNAPSHOT_TYPES))
-        if len(added) < len(rows.snapshots):
-            ids = [(row[0],) for row in rows.snapshots]
+    async def _merge_snapshots(self, connection: Connection, rows: Rows) -> None:
+        snapshots = rows.batch.snapshots
+        added = await connection.fetch(self._text(sql.ADD_SNAPSHOTS), *snapshot_columns(snapshots))
+        if len(added) < len(snapshots):
+            ids = [(as_text(snapshot.snapshot_id),) for snapshot in snapshots]
             found = await connection.fetch(self._text(sql.KNOWN_SNAPSHOTS), *columns(ids, ("text",)))
             known = {from_text(row[0]): snapshot_from(row, bases=False) for row in found}
-            for snapshot in batch.snapshots:
+            for snapshot in snapshots:
                 if _that_is_there(known, snapshot.snapshot_id) != snapshot._replace(bases=()):
                     raise another_snapshot(snapshot)
         if added and rows.long_snapshots:
-            lowest, earliest = min(row[5] for row in rows.snapshots), min(row[8] for row in rows.snapshots)
+            lowest = min(snapshot.seq for snapshot in snapshots)
+            earliest = min(snapshot.created_at for snapshot in snapshots)
             await connection.execute(self._text(sql.SET_SNAPSHOT_FLOORS), rows.saga_id, lowest, earliest)
 
     async def _refused(self, work: Awaitable[object]) -> Exception | None:

@@ -16,13 +16,13 @@ from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import LONG_AGO, above_prefix, check_find, check_limit, check_prune, raise_damaged
 from sagaz_core.storage._listing import page_of
 from sagaz_core.storage._network import LostConnectionError, count, seconds, split_url, url_options
+from sagaz_core.storage._postgres_columns import columns
 from sagaz_core.storage._postgres_connections import FOREIGN, Connection
 from sagaz_core.storage._postgres_core import Result
 from sagaz_core.storage._postgres_rows import (
     as_seq,
     as_text,
     as_time,
-    columns,
     replay_from,
     replay_row,
     saga_from,

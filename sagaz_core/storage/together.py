@@ -88,8 +88,8 @@ class Together(Generic[Asked, Answer]):
         self._under_way = 0
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def ask(self, asked: Asked) -> Answer:
-        """Return the answer."""
+    def ask(self, asked: Asked) -> asyncio.Future[Answer]:
+        """Return a future of the answer."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((asked, done))
@@ -99,7 +99,7 @@ class Together(Generic[Asked, Answer]):
             task = loop.create_task(self._ask_all(), context=Context())
             task.add_done_callback(self._ended)
             self._tasks.append(task)
-        return await done
+        return done
 
     def _running(self) -> int:
         for task in self._tasks:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from naive_store import NaiveStore
 from test_redis_store import in_small_parts
 
-from sagaz_core.storage import _postgres_rows, open_storage
+from sagaz_core.storage import _postgres_batch, open_storage
 from sagaz_core.storage._postgres_connections import Connections
 from sagaz_core.storage._postgres_schema import LONG
 from sagaz_core.storage.contract_machine import StoreMachine
@@ -84,6 +84,6 @@ class TestPostgresOfLongSagasAgrees(TestPostgresAgrees):
             return few
 
         monkeypatch.setattr(Connections, "text", with_few)
-        monkeypatch.setattr(_postgres_rows, "LONG", 5)
+        monkeypatch.setattr(_postgres_batch, "LONG", 5)
         yield
         assert any(changed)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sagaz_core.storage._postgres_rows import as_text, columns, from_text
+from sagaz_core.storage._postgres_columns import columns
+from sagaz_core.storage._postgres_rows import as_text, from_text
 from sagaz_core.storage._postgres_statements import arrays
 from sagaz_core.storage.contract import T0
 

@@ -12,7 +12,7 @@ import pytest
 
 from sagaz_core.storage import Batch, SagaSummary, _postgres_append, open_storage
 from sagaz_core.storage import _postgres_statements as sql
-from sagaz_core.storage._postgres_rows import columns
+from sagaz_core.storage._postgres_columns import columns
 from sagaz_core.storage._postgres_schema import LONG
 from sagaz_core.storage.contract import T0, a_replay, a_saga, a_snapshot, an_event
 
