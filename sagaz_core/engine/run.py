@@ -71,7 +71,7 @@ async def run_saga(
     options: RunOptions = _DEFAULT,
 ) -> SagaResult:
     """Run the saga from its start, or from behind the steps that are served. See `Saga.run`."""
-    definition = await saga.prepare()
+    definition = await saga.prepare(to_run=True)
     identity = options.new_id() if saga_id is None else checked_id(saga_id)
     initial = mapping_or_empty(context)
     if definition.typed is not None:
@@ -90,7 +90,7 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
     """Run the saga on from a state that another process left. The state is not copied."""
     from sagaz_core.engine.fields import FieldReader  # a run without a store does not load the codec
 
-    definition = await saga.prepare()
+    definition = await saga.prepare(to_run=True)
     FieldReader(state.saga_id, options.replay_config or saga.replay_config).fill(state)
     journal = _journal_of(saga, definition, state, state.saga_id, options, resumed=True)
     execution = _execution_of(saga, definition, journal, options)

@@ -259,7 +259,10 @@ class SagaReplay:
         status = ReplayStatus.FAILED if result.stuck else STATUS_OF.get(result.status, ReplayStatus.FAILED)
         await self._log_end(entry, status, str(result.error or ""))
         missed = tuple(str(fault) for fault in injector.missed)
-        return self._result(status, step, start, result, replay_id, missed)
+        try:
+            return self._result(status, step, start, result, replay_id, missed)
+        finally:
+            del result  # the traceback of its error can have this frame
 
     def _config(self, own: ReplayConfig | None) -> ReplayConfig | None:
         """Return the saga's configuration, `None` for its own. Replays that run at the same time write together."""

@@ -36,7 +36,10 @@ else:
 
 
 _INITIALISED = frozenset(
-    ("name", "config", "replay_config", "snapshot_storage", "interceptors", "_added", "_definition", "_built")
+    (
+        *("name", "config", "replay_config", "snapshot_storage", "interceptors"),
+        *("_added", "_built", "_definition", "_has_run"),
+    )
 )
 
 
@@ -80,6 +83,7 @@ class Saga(Generic[ContextT]):
         self.interceptors = tuple(interceptors)
         self._added: dict[str, Step] = {}
         self._definition: Definition | None = None
+        self._has_run = False
         self._built = type(self).build is Saga.build
 
     if not TYPE_CHECKING:  # to a type checker an attribute that is not there is an error
@@ -151,29 +155,34 @@ class Saga(Generic[ContextT]):
         """
         definition = self._definition
         if definition is None:
-            steps = {**self._declared.bound_to(self), **self._added}
-            config = self.config
-            policy = "continue_on_error" if config is None else config.on_compensation_failure
-            # The description of a class is the same for all of its instances.
-            key = (self.name, self.version, policy)
-            model = None if self._added else self._declared.models.get(key)
-            made = Definition(
-                self.name,
-                steps,
-                version=self.version,
-                typed=self._typed(),
-                on_compensation_failure=policy,
-                model=model,
-            )
-            if config is not None:
-                made.on_sibling_failure = config.on_sibling_failure
-                made.forward_retries = config.forward_retries
-            if not self._added:
-                self._declared.models[key] = made.model
-            definition = self._definition = made
+            definition = self._defined()
+            if self._has_run or self._changes:
+                self._definition = definition
         for change in self._changes:
             definition = change(definition)
         return definition
+
+    def _defined(self) -> Definition:
+        steps = {**self._declared.bound_to(self), **self._added}
+        config = self.config
+        policy = "continue_on_error" if config is None else config.on_compensation_failure
+        # The description of a class is the same for all of its instances.
+        key = (self.name, self.version, policy)
+        model = None if self._added else self._declared.models.get(key)
+        made = Definition(
+            self.name,
+            steps,
+            version=self.version,
+            typed=self._typed(),
+            on_compensation_failure=policy,
+            model=model,
+        )
+        if config is not None:
+            made.on_sibling_failure = config.on_sibling_failure
+            made.forward_retries = config.forward_retries
+        if not self._added:
+            self._declared.models[key] = made.model
+        return made
 
     def _typed(self) -> TypedContext | None:
         if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of
@@ -182,10 +191,19 @@ class Saga(Generic[ContextT]):
             return None if model is None else TypedContext(model)
         return self._context_model
 
-    async def prepare(self) -> Definition:
-        """Let `build` add its steps if it has not yet, and return the definition."""
-        if self._built:
-            return self.definition()
+    async def prepare(self, *, to_run: bool = False) -> Definition:
+        """Let `build` add its steps if it has not yet, and return the definition.
+
+        From the second run on it is kept. A definition holds the saga, so that one that held its own would not go when
+        it is let go of, but at some later time with much else: and one that is made for a run is made by the thousand.
+        """
+        if not self._built:
+            await self._build_once()
+        definition = self.definition()
+        self._has_run = self._has_run or to_run
+        return definition
+
+    async def _build_once(self) -> None:
         async with self._building:  # of runs that begin together, one builds and the others wait for it
             if not self._built:
                 added = self._added.copy()
@@ -195,7 +213,6 @@ class Saga(Generic[ContextT]):
                     self._added, self._definition = added, None
                     raise
                 self._built = True
-        return self.definition()
 
     async def run(self, context: Any = None, *, saga_id: str | UUID | None = None) -> SagaResult:
         """Run it once and return how it ended; a failure of a step is in the result, not raised.
