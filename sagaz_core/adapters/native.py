@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core.engine.run import RunOptions, Served, resume_saga, run_saga
 from sagaz_core.errors import DefinitionError
-from sagaz_core.saga.base import Saga
+from sagaz_core.saga.base import Saga, describe
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -47,7 +47,7 @@ class NativeAdapter:
 
     async def describe(self, saga: Saga[Any]) -> SagaModel:
         """Return the saga's model."""
-        return (await saga.prepare()).model
+        return await describe(saga)
 
     def run(
         self,

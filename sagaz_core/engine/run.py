@@ -14,6 +14,7 @@ from sagaz_core.errors import DriftError, UsageError
 from sagaz_core.events import NO_DELTA, Delta, SagaStarted, StepSucceeded
 from sagaz_core.interceptor import Interceptor
 from sagaz_core.model import SagaModel
+from sagaz_core.saga.base import Saga, describe
 from sagaz_core.saga.definition import Definition, mapping_or_empty
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaRecord, SnapshotStorage, checked_id
@@ -21,7 +22,6 @@ from sagaz_core.storage.base import SagaRecord, SnapshotStorage, checked_id
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from sagaz_core.saga.base import Saga
     from sagaz_core.saga.config import ReplayConfig
 
 
@@ -108,7 +108,7 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
     if storage is None:
         raise UsageError(f"saga {identity!r} cannot be resumed without a store: give the saga a snapshot_storage")
     record = await load_record(storage, identity)
-    model = (await saga.prepare()).model
+    model = await describe(saga)
     if (differences := model.differences(SagaModel.from_dict(record.model))) and not allow_drift:
         raise DriftError(
             f"saga {identity!r} was started with another definition: {'; '.join(differences)} "

@@ -18,7 +18,7 @@ from sagaz_core.model import END
 from sagaz_core.mutation.places import Place, differences
 from sagaz_core.mutation.wrap import Call, around_action, around_compensation, with_steps
 from sagaz_core.prove.trial import Subject, run_trial
-from sagaz_core.saga.base import Saga
+from sagaz_core.saga.base import Saga, describe
 from sagaz_core.saga.context import SagaContext
 from sagaz_core.state import SagaStatus
 
@@ -166,7 +166,7 @@ async def survey(make: Callable[[], Any], context: Values, world: World | None) 
         return changed_by(native(make()), facts.watching)
 
     saga = native(make())
-    model = (await saga.prepare()).model
+    model = await describe(saga)
     for plan in (NO_FAULTS, *_there_and_back(model)):
         outcome = await run_trial(Subject(watched, context, world=world, closely=False), plan)
         if seen is not None and saved is not None:

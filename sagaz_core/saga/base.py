@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sagaz_core.engine.result import SagaResult
     from sagaz_core.interceptor import Interceptor
+    from sagaz_core.model import SagaModel
     from sagaz_core.saga.config import ReplayConfig, SagaConfig
     from sagaz_core.storage.base import SnapshotStorage
 
@@ -165,24 +166,27 @@ class Saga(Generic[ContextT]):
     def _defined(self) -> Definition:
         steps = {**self._declared.bound_to(self), **self._added}
         config = self.config
-        policy = "continue_on_error" if config is None else config.on_compensation_failure
-        # The description of a class is the same for all of its instances.
-        key = (self.name, self.version, policy)
-        model = None if self._added else self._declared.models.get(key)
         made = Definition(
             self.name,
             steps,
             version=self.version,
             typed=self._typed(),
-            on_compensation_failure=policy,
-            model=model,
+            on_compensation_failure=self._policy(),
+            model=self._known_model(),
         )
         if config is not None:
             made.on_sibling_failure = config.on_sibling_failure
             made.forward_retries = config.forward_retries
         if not self._added:
-            self._declared.models[key] = made.model
+            self._declared.models[self.name, self.version, self._policy()] = made.model
         return made
+
+    def _policy(self) -> str:
+        return "continue_on_error" if self.config is None else self.config.on_compensation_failure
+
+    def _known_model(self) -> SagaModel | None:
+        """Return the description of its class if it was made already: it is the same for all instances."""
+        return None if self._added else self._declared.models.get((self.name, self.version, self._policy()))
 
     def _typed(self) -> TypedContext | None:
         if self._context_model is None:  # Saga[Model]("name") is no class of its own: it notes what it was made of
@@ -247,6 +251,14 @@ class Saga(Generic[ContextT]):
         from sagaz_core.engine.capture import take_snapshot  # as in _runner()
 
         return take_snapshot(label)
+
+
+async def describe(saga: Saga[Any]) -> SagaModel:
+    """Let `build` add its steps if it has not yet, and return the saga's description. Raises `DefinitionError`."""
+    if not saga._built:
+        await saga._build_once()
+    known = None if saga._changes else saga._known_model()
+    return known or saga.definition().model
 
 
 @cache
