@@ -154,11 +154,12 @@ class Saga(Generic[ContextT]):
 
         Steps that `build` adds are in it only after `build` ran (see `prepare`).
         """
-        definition = self._definition
+        # What stands on the instance in the place of a method, as a test puts it there, may be gone by the next time.
+        is_patched = not vars(self).keys().isdisjoint(self._declared.attributes.values())
+        definition = None if is_patched else self._definition
         if definition is None:
             definition = self._defined()
-            if self._has_run or self._changes:
-                self._definition = definition
+            self._definition = None if is_patched else definition
         for change in self._changes:
             definition = change(definition)
         return definition
@@ -198,13 +199,17 @@ class Saga(Generic[ContextT]):
     async def prepare(self, *, to_run: bool = False) -> Definition:
         """Let `build` add its steps if it has not yet, and return the definition.
 
-        From the second run on it is kept. A definition holds the saga, so that one that held its own would not go when
-        it is let go of, but at some later time with much else: and one that is made for a run is made by the thousand.
+        It is kept until the first run takes it, and again from the second one on. A definition holds the saga, so that
+        one that held its own would not go when it is let go of, but at some later time with much else: and one that is
+        made for a run is made by the thousand.
         """
         if not self._built:
             await self._build_once()
         definition = self.definition()
-        self._has_run = self._has_run or to_run
+        if to_run and not self._has_run:
+            self._has_run = True
+            if not self._changes:
+                self._definition = None
         return definition
 
     async def _build_once(self) -> None:

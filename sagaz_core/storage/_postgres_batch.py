@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.storage._postgres_rows import as_text, event_row, saga_row, snapshot_row, summary_row
+from sagaz_core.storage._postgres_rows import (
+    as_text,
+    as_time,
+    as_time_or_none,
+    event_row,
+    saga_row,
+    snapshot_row,
+    summary_row,
+)
 from sagaz_core.storage._postgres_schema import LONG
 
 if TYPE_CHECKING:
@@ -19,7 +28,7 @@ class Rows:
     no record and no summary. `simple` says that its records, if some are from `LONG` on, are in order among themselves,
     by number and by time, so that they can come behind those that are stored.
 
-    Raises what `as_time` does, of a short batch not before its records are asked for.
+    Raises what `as_time` does: who has a time that cannot be stored is refused alone, and before the server is asked.
     """
 
     __slots__ = ("batch", "is_short", "long_events", "long_snapshots", "record", "saga_id", "simple", "summary")
@@ -32,9 +41,14 @@ class Rows:
         for event in batch.events:
             if event.seq >= LONG:
                 self.long_events = True
+            if event.at.tzinfo is not UTC:
+                as_time(event.at)
         for snapshot in batch.snapshots:
             if snapshot.seq >= LONG:
                 self.long_snapshots = True
+            if snapshot.created_at.tzinfo is not UTC:
+                as_time(snapshot.created_at)
+            as_time_or_none(snapshot.retention_until)
         has_long = self.long_events or self.long_snapshots
         self.is_short = not has_long and batch.saga is None and batch.summary is None
         self.simple = not has_long or self._in_order()

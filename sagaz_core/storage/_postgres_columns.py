@@ -28,7 +28,7 @@ def columns(rows: Sequence[tuple[Any, ...]], types: Sequence[str]) -> list[Colum
 
 
 def event_columns(events: Sequence[StoredEvent]) -> list[Column]:
-    """Return the columns of `EVENT_TYPES`. Raises what `as_time` does."""
+    """Return the columns of `EVENT_TYPES`: those of the rows that `event_row` makes."""
     if not events:
         return _empty(EVENT_TYPES)
     saga_ids, seqs, times, kinds, steps, data = zip(*events, strict=True)
@@ -36,7 +36,7 @@ def event_columns(events: Sequence[StoredEvent]) -> list[Column]:
 
 
 def snapshot_columns(snapshots: Sequence[SagaSnapshot]) -> list[Column]:
-    """Return the columns of `SNAPSHOT_TYPES`. Raises what `as_time` does."""
+    """Return the columns of `SNAPSHOT_TYPES`: those of the rows that `snapshot_row` makes."""
     if not snapshots:
         return _empty(SNAPSHOT_TYPES)
     found = tuple(zip(*snapshots, strict=True))
@@ -63,7 +63,7 @@ def _column(kind: str, values: tuple[Any, ...]) -> Column:
 
 
 def _texts(values: tuple[str | None, ...]) -> str:
-    """Return a column of texts that are not yet as PostgreSQL can keep them. Few ever have to be changed for it."""
+    """Return a column of texts that are not yet as `as_text` makes them: it is asked only where one would change."""
     text = _written(values)
     if "\0" in text or text.count(NONE) > len(values) + values.count(None):  # each separator has one
         return _written([None if value is None else as_text(value) for value in values])
@@ -71,7 +71,7 @@ def _texts(values: tuple[str | None, ...]) -> str:
 
 
 def _time(moment: datetime) -> str:
-    return (moment if moment.tzinfo is UTC else as_time(moment)).isoformat()
+    return datetime.isoformat(moment if moment.tzinfo is UTC else as_time(moment))  # a subclass may have its own
 
 
 def _written(values: Sequence[Any], write: Callable[[Any], str] | None = None) -> str:

@@ -46,7 +46,7 @@ SEPARATOR, NONE = "\2\1\3", "\1"
 
 
 def arrays(first: int, types: tuple[str, ...]) -> str:
-    """Return parameters from that number on, each a column as `_postgres_rows.columns` makes it.
+    """Return parameters from that number on, each a column as `_postgres_columns` makes it.
 
     What is no bytes comes as one text: the driver takes longer for a thousand elements of arrays than the server does.
     """

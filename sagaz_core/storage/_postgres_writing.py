@@ -26,7 +26,7 @@ from sagaz_core.storage._postgres_batch import Rows
 from sagaz_core.storage._postgres_columns import columns, event_columns, snapshot_columns
 from sagaz_core.storage._postgres_connections import Connection
 from sagaz_core.storage._postgres_core import PostgresCore, Result
-from sagaz_core.storage._postgres_rows import as_text, event_from, from_text, same_saga, snapshot_from
+from sagaz_core.storage._postgres_rows import as_text, as_time, event_from, from_text, same_saga, snapshot_from
 from sagaz_core.storage.base import Batch, checked_id
 
 if TYPE_CHECKING:
@@ -95,16 +95,11 @@ class PostgresWriting(PostgresCore):
 
     async def _added_together(self, connection: Connection, some: Sequence[Rows]) -> set[str] | None:
         """Do so without a look at what is there: None is that some of it is, and nothing was added."""
-        is_short = all(rows.is_short for rows in some)
-        try:
-            parameters = parameters_of_short(some) if is_short else parameters_of_many(some)
-        except UsageError:  # who it is of is said when they are added one by one
-            return None
-        if is_short:
-            done = await self._tried(connection.execute, SHORT, parameters)
-            return None if done is None else {rows.saga_id for rows in some}
-        found = await self._tried(connection.fetch, MANY, parameters)
-        return None if found is None else {row[0] for row in found}
+        if not all(rows.is_short for rows in some):
+            found = await self._tried(connection.fetch, MANY, parameters_of_many(some))
+            return None if found is None else {row[0] for row in found}
+        done = await self._tried(connection.execute, SHORT, parameters_of_short(some))
+        return None if done is None else {rows.saga_id for rows in some}
 
     async def _tried(
         self, run: Callable[..., Awaitable[Result]], statement: str, parameters: Sequence[Any]
@@ -161,7 +156,7 @@ class PostgresWriting(PostgresCore):
                 if _that_is_there(known, event.seq) != event:
                     raise another_event(event)
         if added and rows.long_events:
-            lowest, earliest = min(event.seq for event in events), min(event.at for event in events)
+            lowest, earliest = min(event.seq for event in events), min(as_time(event.at) for event in events)
             await connection.execute(self._text(sql.SET_EVENT_FLOORS), rows.saga_id, lowest, earliest)
 
     async def _merge_snapshots(self, connection: Connection, rows: Rows) -> None:
@@ -176,7 +171,7 @@ class PostgresWriting(PostgresCore):
                     raise another_snapshot(snapshot)
         if added and rows.long_snapshots:
             lowest = min(snapshot.seq for snapshot in snapshots)
-            earliest = min(snapshot.created_at for snapshot in snapshots)
+            earliest = min(as_time(snapshot.created_at) for snapshot in snapshots)
             await connection.execute(self._text(sql.SET_SNAPSHOT_FLOORS), rows.saga_id, lowest, earliest)
 
     async def _refused(self, work: Awaitable[object]) -> Exception | None:

@@ -363,6 +363,23 @@ def test_a_saga_that_is_not_initialised_says_so():
     assert not hasattr(Saga("initialised"), "nothing")
 
 
+@pytest.mark.parametrize("runs_before", range(4))
+def test_a_method_that_is_replaced_on_an_instance_is_so_for_as_long_as_it_is(runs_before, monkeypatch):
+    class Hello(Saga):
+        @action("hello")
+        async def hello(self, ctx):
+            return {"by": "its own"}
+
+    saga = Hello()
+    for _ in range(runs_before):
+        run(saga.run())
+    with monkeypatch.context() as patched:
+        patched.setattr(saga, "hello", lambda ctx: {"by": "another"})
+        during = [run(saga.run()).context["by"] for _ in range(2)]
+    after = [run(saga.run()).context["by"] for _ in range(2)]
+    assert (during, after) == (["another"] * 2, ["its own"] * 2)
+
+
 def test_a_name_is_text():
     # what @pytest.mark.saga_matrix(OrderSaga), which lacks the context, makes of a test: OrderSaga(test)
     with pytest.raises(DefinitionError, match=r"Saga\(<function .*\): a saga's name is text .*saga_matrix\(Saga, {}\)"):

@@ -74,6 +74,26 @@ def test_a_saga_that_ran_once_goes_with_its_run(work, wrong):
             gc.enable()
 
 
+@pytest.mark.parametrize("of_one_class", [True, False])
+def test_a_replay_defines_its_saga_once(monkeypatch, of_one_class):
+    """It asks for the description first, and then runs it."""
+
+    def imperative():
+        return Saga("Order").add_step("reserve", lambda ctx: None).add_step("ship", lambda ctx: None)
+
+    made, define = [], Saga._defined
+    monkeypatch.setattr(Saga, "_defined", lambda saga: made.append(saga) or define(saga))
+    storage, factory = InMemorySnapshotStorage(), Order if of_one_class else imperative
+    with VirtualRunner() as runner:
+        saga = factory()
+        saga.snapshot_storage = storage
+        runner.run(saga.run({}, saga_id="first"))
+        made.clear()
+        for _ in range(3):
+            runner.run(SagaReplay("first", storage, saga_factory=factory).from_checkpoint("ship"))
+    assert len(made) == len(set(made)) == 3
+
+
 def test_one_that_runs_again_keeps_its_definition():
     saga = Order()
     with VirtualRunner() as runner:

@@ -1,7 +1,7 @@
 """How often the network stores cross the network: a proxy counts."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from proxy import Proxy
@@ -116,6 +116,24 @@ def test_what_is_there_already_leaves_the_others_of_its_group_together(postgres_
 
     few, many = asyncio.run(main())
     assert few == many
+
+
+def test_a_time_that_cannot_be_stored_leaves_the_others_of_its_group_together(postgres_url):
+    proxy, before_all = Proxy(postgres_url), datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))
+
+    async def main():
+        storage = open_storage(f"{proxy.url}&pool_size=1")
+        for seq in range(2):  # the first time, statements are prepared
+            others = [Batch(f"s{n}", None, [an_event(f"s{n}", seq)]) for n in range(20)]
+            before = proxy.trips
+            results = await storage.write_many([*others, Batch("s", None, [an_event("s", seq, before_all)])])
+            trips = proxy.trips - before
+            assert [type(one) for one in results] == [*[type(None)] * 20, UsageError]
+        await storage.close()
+        proxy.close()
+        return trips
+
+    assert asyncio.run(main()) == 1
 
 
 class Order(Saga):

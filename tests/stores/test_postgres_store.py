@@ -5,8 +5,9 @@ import contextlib
 import random
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
@@ -323,6 +324,58 @@ def test_a_clock_that_goes_back_in_a_saga_that_is_long_when_it_is_first_written(
         return found if what == "events" else latest.seq
 
     assert asyncio.run(main()) == ([LONG, LONG + 1] if what == "events" else LONG + 1)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("what", ["events", "snapshots"])
+def test_in_the_hour_that_clocks_show_twice_the_earliest_is_the_earliest(postgres_url, what, others):
+    """Two times of one timezone are compared by what its clocks show."""
+    berlin = ZoneInfo("Europe/Berlin")
+    first, again = datetime(2026, 10, 25, 2, 40, tzinfo=berlin), datetime(2026, 10, 25, 2, 30, tzinfo=berlin, fold=1)
+    between = datetime(2026, 10, 25, 1, tzinfo=UTC)
+    courses = [[(LONG, between)], [(LONG + 1, again), (LONG + 2, first)]]
+
+    async def main():
+        storage = open_storage(postgres_url)
+        for course in courses:
+            events = [an_event("s", seq, at) for seq, at in course] if what == "events" else []
+            snapshots = [a_snapshot("s", seq, at) for seq, at in course] if what == "snapshots" else []
+            batch = Batch("s", None, events, snapshots)
+            assert not any(await storage.write_many([batch, *[Batch("other", None, [an_event("other", 0)])] * others]))
+        latest = await storage.latest_snapshot("s", until=between)
+        found = [event.seq async for event in storage.read_events("s", until=between)]
+        await storage.close()
+        return found if what == "events" else latest.seq
+
+    assert asyncio.run(main()) == ([LONG, LONG + 1, LONG + 2] if what == "events" else LONG + 2)
+
+
+BEFORE_ALL = datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"saga": a_saga("s", started_at=BEFORE_ALL)},
+        {"events": [an_event("s", 0, BEFORE_ALL)]},
+        {"events": [an_event("s", seq, BEFORE_ALL) for seq in range(20)]},
+        {"events": [an_event("s", LONG, BEFORE_ALL)]},
+        {"snapshots": [a_snapshot("s", 0, BEFORE_ALL)]},
+        {"snapshots": [a_snapshot("s", 0, retention_until=BEFORE_ALL)]},
+        {"summary": a_summary("s", failed_at=BEFORE_ALL)},
+    ],
+    ids=["record", "event", "events", "long event", "snapshot", "end", "summary"],
+)
+def test_a_time_that_cannot_be_stored_is_refused_before_a_server_is_asked(said):
+    batch = Batch("s", **said)
+
+    async def main():
+        nobody = open_storage("postgresql://127.0.0.1:1/none?timeout=0.1")
+        with pytest.raises(UsageError, match="not in the years 1 to 9999"):
+            await nobody.write(batch)
+        return await nobody.write_many([batch, batch])
+
+    assert [type(one) for one in asyncio.run(main())] == [UsageError] * 2
 
 
 def test_events_up_to_the_highest_number_are_read_at_a_time(postgres_url):
