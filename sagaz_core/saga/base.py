@@ -16,7 +16,7 @@ from sagaz_core.saga.declare import (
     dependency_names,
 )
 from sagaz_core.saga.definition import Definition
-from sagaz_core.saga.step import Backoff, InDoubt, Operation, Step, rejections
+from sagaz_core.saga.step import Backoff, Function, InDoubt, Operation, Step, rejections
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,7 +39,7 @@ else:
 _INITIALISED = frozenset(
     (
         *("name", "config", "replay_config", "snapshot_storage", "interceptors"),
-        *("_added", "_built", "_definition", "_has_run"),
+        *("_added", "_built", "_has_run", "_kept"),
     )
 )
 
@@ -83,7 +83,7 @@ class Saga(Generic[ContextT]):
         self.snapshot_storage = snapshot_storage
         self.interceptors = tuple(interceptors)
         self._added: dict[str, Step] = {}
-        self._definition: Definition | None = None
+        self._kept: tuple[list[Function], Definition] | None = None
         self._has_run = False
         self._built = type(self).build is Saga.build
 
@@ -146,7 +146,7 @@ class Saga(Generic[ContextT]):
             in_doubt,
             rejections(rejects, name),
         )
-        self._definition = None
+        self._kept = None
         return self
 
     def definition(self) -> Definition:
@@ -154,12 +154,13 @@ class Saga(Generic[ContextT]):
 
         Steps that `build` adds are in it only after `build` ran (see `prepare`).
         """
-        # What stands on the instance in the place of a method, as a test puts it there, may be gone by the next time.
-        is_patched = not vars(self).keys().isdisjoint(self._declared.attributes.values())
-        definition = None if is_patched else self._definition
-        if definition is None:
+        methods = self._declared.methods_of(self)
+        # A test may have put another function in the place of a method, or have taken it away again.
+        if self._kept is not None and self._kept[0] == methods:
+            definition = self._kept[1]
+        else:
             definition = self._defined()
-            self._definition = None if is_patched else definition
+            self._kept = methods, definition
         for change in self._changes:
             definition = change(definition)
         return definition
@@ -209,7 +210,7 @@ class Saga(Generic[ContextT]):
         if to_run and not self._has_run:
             self._has_run = True
             if not self._changes:
-                self._definition = None
+                self._kept = None
         return definition
 
     async def _build_once(self) -> None:
@@ -219,7 +220,7 @@ class Saga(Generic[ContextT]):
                 try:
                     await self.build()
                 except BaseException:
-                    self._added, self._definition = added, None
+                    self._added, self._kept = added, None
                     raise
                 self._built = True
 

@@ -139,6 +139,10 @@ class Declarations:
             for name, operations in self._slots.items()
         }
 
+    def methods_of(self, saga: object) -> list[Function]:
+        """Return what the saga has now as its actions, compensations and recoveries."""
+        return [getattr(saga, attribute) for attribute in self.attributes.values()]
+
     def _operations(self, step: Step) -> list[tuple[str, Operation, str]]:
         named = (("action", step.action), ("compensation", step.compensation), ("recovery", step.recovery))
         return [(slot, made, self.attributes[id(made)]) for slot, made in named if made is not None]

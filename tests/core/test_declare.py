@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 from typing import Any
 from unittest.mock import MagicMock
@@ -363,8 +364,9 @@ def test_a_saga_that_is_not_initialised_says_so():
     assert not hasattr(Saga("initialised"), "nothing")
 
 
+@pytest.mark.parametrize("of", ["the instance", "the class"])
 @pytest.mark.parametrize("runs_before", range(4))
-def test_a_method_that_is_replaced_on_an_instance_is_so_for_as_long_as_it_is(runs_before, monkeypatch):
+def test_a_method_is_replaced_for_as_long_as_another_stands_there(runs_before, of, monkeypatch):
     class Hello(Saga):
         @action("hello")
         async def hello(self, ctx):
@@ -374,10 +376,27 @@ def test_a_method_that_is_replaced_on_an_instance_is_so_for_as_long_as_it_is(run
     for _ in range(runs_before):
         run(saga.run())
     with monkeypatch.context() as patched:
-        patched.setattr(saga, "hello", lambda ctx: {"by": "another"})
+        patched.setattr(saga if of == "the instance" else Hello, "hello", lambda *_: {"by": "another"})
         during = [run(saga.run()).context["by"] for _ in range(2)]
     after = [run(saga.run()).context["by"] for _ in range(2)]
     assert (during, after) == (["another"] * 2, ["its own"] * 2)
+
+
+@pytest.mark.parametrize("runs_before", range(4))
+def test_a_copy_runs_its_own_methods(runs_before):
+    class Hello(Saga):
+        by = "first"
+
+        @action("hello")
+        async def hello(self, ctx):
+            return {"by": self.by}
+
+    saga = Hello()
+    for _ in range(runs_before):
+        run(saga.run())
+    another = copy.copy(saga)
+    another.by = "another"
+    assert [run(one.run()).context["by"] for one in (another, saga, another, saga)] == ["another", "first"] * 2
 
 
 def test_a_name_is_text():
