@@ -211,7 +211,7 @@ def given_case(request: pytest.FixtureRequest, factory: Any, world: World) -> Ca
             reproduce=f"pytest {shlex.quote(item.nodeid)}",
         )
     except SagazError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise _failed(error) from None
 
 
 def closing_store(request: pytest.FixtureRequest) -> Iterator[SnapshotStorage]:
@@ -219,6 +219,11 @@ def closing_store(request: pytest.FixtureRequest) -> Iterator[SnapshotStorage]:
     try:
         store = settings_of(request.config).open_store()
     except SagazError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise _failed(error) from None
     yield store
     asyncio.run(store.close())
+
+
+def _failed(error: SagazError) -> BaseException:
+    # Not pytest.fail(): that would show what it says twice, the second time as raised while the first was handled.
+    return pytest.fail.Exception(str(error), pytrace=False)

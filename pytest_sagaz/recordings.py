@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _WILD = re.compile(r"[*?[]")
 SUFFIX = ".json"
+_TOGETHER = 8  # fewer than a store has connections
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,17 @@ def _is(path: Path, what: Any) -> bool:
 
 def _by_id(saga_id: str, settings: Settings) -> Found:
     try:
-        recording = asyncio.run(_from_store(settings.open_store(), saga_id))
-        settings.from_store[id(recording)] = recording
-        return Found(recording, trusted=True)
+        return _of_store(asyncio.run(_from_store(settings.open_store(), saga_id)), settings)
     except UnknownSagaError as error:
         for path in _own_files(settings):
             if _id_in(path) == saga_id:
                 return _load(path, settings)
         raise error
+
+
+def _of_store(recording: Recording, settings: Settings) -> Found:
+    settings.from_store[id(recording)] = recording
+    return Found(recording, trusted=True)
 
 
 async def _from_store(storage: SnapshotStorage, saga_id: str) -> Recording:
@@ -114,8 +118,7 @@ def _by_pattern(spec: str, settings: Settings, folders: Sequence[Path]) -> list[
     files = [Path(path) for path in paths if os.path.isfile(path) and path.endswith(SUFFIX)]
     if files:
         return _all_of(spec, files, settings)
-    ids = asyncio.run(_ids_like(settings.open_store(), spec))
-    found = [_by_id(saga_id, settings) for saga_id in ids]
+    found = [_of_store(recording, settings) for recording in asyncio.run(_all_like(settings.open_store(), spec))]
     found += [_load(path, settings) for path in _own_files(settings) if fnmatchcase(_id_in(path) or "", spec)]
     if not found:
         raise UnknownSagaError(
@@ -124,19 +127,35 @@ def _by_pattern(spec: str, settings: Settings, folders: Sequence[Path]) -> list[
     return list({one.saga_id: one for one in reversed(found)}.values())[::-1]
 
 
+async def _all_like(storage: SnapshotStorage, pattern: str) -> list[Recording]:
+    """Return the recordings of the store whose ids are like the pattern, some of them read at the same time.
+
+    The store is opened once for all: to connect takes longer than to read.
+    """
+    try:
+        ids = await _ids_like(storage, pattern)
+        found: list[Recording] = []
+        for first in range(0, len(ids), _TOGETHER):
+            reads = [Recording.from_storage(storage, one, resolve=importing_class) for one in ids[first:][:_TOGETHER]]
+            for read in await asyncio.gather(*reads, return_exceptions=True):
+                if isinstance(read, BaseException):
+                    raise read
+                found.append(read)
+        return found
+    finally:
+        await storage.close()
+
+
 async def _ids_like(storage: SnapshotStorage, pattern: str) -> list[str]:
     found: list[str] = []
     cursor: str | None = None
     prefix = _WILD.split(pattern, maxsplit=1)[0]
-    try:
-        while True:
-            page = await storage.list_sagas(prefix=prefix, cursor=cursor)
-            found += [record.saga_id for record in page.items if fnmatchcase(record.saga_id, pattern)]
-            cursor = page.cursor
-            if cursor is None:
-                return found
-    finally:
-        await storage.close()
+    while True:
+        page = await storage.list_sagas(prefix=prefix, cursor=cursor)
+        found += [record.saga_id for record in page.items if fnmatchcase(record.saga_id, pattern)]
+        cursor = page.cursor
+        if cursor is None:
+            return found
 
 
 def _all_of(spec: str, paths: Sequence[Path], settings: Settings) -> list[Found]:

@@ -76,7 +76,7 @@ class Settings:
     def store(self) -> Value:
         """The store's URL."""
         found = self._first("sagaz_store", "")
-        if found.value:
+        if found.origin != "default":
             return found
         if self._project.store:
             return Value(self._project.store, "[tool.sagaz] store")

@@ -36,8 +36,13 @@ def project_settings(folder: str | os.PathLike[str] | None = None) -> Settings:
 
 
 def store_url(given: str | None = None, settings: Settings | None = None) -> str:
-    """Return the URL of the store: the one given, or of SAGAZ_STORE, or of `[tool.sagaz]`, or `DEFAULT_STORE`."""
-    url = given or os.environ.get("SAGAZ_STORE")
+    """Return the URL of the store: the one given, or of SAGAZ_STORE, or of `[tool.sagaz]`, or `DEFAULT_STORE`.
+
+    One that is given and empty, as a shell makes it of a variable that is not set, stands for no other.
+    """
+    if given is not None:
+        return given
+    url = os.environ.get("SAGAZ_STORE")
     if url:
         return url
     return (project_settings() if settings is None else settings).store or DEFAULT_STORE

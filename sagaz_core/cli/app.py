@@ -8,6 +8,7 @@ A command is imported when it is called: `sagaz --help` loads neither the engine
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from importlib import import_module
@@ -110,9 +111,11 @@ def main() -> NoReturn:
     """Answer the command line, or hand it to the `sagaz` package's own."""
     arguments = sys.argv[1:]
     first = arguments[0] if arguments else "--help"
+    name = "pytest-sagaz" if os.path.basename(sys.argv[0]).startswith("pytest-sagaz") else "sagaz"
     if first in COMMANDS or first in ("-h", "--help"):
-        name = os.path.basename(sys.argv[0])
-        cli.main(arguments or ["--help"], "pytest-sagaz" if name.startswith("pytest-sagaz") else "sagaz")
+        cli.main(arguments or ["--help"], name)
+    if first == "--version" and name == "pytest-sagaz":
+        _tell_version()
     _hand_over(first)
 
 
@@ -124,12 +127,22 @@ def _hand_over(word: str) -> NoReturn:
         if (error.name or "").partition(".")[0] != "sagaz":
             say_error(f"the command line of the sagaz package cannot be imported: {error}")
         elif word == "--version":
-            print(f"pytest-sagaz {_own_version()}")
-            sys.exit(0)
+            _tell_version()
         else:
             say_error(_no_command(word))
         sys.exit(2)
-    sys.exit(their_main())
+    try:
+        sys.exit(their_main())
+    except SystemExit as end:
+        ours = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75)  # nearer than `init` is to `find`
+        if end.code == 2 and ours:  # they do not know it either, or not with these options
+            say_error(f"{word!r} was handed to the sagaz package; did you mean {ours[0]!r}, a command of pytest-sagaz?")
+        raise
+
+
+def _tell_version() -> NoReturn:
+    print(f"pytest-sagaz {_own_version()}")
+    sys.exit(0)
 
 
 def _no_command(word: str) -> str:

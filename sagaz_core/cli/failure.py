@@ -91,5 +91,11 @@ def _shown(file: str) -> str:
 
 def _click_message(error: click.ClickException) -> str:
     message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.ctx and _takes_words(error.ctx.command):
+        message += " What is no option and begins with a dash, such as an id, is written last, behind --."
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
     return f"{message} See '{command} --help'." if command else message
+
+
+def _takes_words(command: click.Command) -> bool:
+    return any(isinstance(parameter, click.Argument) for parameter in command.params)

@@ -48,13 +48,13 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 QUICK = ("before", "after", "undo-fail")
 
 
-def kind_of(name: str) -> Kind:
-    """Return the kind of this name, or raise `PlanError` with the nearest one."""
+def kind_of(name: str, sets: Iterable[str] = ()) -> Kind:
+    """Return the kind of this name, or raise `PlanError` with the nearest one, or of these sets of kinds."""
     try:
         return KINDS[name]
     except KeyError:
         known = ", ".join(KINDS)
-        raise PlanError(f"there is no kind of fault {name!r}{nearest(name, KINDS)}; kinds: {known}") from None
+        raise PlanError(f"there is no kind of fault {name!r}{nearest(name, [*sets, *KINDS])}; kinds: {known}") from None
 
 
 def parse_kinds(text: str | Iterable[str]) -> tuple[str, ...]:
@@ -66,7 +66,8 @@ def parse_kinds(text: str | Iterable[str]) -> tuple[str, ...]:
         return tuple(KINDS)
     if not any(names):
         raise PlanError("no kinds of faults: write quick, all, or a list such as before,after,undo-fail")
-    return tuple(dict.fromkeys(kind_of(name).name for name in names if name))
+    sets = ("quick", "all") if len(names) == 1 else ()  # they stand alone
+    return tuple(dict.fromkeys(kind_of(name, sets).name for name in names if name))
 
 
 def why_not(kind: Kind, step: StepModel) -> str:

@@ -111,10 +111,16 @@ NO_FAULTS = FaultPlan()
 
 
 def as_plan(plan: FaultPlan | str | None) -> FaultPlan:
-    """Return the plan of a plan, its text, or nothing."""
+    """Return the plan of a plan, its text, or nothing. Raises `PlanError` for anything else."""
     if plan is None:
         return NO_FAULTS
-    return FaultPlan.parse(plan) if isinstance(plan, str) else plan
+    if isinstance(plan, str):
+        return FaultPlan.parse(plan)
+    if not isinstance(plan, FaultPlan):
+        raise PlanError(
+            f"{plan!r:.80} is not a plan: write 'charge@before', or fail.before('charge'); several are joined with +"
+        )
+    return plan
 
 
 def single_fault_plans(model: SagaModel, kinds: Iterable[str] = QUICK) -> list[FaultPlan]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from sagaz_core.clock import Clock, IdSource, new_id, utc_now
 from sagaz_core.engine.fields import FieldReader, encrypted_fields
 from sagaz_core.engine.load import load_checkpoint, load_record, load_state, load_state_before
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import PlanError, UnknownSagaClassError, UnknownStepError, UsageError
+from sagaz_core.errors import PlanError, SagazError, UnknownSagaClassError, UnknownStepError, UsageError
 from sagaz_core.events import CompensationSucceeded, StepStarted, StepSucceeded
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
@@ -251,8 +252,11 @@ class SagaReplay:
         )
         try:
             result = await adapter.run(saga, start.context, saga_id=identity, served=start.served, options=options)
+        except asyncio.CancelledError as error:
+            await self._log_end(entry, await self._end_of(identity), _said(error))  # it was undone, or is stuck
+            raise
         except BaseException as error:
-            await self._log_end(entry, ReplayStatus.FAILED, f"{type(error).__name__}: {error}")
+            await self._log_end(entry, ReplayStatus.FAILED, _said(error))
             raise
         await injector.deliver_late()
         # What an engine claims is one thing (result.status), a step that is left undone another.
@@ -269,6 +273,14 @@ class SagaReplay:
         if not answers_together(self._storage) or (own is not None and own.durability != "sync"):
             return None
         return _TOGETHER if own is None else own.model_copy(update={"durability": "group"})
+
+    async def _end_of(self, saga_id: str) -> ReplayStatus:
+        """Return how the replay's own saga ended, as far as the store knows."""
+        try:
+            state = await load_state(self._storage, saga_id)
+        except SagazError:
+            return ReplayStatus.FAILED
+        return STATUS_OF.get(state.status, ReplayStatus.FAILED)
 
     async def _log_end(self, entry: ReplayRecord, status: ReplayStatus, error: str) -> None:
         await log_replay(self._storage, entry.ended(status.value, self._clock(), error[:1000]))
@@ -300,6 +312,10 @@ class SagaReplay:
             result=result,
             replay_id=replay_id,
         )
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _is_next(step: str, state: SagaState, model: SagaModel) -> bool:

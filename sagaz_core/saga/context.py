@@ -95,7 +95,9 @@ class TypedContext:
         self.model = model
         self.extra = model.model_config.get("extra") == "allow"
         # Data is kept under the fields' own names, whatever aliases they are read by.
-        namespace = {"__module__": model.__module__, "model_config": {"populate_by_name": True}}
+        # Its errors show no values: they get into logs, and what a step left into the store.
+        config = {"populate_by_name": True, "hide_input_in_errors": True}
+        namespace = {"__module__": model.__module__, "model_config": config}
         self._view: Any = type(model.__name__, (_WithResults, model), namespace)
         self._view.__qualname__ = model.__qualname__
 
@@ -106,7 +108,7 @@ class TypedContext:
             return self.data(self.view(given, _NO_RESULTS))  # as each step sees it: a default is not checked at first
         except ValueError as error:
             raise UsageError(
-                f"the context of saga {saga!r} does not fit {self.model.__name__}: {first_line(error)}"
+                f"the context of saga {saga!r} does not fit {self.model.__name__}: {first_line(error, values=False)}"
             ) from error
 
     def view(self, data: Mapping[str, Any], results: Mapping[str, Any]) -> Any:
@@ -142,7 +144,8 @@ class TypedContext:
             checked = self.data(self.view({**before, **after}, _NO_RESULTS))
         except ValueError as error:
             raise DefinitionError(
-                f"step {step!r} left a context that does not fit {self.model.__name__}: {first_line(error)}"
+                f"step {step!r} left a context that does not fit {self.model.__name__}: "
+                f"{first_line(error, values=False)}"
             ) from error
         return Delta({key: checked[key] for key in changed if key in checked})
 
@@ -155,14 +158,19 @@ class TypedContext:
                 )
 
 
-def first_line(error: ValueError) -> str:
-    """Return the first thing that pydantic (or a validator) has to say, on one line."""
+def first_line(error: ValueError, *, values: bool = True) -> str:
+    """Return the first thing that pydantic (or a validator) has to say, on one line; of a value without `values` only
+    the type: it may be a secret, and of a field that is missing it is all the rest.
+    """
     errors = getattr(error, "errors", None)
     if errors is None:
         return (str(error).splitlines() or [type(error).__name__])[0]
     first = errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}{': ' if where else ''}{first['msg']}, got {first['input']!r:.80}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+    if got and not values:
+        got = f", got a value of type {type(first['input']).__name__!r}"
+    return f"{where}{': ' if where else ''}{first['msg']}{got}"
 
 
 def _differs(one: Any, other: Any) -> bool:

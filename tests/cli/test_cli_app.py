@@ -89,6 +89,24 @@ def test_a_package_that_returns_is_a_success(shell, place):
     assert shell("init", env={"PYTHONPATH": f"{place}:{Path(__file__).parents[2]}"}).ok() == "theirs\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "hint"), [("repaly", 2, "did you mean 'replay'"), ("repaly", 1, ""), ("init", 2, "")]
+)
+def test_a_command_of_ours_that_is_misspelt_is_named_when_theirs_has_refused_it(shell, place, word, code, hint):
+    fake_package(place, f"import sys\ndef main():\n    sys.exit({code})\n")
+    ran = shell(word, env={"PYTHONPATH": f"{place}:{Path(__file__).parents[2]}"})
+    assert (ran.code, hint in ran.err, bool(ran.err)) == (code, True, bool(hint))
+
+
+def test_the_version_of_pytest_sagaz_is_its_own(cli, monkeypatch, capsys):
+    from sagaz_core.cli.app import main
+
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest-sagaz", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().out.split()[0]) == (0, "pytest-sagaz")
+
+
 def test_a_package_that_cannot_be_imported_is_one_line(shell, place):
     fake_package(place, "import click_is_missing\n")
     says = shell("init", env={"PYTHONPATH": f"{place}:{Path(__file__).parents[2]}"}).fails()

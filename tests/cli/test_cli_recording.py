@@ -148,3 +148,10 @@ def test_a_reader_who_has_enough_is_no_trouble(start, cli):
     process.stdout = None
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (141, "")
+
+
+def test_an_id_that_begins_with_a_dash_is_written_behind_two(cli):
+    cli("record", "cli_shop:OrderSaga", "--id", "-lead").ok()
+    assert "such as an id, is written last, behind --" in cli("recording", "show", "-lead").fails()
+    assert "behind --" not in cli("find", "-lead").fails()
+    assert cli("recording", "show", "--", "-lead").ok().startswith("-lead")

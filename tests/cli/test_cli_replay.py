@@ -222,7 +222,7 @@ def test_a_stopped_replay_undoes_and_is_logged(start, read_until, cli):
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "sagaz: stopped by SIGTERM; the saga is rolled back\n")
     assert effects() == ["undo reserve"]
-    assert [row["status"] for row in replays_of(cli, "a")] == ["failed"]
+    assert [row["status"] for row in replays_of(cli, "a")] == ["rolled_back"]
 
 
 # ---- files

@@ -99,6 +99,14 @@ def test_a_url_that_is_none_is_refused_and_no_password_is_shown(cli):
         assert "secret" not in said
 
 
+def test_an_empty_url_stands_for_no_other_store(cli, orders, monkeypatch):
+    monkeypatch.setenv("SAGAZ_STORE", STORE)
+    for command in (["info", ""], ["prune", ""], ["upgrade", ""], ["copy", "", "sqlite:///b.db"], ["copy", STORE, ""]):
+        assert "'' is not a storage URL" in cli("store", *command).fails()
+    assert "'' is not a storage URL" in cli("find", "--store", "").fails()
+    assert "'' is not a storage URL" in cli("record", "cli_shop:OrderSaga", "--store", "").fails()
+
+
 def test_find_by_where_and_when_it_failed(cli, orders):
     (line,) = cli("find", "--step", "ship").ok().splitlines()
     assert line.split()[:4] == ["a", "cli-order", "rolled_back", "ship"] or line.split()[0] == "a"

@@ -149,3 +149,15 @@ def test_kinds_are_read_from_text(text: Any, kinds: Any) -> None:
 def test_unknown_kinds_are_refused(text: str) -> None:
     with pytest.raises(PlanError):
         parse_kinds(text)
+
+
+@pytest.mark.parametrize(("text", "nearest"), [("al", "all"), ("quik", "quick"), ("befor", "before")])
+def test_an_unknown_kind_names_the_nearest_and_so_does_a_set_of_them(text: str, nearest: str) -> None:
+    with pytest.raises(PlanError, match=f"did you mean '{nearest}'"):
+        parse_kinds(text)
+
+
+@pytest.mark.parametrize("wrong", [["charge@before"], ("charge@before",), 5, fail.before])
+def test_what_is_no_plan_is_refused(wrong: Any) -> None:
+    with pytest.raises(PlanError, match=r"is not a plan: write 'charge@before'"):
+        as_plan(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -336,6 +337,29 @@ def test_a_replay_whose_process_dies_is_still_in_the_log() -> None:
     (entry,) = run(store.list_replays("S"))
     assert entry.status == "failed"
     assert "Died" in entry.error
+
+
+@pytest.mark.parametrize(("stuck_at", "status"), [("", "rolled_back"), ("charge", "failed")])
+def test_a_replay_that_is_cancelled_is_in_the_log_as_it_ended(stuck_at: str, status: str) -> None:
+    store = InMemorySnapshotStorage()
+    run(record(store))
+
+    class Cancelled(Order):
+        async def ship(self, ctx: Any) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    def cancelled() -> Order:
+        saga = Cancelled()
+        saga.stuck_at = stuck_at
+        return saga
+
+    with pytest.raises(asyncio.CancelledError):
+        run(SagaReplay("S", store, saga_factory=cancelled).from_checkpoint("ship"))
+    (entry,) = run(store.list_replays("S"))
+    assert (entry.status, entry.error) == (status, "CancelledError")
 
 
 # ---- replays of replays

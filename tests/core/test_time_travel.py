@@ -88,8 +88,10 @@ def test_a_time_without_a_zone_is_refused(wrong: Any) -> None:
         run(SagaTimeTravel("S", store).list_state_changes(after=wrong))
 
 
-@pytest.mark.parametrize("wrong", ["yesterday", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
-def test_what_is_no_time_is_refused(wrong: str) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["yesterday", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", START.date(), 1767225600, None]
+)
+def test_what_is_no_time_is_refused(wrong: Any) -> None:
     store, _ = recorded()
     with pytest.raises(UsageError):
         run(SagaTimeTravel("S", store).get_state_at(wrong))

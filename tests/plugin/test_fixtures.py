@@ -688,3 +688,21 @@ def test_what_an_exploration_finds_says_how_to_find_it_again(shop: Shop) -> None
     )
     result = shop.run("test_it.py")
     result.stdout.fnmatch_lines(["again  *pytest test_it.py::test_all"])
+
+
+def test_a_factory_without_the_saga_is_said_once(order: Shop) -> None:
+    result = test(
+        order,
+        """
+        @pytest.fixture
+        def saga_factory():
+            return {"ordr": shop.Order}
+
+
+        @replay_from("ORDER-1")
+        def test_it(saga_case): ...
+        """,
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["saga_factory has no entry for saga 'order'; it has 'ordr'"])
+    result.stdout.no_fnmatch_line("*another exception occurred*")

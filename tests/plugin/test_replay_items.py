@@ -510,3 +510,21 @@ def test_of_a_saga_that_is_stuck_behind_its_pivot_the_compensations_are_tried_by
         "send@before", "send@after",
     ]  # fmt: skip
     shop.replay().assert_outcomes(passed=7, skipped=1)  # send@after: it fails by itself
+
+
+def test_a_pattern_opens_the_store_once_for_all_that_are_like_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_sagaz.settings import Settings
+
+    many = [f"ORDER-{number}" for number in range(10, 20)]
+    for saga_id in many:
+        shop.record(saga_id=saga_id)
+    opened, really = [0], Settings.open_store
+
+    def counting(self: Settings) -> object:
+        opened[0] += 1
+        return really(self)
+
+    monkeypatch.setattr(Settings, "open_store", counting)
+    ids = shop.ids("--sagaz-replay=ORDER-1*")
+    assert list(dict.fromkeys(one.partition("::")[0] for one in ids)) == many
+    assert opened == [2]  # the other time to look for a saga of that very id

@@ -32,6 +32,7 @@ BAD_OPTIONS = [
     (["--sagaz-from=ship", "--sagaz-plan=charge@before"], "charge@before: step 'charge' is not run from 'ship' on"),
     (["--sagaz-from=ship", "ORDER-1::charge@before"], "step 'charge' is not run from 'ship' on"),
     (["--sagaz-store=nowhere"], "'nowhere' is not a storage URL"),
+    (["--sagaz-store="], "'' is not a storage URL"),
     (["--sagaz-store=sqlit:///x.db"], "has an unknown scheme (did you mean 'sqlite'?)"),
     (["--app=nowhere"], "there is no module 'nowhere'"),
 ]
