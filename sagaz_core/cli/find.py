@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.cli.listing import Listed, listed, tell_damaged
+from sagaz_core.cli.listing import Listed, listed, tell_damaged, tell_if_empty
 from sagaz_core.cli.options import format_option, opened, settings_and_path, store_option
 from sagaz_core.cli.past import View, print_rows
 from sagaz_core.cli.running import run
@@ -62,7 +62,9 @@ def find(
 
     async def work() -> Listed:
         async with opened(store, settings) as storage:
-            return await listed(storage.find_sagas, limit, cursor, **asked)
+            found = await listed(storage.find_sagas, limit, cursor, **asked)
+            await tell_if_empty(storage, found)
+            return found
 
     found = run(work())
     if form == "json":

@@ -10,9 +10,12 @@ from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.cli.text import printable
 from sagaz_core.errors import DamagedListingError
 from sagaz_core.storage.base import Page
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from sagaz_core.storage.base import SnapshotStorage
 
 
 class Listed(NamedTuple):
@@ -39,6 +42,12 @@ async def listed(get: Callable[..., Awaitable[Page]], limit: int, cursor: str | 
         cursor = page.cursor
         if not more or len(items) == limit:
             return Listed(items, cursor, damaged)
+
+
+async def tell_if_empty(storage: SnapshotStorage, found: Listed) -> None:
+    """Say on stderr that nothing was found because there is nothing, as in a store whose URL is misspelt."""
+    if not found.items and not found.damaged and not (await listed(storage.list_sagas, 1, None)).items:
+        click.echo(f"the store {printable(safe_url(storage.url))} has no sagas", err=True)
 
 
 def tell_damaged(damaged: list[str]) -> None:

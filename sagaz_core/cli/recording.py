@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagaz_core.adapters.locate import find_saga, import_module
-from sagaz_core.cli.listing import Listed, listed, tell_damaged
+from sagaz_core.cli.listing import Listed, listed, tell_damaged, tell_if_empty
 from sagaz_core.cli.live import ending, line_of, text_of
 from sagaz_core.cli.options import (
     app_option,
@@ -181,6 +181,7 @@ def list_(prefix: str, limit: int, cursor: str | None, form: str, store: str | N
                     rows.append(await _row(storage, record))
                 except CorruptDataError as error:
                     found.damaged.append(str(error))
+            await tell_if_empty(storage, found)
             return found._replace(items=rows)
 
     found = run(work())

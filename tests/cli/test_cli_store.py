@@ -40,6 +40,15 @@ def test_a_store_that_is_not_there_is_not_made_by_a_look(cli, place):
     assert not list(place.glob("*.db"))
 
 
+@pytest.mark.parametrize("command", [("find", "--status", "failed"), ("recording", "list")])
+def test_a_store_without_any_saga_is_told_from_one_in_which_nothing_is_found(cli, place, orders, command):
+    answer = cli(*command, "--store", "sqlite:///typo.db")
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err.endswith("/typo.db has no sagas\n")
+    assert not list(place.glob("typo.db"))
+    assert cli("find", "--status", "failed").err == cli("recording", "list", "--prefix", "c").err == ""
+
+
 def test_upgrade_makes_a_store(cli):
     assert "created" in cli("store", "upgrade", "sqlite:///new.db").ok()
     assert "created" not in cli("store", "upgrade", "sqlite:///new.db").ok()
