@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sagaz_core.adapters.base import Adapter
+    from sagaz_core.storage.base import SagaRecord
 
 
 @cache
@@ -132,6 +133,21 @@ def find_saga(saga_name: str, modules: Iterable[str]) -> Any:
             f"name its module with --app MODULE, or in pyproject.toml under [tool.sagaz] sagas = [...]"
         )
     return next(iter(found.values()))
+
+
+def saga_of(record: SagaRecord, modules: Iterable[str] = ()) -> tuple[Any, str]:
+    """Return the recorded saga's class and what a new record says of where it is (`""`: its adapter knows).
+
+    It is looked for in the modules if there are any, else where the record says. Raises as `find_saga` and `load_saga`.
+    """
+    if modules:
+        return find_saga(record.saga_name, modules), ""
+    if record.source:
+        return load_saga(record.source), record.source
+    raise UnknownSagaClassError(
+        f"saga {record.saga_id!r} does not say where its class {record.saga_name!r} is: "
+        f"give a saga_factory, or name its module with --app"
+    )
 
 
 def sagas_in(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "record": Command("sagaz_core.cli.record:record", "Run a saga once and record it."),
     "recording": Command("sagaz_core.cli.recording:recording", "Look at recordings, and carry them in files."),
     "replay": Command("sagaz_core.cli.replay:replay", "Run a recorded saga again, or ask what it was."),
+    "resume": Command("sagaz_core.cli.resume:resume", "Go on with a saga whose process died."),
     "store": Command("sagaz_core.cli.store:store", "See what a store holds; copy, upgrade and prune it."),
 }
 

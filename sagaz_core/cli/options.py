@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from sagaz_core.errors import UnknownSagaError, UsageError
+from sagaz_core.errors import UnknownSagaClassError, UnknownSagaError, UsageError
 from sagaz_core.settings import Settings, project_settings, store_url
 
 if TYPE_CHECKING:
     from sagaz_core.recording import Recording
-    from sagaz_core.storage.base import SnapshotStorage
+    from sagaz_core.storage.base import SagaRecord, SnapshotStorage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,6 +112,20 @@ async def find(storage: SnapshotStorage, target: str) -> Found:
     except UnknownSagaError as error:
         raise UnknownSagaError(f"{error}, and no such file") from None
     return Found(storage, target)
+
+
+def apps_of(record: SagaRecord, apps: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    """Return the modules in which its class is: those given; else the project's, if it is there or nowhere else."""
+    from sagaz_core.adapters.locate import find_saga
+
+    if apps or not settings.sagas:
+        return tuple(apps)
+    try:
+        find_saga(record.saga_name, settings.sagas)
+    except UnknownSagaClassError:
+        if record.source:
+            return ()
+    return settings.sagas
 
 
 async def _from_file(path: Path) -> Found:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.adapters.locate import find_saga
 from sagaz_core.cli import past
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
 from sagaz_core.cli.live import Live, StepExit
 from sagaz_core.cli.options import (
-    Found,
     app_option,
+    apps_of,
     find,
     format_option,
     opened,
@@ -28,14 +27,12 @@ from sagaz_core.cli.options import (
 from sagaz_core.cli.running import Signals, run
 from sagaz_core.cli.text import printable, style
 from sagaz_core.engine.load import load_record
-from sagaz_core.errors import UnknownSagaClassError, UsageError
+from sagaz_core.errors import UsageError
 from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.replay import ReplayResult, ReplayStatus, SagaReplay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sagaz_core.settings import Settings
 
 
 @click.group(no_args_is_help=False)
@@ -95,7 +92,7 @@ def run_(
             again = SagaReplay(
                 found.saga_id,
                 storage,
-                apps=await _apps(found, apps, settings),
+                apps=apps_of(await load_record(found.storage, found.saga_id), apps, settings),
                 initiated_by=_who() if by is None else by,
                 interceptors=(live,),
                 observers=(live,),
@@ -129,21 +126,6 @@ async def _state(storage: Any, saga_id: str) -> Any:
     from sagaz_core.storage.codec import opaque_class
 
     return await load_state(storage, saga_id, resolve=opaque_class)
-
-
-async def _apps(found: Found, apps: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """Return the modules in which the class is: those given; else the project's, if it is there or nowhere else."""
-    if apps:
-        return tuple(apps)
-    if not settings.sagas:
-        return ()
-    record = await load_record(found.storage, found.saga_id)
-    try:
-        find_saga(record.saga_name, settings.sagas)
-    except UnknownSagaClassError:
-        if record.source:
-            return ()
-    return settings.sagas
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class Attempts:
             self._cancelled(name, attempt, error, in_doubt=False)
             return False
         except Exception as error:  # the store's, which may be anyone's
+            execution.check_ours(error)
             self._not_started(name, attempt, error)
             self._abort(error)
             return False
@@ -204,6 +205,7 @@ class Attempts:
                 raise
             self._note_cancelled(name, error)
         except Exception as error:  # the store's, which may be anyone's
+            execution.check_ours(error)
             self._abort(error)
 
     def _written_soon(self, name: str) -> bool:

@@ -86,6 +86,11 @@ class Capture:
         """Whether there was a value that cannot be stored, and nobody was told yet."""
         return self._encoded.problem is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the store has some of this run, or of the one that it goes on with, for sure."""
+        return self._writer.begun
+
     # ---- what the journal tells
 
     def record(self, event: Event) -> None:

@@ -17,7 +17,7 @@ from sagaz_core.engine.calls import call_operation, within
 from sagaz_core.engine.eager import begin_task
 from sagaz_core.engine.rollback import Rollback
 from sagaz_core.engine.side_by_side import SideBySide
-from sagaz_core.errors import ContextConflictError, DefinitionError
+from sagaz_core.errors import ContextConflictError, DefinitionError, DuplicateSagaError
 from sagaz_core.events import (
     Delta,
     SagaCompleted,
@@ -41,6 +41,14 @@ _new = object.__new__
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
 """Waits so many seconds."""
+
+
+class TakenOver(BaseException):  # no error to be handled: nothing on the way is to undo or record anything
+    """Another run goes on with the saga, and takes for done what this one did: this one stops, as if it had died."""
+
+    def __init__(self, error: DuplicateSagaError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Execution:
@@ -123,6 +131,12 @@ class Execution:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed)
         await self.run()
+
+    def check_ours(self, error: Exception) -> None:
+        """Raise `TakenOver` for what a store says to a run that had begun, when another one writes under its id."""
+        capture = self.journal.capture
+        if isinstance(error, DuplicateSagaError) and capture is not None and capture.begun:
+            raise TakenOver(error)
 
     def let_go(self) -> None:
         """Forget the errors of a run that is over."""
@@ -322,6 +336,7 @@ class Execution:
                 self.note_cancelled(error)
                 await self.shielded(capture.flush_at_last())
         except Exception as error:  # the store's, which may be anyone's
+            self.check_ours(error)
             if self.abort is None:
                 self.abort = error
 

@@ -156,6 +156,7 @@ class Rollback:
                 take()
             await capture.flush()
         except Exception as error:  # the store's, which may be anyone's
+            self._execution.check_ours(error)
             self._note(error)
 
     def _note(self, error: Exception) -> None:

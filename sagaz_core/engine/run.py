@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
-from sagaz_core.engine.execution import Execution, Sleep
+from sagaz_core.engine.execution import Execution, Sleep, TakenOver
 from sagaz_core.engine.journal import Journal, Observer
 from sagaz_core.engine.result import SagaResult, result_of
 from sagaz_core.errors import DriftError, UsageError
@@ -99,26 +99,32 @@ async def resume_saga(saga: Saga[Any], state: SagaState, *, options: RunOptions 
 
 async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool = False) -> SagaResult:
     """Run on what the saga's own store has under this id. See `Saga.resume`."""
+    storage, identity = saga.snapshot_storage, checked_id(saga_id)
+    if storage is None:
+        raise UsageError(f"saga {identity!r} cannot be resumed without a store: give the saga a snapshot_storage")
+    record, state = await stored(storage, identity, await describe(saga), allow_drift=allow_drift)
+    if state.status.ended:
+        return result_of(Journal(state, utc_now))
+    return await resume_saga(saga, state, options=RunOptions(plan=record.plan, source=record.source))
+
+
+async def stored(
+    storage: SnapshotStorage, saga_id: str, model: SagaModel, *, allow_drift: bool = False
+) -> tuple[SagaRecord, SagaState]:
+    """Return who the saga is and its state, to be resumed by one of this model. Raises what `Saga.resume` does."""
     from sagaz_core.engine.load import (  # a run without a store does not load the codec
         load_record,
         load_state_to_resume,
     )
 
-    storage, identity = saga.snapshot_storage, checked_id(saga_id)
-    if storage is None:
-        raise UsageError(f"saga {identity!r} cannot be resumed without a store: give the saga a snapshot_storage")
-    record = await load_record(storage, identity)
-    model = await describe(saga)
+    record = await load_record(storage, saga_id)
     if (differences := model.differences(SagaModel.from_dict(record.model))) and not allow_drift:
         raise DriftError(
-            f"saga {identity!r} was started with another definition: {'; '.join(differences)} "
+            f"saga {saga_id!r} was started with another definition: {'; '.join(differences)} "
             f"(allow_drift=True resumes it all the same)",
             differences,
         )
-    state = await load_state_to_resume(storage, identity)
-    if state.status.ended:
-        return result_of(Journal(state, utc_now))
-    return await resume_saga(saga, state, options=RunOptions(plan=record.plan, source=record.source))
+    return record, await load_state_to_resume(storage, saga_id)
 
 
 def _execution_of(saga: Saga[Any], definition: Definition, journal: Journal, options: RunOptions) -> Execution:
@@ -136,6 +142,8 @@ async def _run(execution: Execution, start: Callable[[], Any]) -> SagaResult:
             with capture:
                 await start()
         return result_of(execution.journal, execution.exception)
+    except TakenOver as end:
+        raise end.error from None
     finally:
         execution.let_go()
 

@@ -30,6 +30,7 @@ class Writer:
     """Writes the `events` and `snapshots` of one run that have come together, and its summary when that has changed.
 
     What could not be written is kept, and tried again the next time. `frames` are begun again when some were lost.
+    `begun` says that the store has some of this run, or of the one that it goes on with, for sure.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Writer:
         self._saga_id = record.saga_id
         self._summary = summary
         self._frames = frames
-        self._announced = resumed
+        self._announced = self.begun = resumed
         self._kept: list[int] | None = None if resumed else []
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
@@ -131,6 +132,7 @@ class Writer:
 
     def _is_written(self, batch: Batch) -> None:
         self._announced = True
+        self.begun = self.begun or self._durability != "background"
         if batch.summary is not None:
             self._summary.told(batch.summary)
 

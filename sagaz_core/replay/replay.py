@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sagaz_core.adapters.locate import adapter_for, find_saga, load_saga
+from sagaz_core.adapters.locate import adapter_for, saga_of
 from sagaz_core.clock import Clock, IdSource, new_id, utc_now
 from sagaz_core.engine.fields import FieldReader, encrypted_fields
 from sagaz_core.engine.load import load_checkpoint, load_record, load_state, load_state_before
 from sagaz_core.engine.run import RunOptions
-from sagaz_core.errors import PlanError, SagazError, UnknownSagaClassError, UnknownStepError, UsageError
+from sagaz_core.errors import PlanError, SagazError, UnknownStepError, UsageError
 from sagaz_core.events import CompensationSucceeded, StepStarted, StepSucceeded
 from sagaz_core.faults.inject import Injector
 from sagaz_core.faults.plan import NO_FAULTS, Fault, FaultPlan, as_plan
@@ -139,19 +139,10 @@ class SagaReplay:
 
     async def _saga(self, record: SagaRecord) -> tuple[Any, Adapter, str]:
         """Return the saga, its adapter, and what the new record says of where it is (`""`: its adapter knows)."""
-        made: Any
-        source = record.source
         if self._factory is not None:
-            made = await make_saga(self._factory, record.saga_name)
-        elif self._apps:
-            made, source = find_saga(record.saga_name, self._apps), ""
-        elif record.source:
-            made = load_saga(record.source)
+            made, source = await make_saga(self._factory, record.saga_name), record.source
         else:
-            raise UnknownSagaClassError(
-                f"saga {self.saga_id!r} does not say where its class {record.saga_name!r} is: "
-                f"give a saga_factory, or name its module with --app"
-            )
+            made, source = saga_of(record, self._apps)
         adapter = adapter_for(made)
         return adapter.create(made), adapter, source
 

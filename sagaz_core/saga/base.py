@@ -240,8 +240,9 @@ class Saga(Generic[ContextT]):
         """Run a captured saga on whose process died, or that was cancelled past its pivot, and return how it ended.
 
         What had ended is only told. Steps that were running are run again. Make sure that no other process runs it
-        still. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and `UsageError`
-        without a `snapshot_storage`; else as `run`.
+        still: of two, the one whose write comes second stops where it is, undoes nothing and raises
+        `DuplicateSagaError`. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and
+        `UsageError` without a `snapshot_storage`; else as `run`.
         """
         from sagaz_core.engine.run import resume_stored  # as in _runner()
 

@@ -265,6 +265,82 @@ def test_a_process_that_was_taken_for_dead_is_told_by_a_snapshot_of_the_other_al
     run(main())
 
 
+@pytest.mark.parametrize("durability", ["sync", "group"])
+@pytest.mark.parametrize("strategy", ["before_each_step", "after_each_step", "on_failure"])
+@pytest.mark.parametrize("failing", [True, False])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///two.db"])
+def test_of_two_that_go_on_with_a_saga_one_stops_and_undoes_nothing(
+    url: str, wide: bool, failing: bool, strategy: Any, durability: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log: list[str] = []
+
+    def made(store: Any, *, die: bool = False) -> Saga[Any]:
+        def step(name: str) -> Any:
+            async def act(ctx: Any) -> Any:
+                if die and name == "b":
+                    raise Died
+                await asyncio.sleep(0.01)
+                if failing and name == "d":
+                    raise OSError
+                return {name: 1}
+
+            return act
+
+        config = ReplayConfig(snapshot_strategy=strategy, durability=durability)
+        saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=config)
+        for name, needs in (("a", []), ("b", ["a"]), ("c", ["a"] if wide else ["b"]), ("d", ["b", "c"])):
+            saga.add_step(name, step(name), lambda ctx, *, name=name: log.append(f"-{name}"), depends_on=needs)
+        return saga
+
+    async def main() -> None:
+        store = open_storage(url)
+        with pytest.raises(Died):
+            await made(store, die=True).run(saga_id="S")
+        both = await asyncio.gather(made(store).resume("S"), made(store).resume("S"), return_exceptions=True)
+        ended = [one for one in both if not isinstance(one, BaseException)]
+        stopped = [one for one in both if isinstance(one, DuplicateSagaError)]
+        assert (len(ended), len(stopped)) == (1, 1)
+        assert ended[0].status is (SagaStatus.ROLLED_BACK if failing else SagaStatus.COMPLETED)
+        summaries = (await store.find_sagas()).items
+        assert [one.status for one in summaries] == [ended[0].status.value]
+        await store.close()
+
+    run(main())
+    assert sorted(log) == (["-a", "-b", "-c"] if failing else [])
+
+
+def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other() -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+
+    def made(goes_on: asyncio.Event | None = None, begun: asyncio.Event | None = None) -> Saga[Any]:
+        async def undo(ctx: Any) -> None:
+            if goes_on is not None and begun is not None:
+                begun.set()
+                await goes_on.wait()
+            log.append("-b")
+
+        def refuse(ctx: Any) -> None:
+            raise StepRejected("no")
+
+        saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=ReplayConfig())
+        saga.add_step("a", lambda ctx: None, lambda ctx: log.append("-a")).add_step("b", lambda ctx: None, undo)
+        return saga.add_step("c", refuse)
+
+    async def main() -> None:
+        goes_on, begun = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(made(goes_on, begun).run(saga_id="S"))
+        await begun.wait()
+        assert (await made().resume("S")).status is SagaStatus.ROLLED_BACK
+        goes_on.set()
+        with pytest.raises(DuplicateSagaError):
+            await first
+
+    run(main())
+    assert log == ["-b", "-a", "-b"]  # what was under way cannot be called back; behind it the first one stops
+
+
 SCRIPT = """
 import os, sys, time
 from sagaz_core import Saga, open_storage

@@ -1,0 +1,99 @@
+"""`sagaz resume`: go on with a saga whose process died."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from sagaz_core.adapters.locate import adapter_for, saga_of
+from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
+from sagaz_core.cli.live import Live, StepExit, ending
+from sagaz_core.cli.options import app_option, apps_of, opened, settings_and_path, store_option
+from sagaz_core.cli.running import Signals, run
+from sagaz_core.cli.text import printable, style
+from sagaz_core.clock import utc_now
+from sagaz_core.engine.load import load_record
+from sagaz_core.engine.run import RunOptions, stored
+from sagaz_core.errors import UsageError
+from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.storage.base import checked_id
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from typing import Any
+
+
+@click.command()
+@click.argument("saga_id", metavar="ID")
+@click.option(
+    "--idle",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Only when nothing of it was written for so long.",
+)
+@click.option("--allow-drift", is_flag=True, help="Also when the saga is not defined as it was recorded.")
+@store_option
+@app_option
+def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps: Sequence[str]) -> None:
+    """Run a saga on whose process died, under its own id: for real, in real time, to its end or back.
+
+    What had ended is not run again. A step that was running is: nobody knows whether it had its effect. Make sure that
+    no process runs the saga any more. `sagaz find --status executing` lists those that have not ended.
+
+    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck; 2 when nothing was run; 130 or
+    143 when it was stopped: it undoes what it did.
+    """
+    settings = settings_and_path()
+    live, signals = Live(), Signals()
+
+    async def work() -> SagaState:
+        async with opened(store, settings) as storage:
+            record = await load_record(storage, checked_id(saga_id))
+            target, _ = saga_of(record, apps_of(record, apps, settings))
+            adapter = adapter_for(target)
+            saga = adapter.create(target)
+            _, state = await stored(storage, record.saga_id, await adapter.describe(saga), allow_drift=allow_drift)
+            if not state.status.ended:
+                _check_idle(state, idle)
+                live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
+                options = RunOptions(storage, None, (live,), (live,), plan=record.plan, source=record.source)
+                await _watched(adapter.resume(saga, state, options=options), state, signals)
+            return state
+
+    with signals.handled():
+        state = run(work())
+    live.say(style(ending(state), bold=True))
+    if state.status is SagaStatus.FAILED or not state.status.ended:
+        raise Failure(f"saga {state.saga_id!r} is {ending(state)}", NOT_WELL)
+
+
+def _check_idle(state: SagaState, idle: float) -> None:
+    """Raise `UsageError` when the saga wrote something in the last `idle` seconds."""
+    assert state.at is not None
+    since = (utc_now() - state.at).total_seconds()
+    if since < idle:
+        raise UsageError(
+            f"saga {state.saga_id!r} wrote something {max(since, 0):.0f} s ago, and may still run: resume it when its "
+            f"process is gone (--idle 0 does so now)"
+        )
+
+
+async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals) -> None:
+    """Run it, and say of what ends it how it left the saga."""
+    before = state.seq
+    try:
+        await signals.guard(resumed)
+    except asyncio.CancelledError:
+        if signals.received:
+            raise signals.failure(state) from None
+        raise Failure(f"saga {state.saga_id!r} was cancelled from inside: {ending(state)}", NOT_WELL) from None
+    except StepExit as death:
+        raise Failure(f"{death}; saga {state.saga_id!r} is what a crash leaves", NOT_WELL) from death
+    except Exception as error:  # anyone's, once the saga runs
+        if state.seq == before:
+            raise
+        raise Failure(f"{message_of(error)} (saga {state.saga_id!r} is {ending(state)})", NOT_WELL) from error

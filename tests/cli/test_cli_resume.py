@@ -1,0 +1,107 @@
+"""`sagaz resume`: another process goes on with a saga whose process was killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+WAITING = "cli_waits:WaitingSaga"
+
+
+def effects() -> list[str]:
+    return Path("effects.log").read_text().splitlines()
+
+
+@pytest.fixture
+def kill(start, read_until):
+    """Start the saga in a process, and kill that in its second step."""
+
+    def call(*arguments, saga=WAITING):
+        process = start("record", saga, "--id", "a", *arguments)
+        read_until(process, "start   charge")
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+    return call
+
+
+def test_a_saga_whose_process_was_killed_is_gone_on_with(kill, cli, shell):
+    kill()
+    assert "executing" in cli("find", "--status", "executing").ok()
+    Path("go").write_text("on")
+    ran = shell("resume", "a", "--idle", "0")
+    assert ran.ok().splitlines() == [
+        "a  waiting 1.0",
+        "  again     taken up by another process",
+        "  start   charge  attempt 2",
+        "  done    charge  +charged",
+        "completed, 2 steps done",
+    ]
+    assert effects() == ["do reserve", "do charge"]
+    assert "completed" in cli("find", "--status", "completed").ok()
+    assert json.loads(cli("recording", "list", "--format", "json").ok())["sagas"][0]["status"] == "completed"
+
+
+def test_or_it_is_rolled_back(kill, cli):
+    kill()
+    Path("go").write_text("fail")
+    assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == (
+        "rolled back, 1 step undone (OSError: the bank is closed)"
+    )
+    assert effects() == ["do reserve", "undo reserve"]
+
+
+def test_one_that_gets_stuck_is_an_error(kill, cli):
+    kill("--context", '{"stuck": true}')
+    Path("go").write_text("fail")
+    assert "saga 'a' is stuck at reserve" in cli("resume", "a", "--idle", "0").err
+    assert "is stuck at reserve" in cli("resume", "a").fails(1)
+
+
+def test_one_that_wrote_just_now_may_still_run(kill, cli):
+    kill()
+    Path("go").write_text("on")
+    says = cli("resume", "a").fails()
+    assert "saga 'a' wrote something " in says
+    assert "(--idle 0 does so now)" in says
+    assert effects() == ["do reserve"]
+    assert "'--idle'" in cli("resume", "a", "--idle", "-1").fails()
+
+
+def test_one_that_has_ended_is_told_and_not_run(cli):
+    Path("go").write_text("on")
+    cli("record", WAITING, "--id", "a").ok()
+    assert cli("resume", "a").ok() == "completed, 2 steps done\n"
+    assert effects() == ["do reserve", "do charge"]
+
+
+def test_a_process_that_dies_again_leaves_it_to_the_next_one(kill, cli):
+    kill()
+    Path("go").write_text("exit")
+    assert "step 'charge' called sys.exit(3); saga 'a' is what a crash leaves" in cli("resume", "a", "--idle", "0").err
+    Path("go").write_text("on")
+    assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == "completed, 2 steps done"
+    assert effects() == ["do reserve", "do charge"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_has_it_undone(kill, start, read_until, number):
+    kill()
+    process = start("resume", "a", "--idle", "0")
+    read_until(process, "start   charge")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; the saga is rolled back" in err
+    assert effects() == ["do reserve", "undo reserve"]
+
+
+def test_what_cannot_be_resumed_is_one_line(kill, cli):
+    assert "'b'" in cli("resume", "b").fails()
+    kill()
+    assert "no module 'nowhere'" in cli("resume", "a", "--app", "nowhere").fails()
+    assert "is not a saga id" in cli("resume", "").fails()
+    assert effects() == ["do reserve"]
