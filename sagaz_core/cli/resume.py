@@ -16,7 +16,7 @@ from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_record
 from sagaz_core.engine.run import RunOptions, stored
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import DuplicateSagaError, UsageError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
 
@@ -91,6 +91,10 @@ async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signa
         if signals.received:
             raise signals.failure(state) from None
         raise Failure(f"saga {state.saga_id!r} was cancelled from inside: {ending(state)}", NOT_WELL) from None
+    except DuplicateSagaError as error:
+        raise Failure(
+            f"another process goes on with saga {state.saga_id!r}: this one stopped, and undid nothing", NOT_WELL
+        ) from error
     except StepExit as death:
         raise Failure(f"{death}; saga {state.saga_id!r} is what a crash leaves", NOT_WELL) from death
     except Exception as error:  # anyone's, once the saga runs

@@ -105,3 +105,17 @@ def test_what_cannot_be_resumed_is_one_line(kill, cli):
     assert "no module 'nowhere'" in cli("resume", "a", "--app", "nowhere").fails()
     assert "is not a saga id" in cli("resume", "").fails()
     assert effects() == ["do reserve"]
+
+
+def test_one_that_is_stopped_when_another_has_gone_on_undoes_nothing(kill, cli, start, read_until):
+    kill()
+    stale = start("resume", "a", "--idle", "0")
+    read_until(stale, "waits")
+    Path("go").write_text("on")
+    assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == "completed, 2 steps done"
+    stale.terminate()
+    _, err = stale.communicate(timeout=60)
+    assert stale.returncode == 1
+    assert err == "sagaz: another process goes on with saga 'a': this one stopped, and undid nothing\n"
+    assert effects() == ["do reserve", "do charge"]
+    assert "completed" in cli("find").ok()

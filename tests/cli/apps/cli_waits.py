@@ -35,6 +35,7 @@ class WaitingSaga(Saga):
     @action("charge")
     async def charge(self, ctx: SagaContext) -> dict[str, Any]:
         if not said():
+            print("waits", flush=True)
             await asyncio.Event().wait()
         if said() == "exit":
             raise SystemExit(3)
