@@ -152,7 +152,7 @@ def test_an_unchanged_value_makes_no_further_snapshot_larger(tmp_path: Path, mon
     fresh = sizes(urls[2], hiding(Cipher()))
     # From the fourth on, before which a step has put one number into the context, and nothing else is new.
     sizes_of_each = list(zip(plain, reused, fresh, strict=True))[3:]
-    assert all(abs(one - other) <= 8 for one, other, _ in sizes_of_each)
+    assert all(abs(one - other) <= 24 for one, other, _ in sizes_of_each)  # how what is random compresses: 9 once in 60
     assert all(other > one + 90 for _, one, other in sizes_of_each)  # both values again
 
 
