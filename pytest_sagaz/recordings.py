@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import glob
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sagaz_core.adapters.locate import import_module
 from sagaz_core.errors import UnknownSagaError, UsageError
 from sagaz_core.recording.base import Recording
 from sagaz_core.storage.codec import importing_class
+from sagaz_core.storage.jsonform import parse_json
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _own_files(settings: Settings) -> Iterator[Path]:
 def _id_in(path: Path) -> str | None:
     """Return the id of the saga in the file; one that cannot be read is only an error when it is asked for."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         return str(content["saga"]["saga_id"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

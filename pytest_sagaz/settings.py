@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from sagaz_core.faults.plan import NO_FAULTS, FaultPlan
 from sagaz_core.prove.budget import seconds_of
 from sagaz_core.settings import DEFAULT_STORE, project_settings
 from sagaz_core.settings import Settings as ProjectSettings
+from sagaz_core.storage.jsonform import parse_json
 from sagaz_core.storage.url import open_storage, safe_url
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _key_and_value(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UsageError(f"--sagaz-override {text!r}: write KEY=VALUE, such as quantity=3")
     try:
-        return key, json.loads(value)
+        return key, parse_json(value)
     except (ValueError, RecursionError):
         return key, value
 

@@ -176,10 +176,10 @@ def read_json(text: str, what: str) -> Any:
 
     from sagaz_core.errors import CodecError
     from sagaz_core.storage.codec import known_class
-    from sagaz_core.storage.jsonform import from_json
+    from sagaz_core.storage.jsonform import from_json, parse_json
 
     try:
-        plain = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+        plain = parse_json(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
     except json.JSONDecodeError as error:
         why = error.msg.removesuffix(" at")  # some say "starting at"
         raise UsageError(f"{what} is not JSON: {why} at line {error.lineno}, column {error.colno}") from None

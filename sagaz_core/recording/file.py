@@ -27,7 +27,7 @@ from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaRecord, SagaSnapshot, checked_id
 from sagaz_core.storage.codec import decode, encode, opaque_class
 from sagaz_core.storage.frames import standalone, state_bytes
-from sagaz_core.storage.jsonform import from_json, to_json
+from sagaz_core.storage.jsonform import from_json, parse_json, to_json
 from sagaz_core.storage.records import (
     Resolve,
     event_fields,
@@ -56,7 +56,7 @@ def read_file(path: Path) -> Any:
             raise CorruptDataError(f"{path} has {size:,} bytes: a recording has at most {MAX_FILE_BYTES:,}")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        return json.loads(data.decode("utf-8"))
+        return parse_json(data.decode("utf-8"))
     except CodecError:
         raise
     except FileNotFoundError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import enum
+import gc
 import json
 import pathlib
 import uuid
@@ -22,7 +24,7 @@ from pydantic import BaseModel
 
 from sagaz_core.errors import CannotStoreError, CodecError, CorruptDataError, UnknownTypeError
 from sagaz_core.storage.codec import Opaque, decode, encode, opaque_class
-from sagaz_core.storage.jsonform import from_json, to_json
+from sagaz_core.storage.jsonform import from_json, parse_json, to_json
 
 
 class Color(enum.Enum):
@@ -314,3 +316,33 @@ def test_any_json_gives_a_value_or_a_codec_error(form: Any) -> None:
     except CodecError:
         return
     assert to_json(from_json(to_json(value), resolve=opaque_class)) == to_json(value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, json.dumps([[number] for number in range(10_000)])])
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_a_text_is_parsed(
+    text: str, collects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    parse = json.loads
+
+    def counted(given: str) -> Any:
+        gc.callbacks.append(count)
+        try:
+            return parse(given)
+        finally:
+            gc.callbacks.remove(count)
+
+    def count(phase: str, _: dict[str, int]) -> None:
+        seen.append(phase)
+
+    monkeypatch.setattr(json, "loads", counted)
+    was = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with contextlib.suppress(RecursionError):
+            assert len(parse_json(text)) == 10_000
+        assert gc.isenabled() is collects  # as it was
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == []
