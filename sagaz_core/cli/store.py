@@ -103,6 +103,10 @@ def copy(from_url: str, to_url: str, saga_name: str | None, since: str | None) -
             return await _copied(source, target, saga_name, start)
 
     done = run(work())
+    if not done.sagas and not done.damaged:
+        named = "" if saga_name is None else f" of the name {saga_name!r}"
+        started = "" if start is None else f" that started at {start.isoformat()} or later"
+        click.echo(printable(f"there is no saga{named}{started} in {safe_url(from_url)}"), err=True)
     there = f" ({done.there:,} of them were there already)" if done.there else ""
     click.echo(
         f"{done.sagas:,} sagas{there}, {done.events:,} events, {done.snapshots:,} snapshots, {done.replays:,} replays: "

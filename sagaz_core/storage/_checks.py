@@ -233,7 +233,8 @@ def another_snapshot(snapshot: SagaSnapshot | Claim) -> DuplicateSagaError:
     """Return the error for a snapshot whose id is taken."""
     return DuplicateSagaError(
         f"there is another snapshot {snapshot.snapshot_id!r} already "
-        f"(this one is of saga {snapshot.saga_id!r} at {snapshot.seq}): give this one another id"
+        f"(this one is of saga {snapshot.saga_id!r} at {snapshot.seq}): "
+        f"where two runs write under its saga's id stop one of them, else give this one another id"
     )
 
 

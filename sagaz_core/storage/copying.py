@@ -30,6 +30,7 @@ _BYTES_AT_ONCE = 4_000_000
 class Copied:
     """What a copy has done. Of the sagas that were looked at, those `there` were there already, whole.
 
+    Events, snapshots and replays are those that were written.
     `damaged` says of each record that the source cannot give any more what is wrong with it.
     """
 
@@ -109,9 +110,11 @@ async def _copy_replays(stores: _Pair, saga_id: str, done: Copied) -> None:
     except CorruptDataError as error:
         done.damaged.append(f"the replays of saga {saga_id!r} are not copied: {error}")
         return
+    there = await stores.target.list_replays(saga_id) if replays else ()
     for replay in replays:
-        await stores.target.log_replay(replay)
-        done.replays += 1
+        if replay not in there:
+            await stores.target.log_replay(replay)
+            done.replays += 1
 
 
 async def _copy_records(stores: _Pair, saga_id: str, right: _Found, there: _Found, done: Copied) -> None:

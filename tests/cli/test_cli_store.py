@@ -95,8 +95,12 @@ def test_a_copy_can_be_replayed(cli, orders):
 
 
 def test_a_copy_of_some(cli, orders):
-    assert cli("store", "copy", STORE, "sqlite:///a.db", "--saga-name", "nothing").ok().startswith("0 sagas")
-    assert cli("store", "copy", STORE, "sqlite:///b.db", "--since", "9000-01-01T00:00:00Z").ok().startswith("0 sagas")
+    none = cli("store", "copy", STORE, "sqlite:///a.db", "--saga-name", "nothing")
+    assert (none.code, none.out.split(",")[0]) == (0, "0 sagas")
+    assert none.err.startswith("there is no saga of the name 'nothing' in sqlite:///")
+    none = cli("store", "copy", STORE, "sqlite:///b.db", "--since", "9000-01-01T00:00:00Z")
+    assert (none.code, none.out.split(",")[0]) == (0, "0 sagas")
+    assert none.err.startswith("there is no saga that started at 9000-01-01T00:00:00+00:00 or later in sqlite:///")
     assert "no timezone" in cli("store", "copy", STORE, "sqlite:///b.db", "--since", "2024-01-01").fails()
     assert "is both stores" in cli("store", "copy", STORE, STORE).fails()
 

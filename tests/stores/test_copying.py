@@ -94,7 +94,11 @@ def test_what_is_there_is_not_written_again(stores):
         await write(batch)
 
     target.write = counting
-    assert copied(source, target).there == 4
+    done = copied(source, target)
+    assert (done.there, done.events, done.snapshots, done.replays) == (4, 0, 0, 0)
+    drive.now(source.log_replay(a_replay("again", "saga1")))
+    assert copied(source, target).replays == 1
+    same(source, target, "saga1")
     assert all(not batch.events and not batch.snapshots for batch in writes)
 
 
