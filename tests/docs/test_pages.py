@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sagaz_core.cli.app import COMMANDS
 from tests import servers
 from tests.docs.pages import blocks, run_page
 
@@ -64,6 +65,14 @@ def _anchors(page: Path) -> set[str]:
 def test_every_page_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES if f"docs/{page.name}" not in readme] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_every_command_of_ours_is_named_where_the_other_package_is(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.search(r"Ours answers (.+?), and hands any other word to theirs", text, flags=re.S)
+    assert named is not None
+    assert re.findall(r"`(\w+)`", named[1]) == sorted(COMMANDS)
 
 
 def test_pages_have_blocks_that_run() -> None:
