@@ -63,6 +63,7 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("redis://host/0#x", "it has a #; percent-encode special characters"),
         ("postgresql://host/db?pool_size=many", "gives pool_size as 'many'"),
         ("postgresql://host/db?schema=a-b", "'a-b' is not a schema: give a name of letters, digits and _"),
+        ("postgresql://host/db?schema=" + "%C3%BC" * 32, "letters, digits and _, of at most 63 bytes"),
         ("postgresql://host/db?prepared=maybe", "gives prepared as 'maybe': give yes or no"),
         ("postgresql://host/db?sslmod=require", "unknown option 'sslmod' (did you mean 'sslmode'?)"),
         (

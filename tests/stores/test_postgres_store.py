@@ -27,6 +27,7 @@ from sagaz_core.storage.contract import (
     an_event,
 )
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from tests.servers import execute
 
 
 class TestPostgres(SnapshotStorageContract):
@@ -523,6 +524,25 @@ def test_those_who_write_the_same_at_the_same_time_do_not_wait_for_each_other_fo
         return info.events, info.snapshots
 
     assert asyncio.run(main()) == (300, 300)
+
+
+def test_a_schema_may_have_letters_of_any_alphabet(postgres_database):
+    separator = "&" if "?" in postgres_database else "?"
+
+    async def main():
+        storage = open_storage(f"{postgres_database}{separator}schema=Größe_数")
+        await storage.write(Batch("s", a_saga("s")))
+        assert await storage.upgrade() == SCHEMA_VERSION
+        await storage.close()
+        storage = open_storage(f"{postgres_database}{separator}schema=Gr%C3%B6%C3%9Fe_%E6%95%B0")
+        info = await storage.info()
+        await storage.close()
+        return info.sagas
+
+    try:
+        assert asyncio.run(main()) == 1
+    finally:
+        execute(postgres_database, 'DROP SCHEMA IF EXISTS "Größe_数" CASCADE')
 
 
 def test_a_url_may_name_several_servers(postgres_url):
