@@ -205,6 +205,11 @@ _DRIVER_OPTIONS = (
     *("client_name", "db", "socket_keepalive", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "protocol"),
 )
+_CHOICES = {
+    "protocol": ("2", "3"),
+    "ssl_cert_reqs": ("required", "optional", "none"),
+    "ssl_min_version": ("771", "772"),  # the numbers of TLS 1.2 and 1.3 in the protocol, by which the driver knows them
+}
 
 
 def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
@@ -212,7 +217,8 @@ def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> 
     name = next((name for name in options if name.startswith("ssl_")), None)
     if name is not None and scheme != "rediss":
         raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
-    one_of(url, "protocol", options.get("protocol", "2"), ("2", "3"))
+    for option, known in _CHOICES.items():
+        one_of(url, option, options.get(option, known[0]), known)
     if "db" in options:
         count(url, "db", options["db"], least=0)
 

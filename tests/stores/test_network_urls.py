@@ -52,6 +52,8 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("redis://host/0?timeout=0", "gives timeout as '0': give seconds"),
         ("redis://host/0?timeout=1e30", "gives timeout as '1e30': give seconds"),
         ("redis://host/0?ssl_cert_reqs=none", "gives ssl_cert_reqs, but no TLS: write rediss://"),
+        ("rediss://host/0?ssl_cert_reqs=maybe", "gives ssl_cert_reqs as 'maybe': give required, optional or none"),
+        ("rediss://host/0?ssl_min_version=TLSv1_2", "gives ssl_min_version as 'TLSv1_2': give 771 or 772"),
         ("redis://host/0?protocol=9", "gives protocol as '9': give 2 or 3"),
         ("redis://host?db=first", "gives db as 'first': give a number from 0 on"),
         ("redis://host/0?pool_size=0", "gives pool_size as '0': give a number from 1 on"),
