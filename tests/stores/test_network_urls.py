@@ -26,6 +26,7 @@ def test_other_stores_load_no_driver():
     ("scheme", "driver", "message"),
     [
         ("redis", "redis", "Redis snapshots need the redis extra: pip install 'pytest-sagaz[redis]'"),
+        ("redis", "hiredis", "Redis snapshots need the redis extra: pip install 'pytest-sagaz[redis]'"),
         ("rediss", "redis", "Redis snapshots need the redis extra: pip install 'pytest-sagaz[redis]'"),
         ("postgresql", "asyncpg", "PostgreSQL snapshots need the postgres extra: pip install 'pytest-sagaz[postgres]'"),
     ],
