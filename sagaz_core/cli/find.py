@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagaz_core.cli.listing import Listed, listed, tell_damaged, tell_if_empty
+from sagaz_core.cli.listing import Listed, listed, tell_cursor, tell_damaged, tell_if_empty
 from sagaz_core.cli.options import format_option, opened, settings_and_path, store_option
 from sagaz_core.cli.past import View, print_rows
 from sagaz_core.cli.running import run
-from sagaz_core.cli.text import echo_json, printable
+from sagaz_core.cli.text import echo_json
 from sagaz_core.errors import UsageError, nearest, quoted
 from sagaz_core.state import SagaStatus
 from sagaz_core.times import aware
@@ -71,8 +71,8 @@ def find(
         echo_json({"sagas": [_data(summary) for summary in found.items], "cursor": found.cursor})
     elif found.items:
         print_rows(["id", "saga", "status", "failed at", "when", "tags"], list(map(_row, found.items)), View(form))
-    if found.cursor is not None and form != "json":
-        click.echo(f"more with --cursor {printable(found.cursor)}")
+    if form != "json":
+        tell_cursor(found.cursor)
     tell_damaged(found.damaged)
 
 

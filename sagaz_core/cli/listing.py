@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -48,6 +49,12 @@ async def tell_if_empty(storage: SnapshotStorage, found: Listed) -> None:
     """Say on stderr that nothing was found because there is nothing, as in a store whose URL is misspelt."""
     if not found.items and not found.damaged and not (await listed(storage.list_sagas, 1, None)).items:
         click.echo(f"the store {printable(safe_url(storage.url))} has no sagas", err=True)
+
+
+def tell_cursor(cursor: str | None) -> None:
+    """Say how to go on behind the page, in words for a shell."""
+    if cursor is not None:
+        click.echo(f"more with --cursor {printable(shlex.quote(cursor))}")
 
 
 def tell_damaged(damaged: list[str]) -> None:

@@ -111,8 +111,8 @@ def _kept(job: Job, store: str | None) -> str:
         if job.out is None:
             return f"recorded in {where}, which ends here; keep it with --out FILE, or in another --store"
         where, command = str(job.out), ["pytest", f"--sagaz-replay={job.out}", f"--app={job.source.partition(':')[0]}"]
-    elif store is not None and safe_url(store) == store:
-        command.append(f"--sagaz-store={store}")
+    elif store is not None:
+        command.append(f"--sagaz-store={safe_url(store)}")  # its secrets are for the reader to fill in
     return f"recorded in {printable(where)}; prove it with:  {printable(shlex.join(command))}"
 
 

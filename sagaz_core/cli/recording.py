@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagaz_core.adapters.locate import find_saga, import_module
-from sagaz_core.cli.listing import Listed, listed, tell_damaged, tell_if_empty
+from sagaz_core.cli.listing import Listed, listed, tell_cursor, tell_damaged, tell_if_empty
 from sagaz_core.cli.live import ending, line_of, text_of
 from sagaz_core.cli.options import (
     app_option,
@@ -190,8 +190,7 @@ def list_(prefix: str, limit: int, cursor: str | None, form: str, store: str | N
     else:
         rows = [list(row.values())[:5] for row in found.items]
         print_rows(["id", "saga", "version", "started", "status"], rows, View(form))
-    if found.cursor is not None and form != "json":
-        click.echo(f"more with --cursor {printable(found.cursor)}")
+        tell_cursor(found.cursor)
     tell_damaged(found.damaged)
 
 

@@ -74,7 +74,11 @@ def check_find(
         first, last = failed_between
         check_moment(first)
         check_moment(last)
-    return failed_between, dict(tags or {})
+    wanted = dict(tags or {})
+    for key, value in wanted.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"the tag {key!r} cannot be {value!r:.80}: give text, as `sagaz find` shows it")
+    return failed_between, wanted
 
 
 def fits(

@@ -103,6 +103,7 @@ class FileCore:
         except OSError as error:
             if not not_there(error):
                 raise
+            self._check_free(path)
             if not create:
                 return False
             self._create(path)
@@ -116,11 +117,17 @@ class FileCore:
         self._marked = True
         return True
 
+    def _check_free(self, path: str) -> None:
+        """Raise `StorageError` for what holds something else, or lost the file that says that it is a store."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        if any(not name.startswith("sagaz") for name in names) and not os.path.exists(path):
+            raise StorageError(f"the folder {self.path} is not empty and no store: use a folder of its own")
+
     def _create(self, path: str) -> None:
         os.makedirs(self.path, 0o700, exist_ok=True)
-        others = [name for name in os.listdir(self.path) if not name.startswith("sagaz")]
-        if others and not os.path.exists(path):
-            raise StorageError(f"the folder {self.path} is not empty and no store: use a folder of its own")
         new = f"{path}.{os.getpid()}"
         with open(new, "w", encoding="utf-8") as file:
             file.write(f"{FORMAT}\n")

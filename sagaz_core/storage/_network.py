@@ -13,7 +13,7 @@ from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailable
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from urllib.parse import SplitResult
 
     from sagaz_core.storage.base import Batch
@@ -115,11 +115,13 @@ def says_nothing(batch: Batch) -> bool:
 # ---- URLs
 
 
-def split_url(url: str) -> SplitResult:
-    """Return the parts of the URL. Raises `UsageError` when its port is none."""
+def split_url(url: str, *, many_hosts: bool = False) -> SplitResult:
+    """Return the parts of the URL. Raises `UsageError` when its port is none, or one of `many_hosts` with commas."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        hosts = parts.netloc.rpartition("@")[2]
+        for host in hosts.split(",") if many_hosts else [hosts]:
+            _ = urlsplit(f"//{host}").port
     except ValueError:
         reason = "its host or port cannot be read"  # not as `error` says it, which may quote a piece of a password
         raise UsageError(f"{safe_url(url)!r} is not a storage URL: {reason}; {_ENCODE}") from None
@@ -152,6 +154,13 @@ def seconds(url: str, name: str, text: str) -> float:
     if not 0 < value <= _LONGEST:
         raise UsageError(f"{safe_url(url)!r} gives {name} as {text!r}: give seconds, such as {name}=5")
     return value
+
+
+def one_of(url: str, name: str, text: str, known: Sequence[str]) -> None:
+    """Raise `UsageError` when the option's value is not among those that are known."""
+    if text not in known:
+        values = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise UsageError(f"{safe_url(url)!r} gives {name} as {text!r}: give {values}")
 
 
 def count(url: str, name: str, text: str, least: int = 1) -> int:

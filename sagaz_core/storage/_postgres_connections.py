@@ -205,6 +205,8 @@ class Connections:
         if isinstance(error, StorageError):
             return error
         name, said = safe_url(self.url), one_line(error)
+        if isinstance(error, asyncpg.ClientConfigurationError):
+            return UsageError(f"the driver cannot use {name!r}: {said}")
         if isinstance(error, asyncpg.DataError):
             return UsageError(f"PostgreSQL cannot store this text or number: {said:.200}")
         for kind, reason in _UNAVAILABLE:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-_SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_SCHEMA_NAME = re.compile(r"[^\W\d]\w*")
+_LONGEST_NAME = 63  # bytes: PostgreSQL cuts off the rest
 Result = TypeVar("Result")
 _NO_TRANSACTION: AbstractAsyncContextManager[object] = nullcontext()
 
@@ -33,8 +34,10 @@ class PostgresCore:
         prepared: bool = True,
         url: str = "",
     ) -> None:
-        if not _SCHEMA_NAME.fullmatch(schema):
-            raise UsageError(f"{schema!r:.80} is not a schema: give a name of letters, digits and _")
+        if not _SCHEMA_NAME.fullmatch(schema) or len(schema.encode()) > _LONGEST_NAME:
+            raise UsageError(
+                f"{schema!r:.80} is not a schema: give a name of letters, digits and _, of at most 63 bytes"
+            )
         self.url = url or dsn
         self.clock: Callable[[], datetime] = utc_now
         self._connections = Connections(self.url, dsn, schema, timeout, pool_size, prepared=prepared)

@@ -190,6 +190,8 @@ class Connections:
         code = said.partition(" ")[0]
         reasons = (reason for kind, reason in _UNAVAILABLE if isinstance(error, kind))
         reason = next(reasons, _UNAVAILABLE_CODES.get(code))
+        if reason is None and "insufficient ACL permissions" in said:  # of SORT, for which NOPERM is not said
+            reason = "this user may not read all keys, as SORT has to: give it %R~*"
         if reason is not None:
             return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
         if isinstance(error, ResponseError) and code not in _LOST and not isinstance(error, BusyLoadingError):

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 
 from sagaz_core.clock import new_id, utc_now
 from sagaz_core.errors import UsageError
-from sagaz_core.storage._redis_connections import Connections
+from sagaz_core.storage._redis_connections import Connections, raise_first
 from sagaz_core.storage._redis_records import Keys
 from sagaz_core.storage._redis_sagas import Known
 
@@ -94,6 +94,7 @@ class RedisCore:
         reply = await self._unless_read_only(trip, [*commands, *also])
         if reply is None:
             return await self._in_two_trips(trip, ranges, also)
+        raise_first(reply)  # a user may be refused a part of what was let in
         members, values, _ = reply[len(commands) - 3 : len(commands)]
         return Found(with_scores(members), values, reply[len(commands) :])
 

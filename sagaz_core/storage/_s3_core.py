@@ -127,6 +127,8 @@ def _read_url(url: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     bucket, _, prefix = location.partition("/")
     if not bucket:
         raise UsageError(f"{safe_url(url)!r} names no bucket: write {scheme}://bucket/prefix")
+    if "#" in where:  # the driver would leave out what follows
+        raise UsageError(f"{safe_url(url)!r} has a # in the bucket or the prefix: write it as %23")
     if len(prefix) > 256 or any(part in ("", ".", "..") for part in prefix.rstrip("/").split("/") if prefix):
         raise UsageError(f"{safe_url(url)!r} has a prefix that is no path of at most 256 characters")
     config: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))

@@ -235,7 +235,8 @@ class SnapshotStorage(Protocol):
         """Return the `SagaSummary`s of which all that is given is true, in order of id (by code point).
 
         `step_name` is the step that failed, and `failed_between` both ends of when, themselves included. `tags` are
-        all to be there with exactly these values. A damaged one is told of as `list_sagas` does.
+        all to be there with exactly these values; one that is no text is a `UsageError`. A damaged one is told of as
+        `list_sagas` does.
         """
 
     async def get_snapshot(self, snapshot_id: str) -> SagaSnapshot | None:

@@ -742,6 +742,7 @@ class SnapshotStorageContract:
     def test_a_tag_that_is_no_text_is_refused(self, storage: SnapshotStorage) -> None:
         for tags in ({"x": 1}, {1: "x"}, {"x": None}):
             self.refused(UsageError, storage.write(Batch("s", summary=a_summary("s", tags=tags))))
+            self.refused(UsageError, storage.find_sagas(tags=tags))  # type: ignore[arg-type] # that is what is refused
 
     # ---- many batches at once
 

@@ -243,7 +243,12 @@ def _snapshots(segment: Segment, slots: Sequence[int]) -> list[SagaSnapshot]:
 
 
 def _size(folder: str) -> int:
-    return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
+    size = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # deleted by another process since it was listed
+                size += os.path.getsize(os.path.join(at, name))
+    return size
 
 
 # ---- URLs

@@ -15,7 +15,7 @@ from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import LONG_AGO, above_prefix, check_find, check_limit, check_prune, raise_damaged
 from sagaz_core.storage._listing import page_of
-from sagaz_core.storage._network import LostConnectionError, count, seconds, split_url, url_options
+from sagaz_core.storage._network import LostConnectionError, count, one_of, seconds, split_url, url_options
 from sagaz_core.storage._postgres_columns import columns
 from sagaz_core.storage._postgres_connections import FOREIGN, Connection
 from sagaz_core.storage._postgres_core import Result
@@ -244,15 +244,22 @@ _DRIVER_OPTIONS = (
     *("application_name", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "passfile", "host", "port"),
 )
+_CHOICES = {
+    "prepared": ("yes", "no"),
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
+}
 
 
 def open_postgres(url: str) -> PostgresSnapshotStorage:
     """Open `postgresql://user:password@host:port/database`, with the options of `docs/postgresql.md`."""
-    parts = split_url(url)
+    parts = split_url(url, many_hosts=True)
     options = url_options(url, _OPTIONS, _DRIVER_OPTIONS)
     ours = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
-    if ours["prepared"] not in ("yes", "no"):
-        raise UsageError(f"{safe_url(url)!r} gives prepared as {ours['prepared']!r}: give yes or no")
+    for name, known in _CHOICES.items():
+        one_of(url, name, options.get(name, ours.get(name, known[0])), known)
+    for text in options["port"].split(",") if "port" in options else ():
+        count(url, "port", text)
     return PostgresSnapshotStorage(
         parts._replace(scheme="postgresql", query=urlencode(options)).geturl(),
         schema=ours["schema"],

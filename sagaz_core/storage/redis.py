@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from sagaz_core.errors import CodecError, CorruptDataError, UsageError
 from sagaz_core.storage._checks import above_prefix, check_find, check_limit, fits
 from sagaz_core.storage._listing import Listing
-from sagaz_core.storage._network import count, seconds, split_url, url_options
+from sagaz_core.storage._network import count, one_of, seconds, split_url, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION
 from sagaz_core.storage._redis_core import Ranges
 from sagaz_core.storage._redis_deleting import RedisDeleting
@@ -205,6 +205,11 @@ _DRIVER_OPTIONS = (
     *("client_name", "db", "socket_keepalive", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "protocol"),
 )
+_CHOICES = {
+    "protocol": ("2", "3"),
+    "ssl_cert_reqs": ("required", "optional", "none"),
+    "ssl_min_version": ("771", "772"),  # the numbers of TLS 1.2 and 1.3 in the protocol, by which the driver knows them
+}
 
 
 def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
@@ -212,8 +217,8 @@ def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> 
     name = next((name for name in options if name.startswith("ssl_")), None)
     if name is not None and scheme != "rediss":
         raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
-    if options.get("protocol", "2") not in ("2", "3"):
-        raise UsageError(f"{safe_url(url)!r} gives protocol as {options['protocol']!r}: give 2 or 3")
+    for option, known in _CHOICES.items():
+        one_of(url, option, options.get(option, known[0]), known)
     if "db" in options:
         count(url, "db", options["db"], least=0)
 
@@ -226,7 +231,8 @@ def open_redis(url: str) -> RedisSnapshotStorage:
     _check_driver_options(url, parts.scheme.lower(), options)
     database = parts.path.strip("/")
     if database and not database.isdecimal():
-        raise UsageError(f"{safe_url(url)!r} names no database: give its number, such as redis://{parts.hostname}/0")
+        host = parts.hostname or "localhost"
+        raise UsageError(f"{safe_url(url)!r} names no database: give its number, such as redis://{host}/0")
     return RedisSnapshotStorage(
         parts._replace(scheme=parts.scheme.lower(), query=urlencode(options)).geturl(),
         prefix=ours["prefix"],

@@ -95,18 +95,18 @@ def _open_postgres(url: str) -> SnapshotStorage:
 
 
 def _open_redis(url: str) -> SnapshotStorage:
-    with _needs("Redis", "redis", "redis"):
+    with _needs("Redis", "redis", "redis", "hiredis"):
         from sagaz_core.storage.redis import open_redis
 
     return open_redis(url)
 
 
 @contextmanager
-def _needs(store: str, extra: str, driver: str) -> Iterator[None]:
+def _needs(store: str, extra: str, *drivers: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != driver:
+        if error.name is None or error.name.partition(".")[0] not in drivers:
             raise
         raise MissingExtraError(
             f"{store} snapshots need the {extra} extra: pip install 'pytest-sagaz[{extra}]'"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import own_valkey
+
 ORDER = "cli_shop:OrderSaga"
 
 
@@ -311,6 +313,14 @@ def test_the_store_is_the_option_s_else_the_environment_s_else_the_project_s(cli
     }
     assert found == {"project": "a", "environment": "b", "option": "c"}
     assert not Path(".sagaz").exists()
+
+
+def test_the_command_that_proves_a_saga_names_a_store_with_secrets_without_them(cli):
+    with own_valkey() as server:
+        out = cli("record", ORDER, "--id", "a", "--store", server.url.replace("//", "//:PSSWD@")).ok()
+        shown = server.url.replace("//", "//:***@")
+        assert out.splitlines()[-1].endswith(f"pytest --sagaz-replay=a '--sagaz-store={shown}'")
+        assert "PSSWD" not in out
 
 
 def test_a_store_that_is_no_store_is_one_line(cli, place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -134,6 +135,16 @@ def test_find_by_where_and_when_it_failed(cli, orders):
     first = cli("find", "--limit", "1").ok().splitlines()
     assert first[1] == "more with --cursor a"
     assert cli("find", "--limit", "1", "--cursor", "a").ok().startswith("b ")
+
+
+def test_the_cursor_of_a_page_is_written_for_a_shell(cli):
+    for name in ("a 'b' $c", "d"):
+        cli("record", ORDER, "--id", name).ok()
+    for command in (("find",), ("recording", "list")):
+        line = cli(*command, "--limit", "1").ok().splitlines()[-1]
+        said = shlex.split(line.removeprefix("more with "))
+        assert said == ["--cursor", "a 'b' $c"]
+        assert cli(*command, *said).ok().startswith("d ")
 
 
 @pytest.mark.parametrize(

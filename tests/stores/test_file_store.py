@@ -80,7 +80,22 @@ def test_a_folder_of_something_else_is_refused(folder, storage):
     (folder / "photo.jpg").write_bytes(b"x")
     with pytest.raises(StorageError, match="is not empty and no store"):
         write(storage)
+    with pytest.raises(StorageError, match="is not empty and no store"):
+        drive.now(storage.info())
     assert [path.name for path in folder.iterdir()] == ["photo.jpg"]
+
+
+def test_a_file_is_no_folder(folder, storage):
+    folder.write_bytes(b"x")
+    with pytest.raises(StoreUnavailableError, match="Not a directory"):
+        drive.now(storage.list_sagas())
+
+
+def test_a_file_that_goes_while_the_folder_is_measured_is_not_counted(folder, storage):
+    write(storage)
+    before = drive.now(storage.info())
+    (folder / "index" / "gone").symlink_to(folder / "nowhere")  # is listed, and not there
+    assert drive.now(storage.info()) == before
 
 
 @pytest.mark.parametrize("asked", ["get_saga", "write"])

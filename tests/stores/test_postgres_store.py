@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import asyncpg
@@ -26,6 +27,7 @@ from sagaz_core.storage.contract import (
     an_event,
 )
 from sagaz_core.storage.frames import FrameWriter, state_bytes
+from tests.servers import execute
 
 
 class TestPostgres(SnapshotStorageContract):
@@ -522,6 +524,54 @@ def test_those_who_write_the_same_at_the_same_time_do_not_wait_for_each_other_fo
         return info.events, info.snapshots
 
     assert asyncio.run(main()) == (300, 300)
+
+
+def test_a_schema_may_have_letters_of_any_alphabet(postgres_database):
+    separator = "&" if "?" in postgres_database else "?"
+
+    async def main():
+        storage = open_storage(f"{postgres_database}{separator}schema=Größe_数")
+        await storage.write(Batch("s", a_saga("s")))
+        assert await storage.upgrade() == SCHEMA_VERSION
+        await storage.close()
+        storage = open_storage(f"{postgres_database}{separator}schema=Gr%C3%B6%C3%9Fe_%E6%95%B0")
+        info = await storage.info()
+        await storage.close()
+        return info.sagas
+
+    try:
+        assert asyncio.run(main()) == 1
+    finally:
+        execute(postgres_database, 'DROP SCHEMA IF EXISTS "Größe_数" CASCADE')
+
+
+def test_a_url_may_name_several_servers(postgres_url):
+    parts = urlsplit(postgres_url)
+    user, at, server = parts.netloc.rpartition("@")
+    url = parts._replace(netloc=f"{user}{at}127.0.0.1:1,{server}").geturl()  # nobody listens there
+
+    async def main():
+        storage = open_storage(url)
+        await storage.write(Batch("s", a_saga("s")))
+        found = await storage.get_saga("s")
+        await storage.close()
+        return found
+
+    assert asyncio.run(main()) == a_saga("s")
+
+
+def test_an_option_that_the_driver_cannot_use_is_told_at_once(postgres_url):
+    tried = []
+
+    async def main():
+        storage = open_storage(f"{postgres_url}&ssl_min_protocol_version=SSLv9")
+        translated = storage._connections.translated
+        storage._connections.translated = lambda error: tried.append(error) or translated(error)
+        with pytest.raises(UsageError, match="TLS version: SSLv9"):
+            await storage.info()
+
+    asyncio.run(main())
+    assert len(tried) == 1
 
 
 def test_a_pooler_that_shares_connections_is_used_without_prepared_statements(postgres_url):

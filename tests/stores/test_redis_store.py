@@ -25,7 +25,7 @@ from sagaz_core.storage import (
 from sagaz_core.storage._network import Pool
 from sagaz_core.storage._redis_records import pack, seal, unpack_log
 from sagaz_core.storage._redis_runs import SHORT
-from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_saga, a_snapshot, an_event
+from sagaz_core.storage.contract import T0, SnapshotStorageContract, a_replay, a_saga, a_snapshot, an_event
 from sagaz_core.storage.copying import copy_store
 from sagaz_core.storage.frames import FrameWriter, standalone, state_bytes
 from sagaz_core.storage.seals import sealed
@@ -619,18 +619,26 @@ def test_what_an_earlier_release_wrote_has_no_indices_and_is_read(redis_url):
     run(redis_url, work)
 
 
-def test_a_user_that_may_only_read_reads(redis_url, redis_server_url):
-    prefix = redis_url.rpartition("prefix=")[2]
-    reader = f"reader-{prefix}"
-    with redis.Redis.from_url(redis_server_url) as client:
-        client.acl_setuser(
-            reader, enabled=True, passwords=["+secret"], keys=["*"], categories=["+@read", "+@connection"]
-        )
+@pytest.fixture
+def as_user(redis_url, redis_server_url):
+    """Return the store's URL for a user with these rights, who is gone afterwards."""
+    name = f"user-{redis_url.rpartition('prefix=')[2]}"
 
+    def made(*rights):
+        with redis.Redis.from_url(redis_server_url) as client:
+            client.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", *rights)
+        parts = urlsplit(redis_url)
+        return parts._replace(netloc=f"{name}:secret@{parts.netloc}").geturl()
+
+    yield made
+    with redis.Redis.from_url(redis_server_url) as client:
+        client.acl_deluser(name)
+
+
+def test_a_user_that_may_only_read_reads(redis_url, as_user):
     async def work(storage):
         await write_long(storage)
-        parts = urlsplit(redis_url)
-        only_reads = open_storage(parts._replace(netloc=f"{reader}:secret@{parts.netloc}").geturl())
+        only_reads = open_storage(as_user("%R~*", "+@read", "+@connection"))
         found = await only_reads.latest_snapshot("s", until=T0 + timedelta(seconds=1_001))
         assert state_bytes(found) == b"state 1000"
         assert [e.seq async for e in only_reads.read_events("s", after_seq=1_000, until=found.created_at)] == [1_001]
@@ -641,11 +649,34 @@ def test_a_user_that_may_only_read_reads(redis_url, redis_server_url):
             await only_reads.write(Batch("t", a_saga("t")))
         await only_reads.close()
 
-    try:
-        run(redis_url, work)
-    finally:
-        with redis.Redis.from_url(redis_server_url) as client:
-            client.acl_deluser(reader)
+    run(redis_url, work)
+
+
+def test_a_user_with_the_rights_that_the_docs_name_may_do_all(redis_url, as_user):
+    async def work(storage):
+        await write_long(storage)
+        found = await storage.latest_snapshot("s", until=T0 + timedelta(seconds=1_001))
+        assert state_bytes(found) == b"state 1000"
+        assert await asked_of_steps(storage) == 34
+        await storage.log_replay(a_replay("r", "s"))
+        assert len(await storage.list_replays("s")) == 1
+        await storage.upgrade()
+        assert (await storage.info()).sagas == 1
+        assert await storage.prune(T0) == 0
+        assert await storage.delete_saga("s")
+
+    keys = f"~{redis_url.rpartition('prefix=')[2]}:*"
+    run(as_user(keys, "%R~*", "+@read", "+@write", "+@connection", "+@transaction"), work)
+
+
+def test_a_user_that_may_read_the_stores_keys_alone_is_told_of_it(redis_url, as_user):
+    async def work(storage):
+        for asked in (storage.list_sagas(), storage.list_snapshots("s"), storage.info()):
+            with pytest.raises(StoreUnavailableError, match="may not read all keys, as SORT has to: give it %R~"):
+                await asked
+
+    run(redis_url, lambda storage: storage.write(Batch("s", a_saga("s"), [], [a_snapshot("s", 0)])))
+    run(as_user(f"~{redis_url.rpartition('prefix=')[2]}:*", "+@all"), work)
 
 
 def test_a_replay_of_a_long_saga_reads_its_last_entries(redis_url):

@@ -689,6 +689,14 @@ def test_the_url_that_a_store_shows_has_no_secret_and_opens_it(s3, bucket, monke
     assert do(open_storage(storage.url).get_saga("s")) == a_saga("s")
 
 
+def test_a_prefix_may_have_any_character(s3, bucket, do):
+    for prefix in ("a%23b", "ü x/*", "%C3%BC%20%25+x&y=z", 'it\'s "q"', "日本"):
+        do(open_storage(s3.url(bucket).replace("a/prefix", prefix)).write(Batch("s", a_saga("s"))))
+    found = s3.client.list_objects_v2(Bucket=bucket)["Contents"]
+    prefixes = {one["Key"].removesuffix(f"/{saga_key('s')}") for one in found}
+    assert prefixes == {"a#b", "ü x/*", "ü %+x&y=z", 'it\'s "q"', "日本"}
+
+
 @pytest.mark.parametrize(
     "url", ["gs://bucket/prefix?skip_signature=true", "az://container/prefix?account_name=a&skip_signature=true"]
 )
@@ -704,6 +712,7 @@ def test_other_clouds_are_opened_by_url(url):
         ("s3://bucket/a//b", "no path of at most 256 characters"),
         ("s3://bucket/../b", "no path of at most 256 characters"),
         ("s3://bucket/" + "x" * 300, "no path of at most 256 characters"),
+        ("s3://bucket/a#b", "has a # in the bucket or the prefix: write it as %23"),
         ("s3://bucket/x?timeout=soon", "gives timeout as 'soon'"),
         ("s3://bucket/x?timeout=0", "gives timeout as '0': give seconds"),
         ("s3://bucket/x?timeout=1e30", "gives timeout as '1e30': give seconds"),
