@@ -154,3 +154,14 @@ def test_one_whose_clock_was_ahead_is_resumed_when_it_is_asked_for(kill, cli, mo
     monkeypatch.setattr("sagaz_core.cli.resume.utc_now", lambda: utc_now() - timedelta(hours=1))
     assert "wrote something 0 s ago" in cli("resume", "a").fails()
     assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == "completed, 2 steps done"
+
+
+@pytest.mark.parametrize("saga", ["UncapturedSaga", "UnjournaledSaga"])
+def test_what_is_stored_of_one_goes_on_to_its_end_also_when_its_class_captures_less(kill, cli, saga):
+    kill(saga=f"cli_waits:{saga}")
+    Path("go").write_text("on")
+    cli("resume", "a", "--idle", "0").ok()
+    assert "completed" in cli("find").ok()
+    assert cli("recording", "show", "a").ok().splitlines()[-1] == "completed, 2 steps done"
+    assert cli("resume", "a", "--idle", "0").ok() == "completed, 2 steps done\n"
+    assert effects() == ["do reserve", "do charge"]
