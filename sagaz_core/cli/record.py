@@ -23,7 +23,7 @@ from sagaz_core.cli.options import (
     settings_and_path,
     store_option,
 )
-from sagaz_core.cli.running import Signals, run
+from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import Clock, utc_now
 from sagaz_core.engine.journal import Journal
@@ -77,9 +77,9 @@ def record(
     Prints its id, what happens as it happens, and how it ended. Values of the context are not printed.
 
     Exit code: 0 when it completed or was rolled back; 1 when it is stuck, when it died of a planned crash (its
-    recording is then what a crash leaves) or when a planned fault never happened; 2 when something given is wrong, and
-    nothing was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it undoes what it did, and a second one stops it
-    at once.
+    recording is then what a crash leaves), when a planned fault never happened, or when another process goes on with
+    it; 2 when something given is wrong, and nothing was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it
+    undoes what it did, and a second one stops it at once.
     """
     settings = settings_and_path()
     initial = read_context(context)
@@ -141,6 +141,11 @@ class Job:
     def state(self) -> SagaState:
         """The saga's state, so far."""
         return self.journal.state if self.journal is not None else SagaState()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the store has some of the run for sure."""
+        return self.journal is not None and self.journal.capture is not None and self.journal.capture.begun
 
     def keep_journal(self, journal: Journal) -> None:
         """Be told of the run's journal."""
@@ -242,7 +247,11 @@ async def _run_and_see(job: Job, storage: SnapshotStorage) -> None:
             raise Failure(
                 f"saga {job.state.saga_id!r} was cancelled from inside: {ending(job.state)}", NOT_WELL
             ) from None
-    except (DefinitionError, DuplicateSagaError):
+    except DefinitionError:
+        raise
+    except DuplicateSagaError as error:
+        if job.begun:
+            raise taken_over(job.state, [*job.state.undone]) from error
         raise
     except Exception as error:  # the store's, or a value of the user's that cannot be kept
         if not (job.state.results or job.state.undone or job.state.ambiguous):

@@ -11,18 +11,21 @@ from sagaz_core.adapters.locate import adapter_for, saga_of
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
 from sagaz_core.cli.live import Live, StepExit, ending
 from sagaz_core.cli.options import app_option, apps_of, opened, settings_and_path, store_option
-from sagaz_core.cli.running import Signals, run
+from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_record
 from sagaz_core.engine.run import RunOptions, stored
 from sagaz_core.errors import DuplicateSagaError, UsageError
+from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
+
+    from sagaz_core.storage.base import SnapshotStorage
 
 
 @click.command()
@@ -44,8 +47,8 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
     What had ended is not run again. A step that was running is: nobody knows whether it had its effect. Make sure that
     no process runs the saga any more. `sagaz find --status executing` lists those that have not ended.
 
-    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck; 2 when nothing was run; 130 or
-    143 when it was stopped: it undoes what it did.
+    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck, or another process goes on
+    with it; 2 when nothing was run; 130 or 143 when it was stopped: it undoes what it did.
     """
     settings = settings_and_path()
     live, signals = Live(), Signals()
@@ -60,7 +63,8 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
             if not state.status.ended:
                 _check_idle(state, idle)
                 live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
-                options = RunOptions(storage, None, (live,), (live,), plan=record.plan, source=record.source)
+                config = await _capture(saga, storage, state)
+                options = RunOptions(storage, config, (live,), (live,), plan=record.plan, source=record.source)
                 await _watched(adapter.resume(saga, state, options=options), state, signals)
             return state
 
@@ -71,20 +75,33 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
         raise Failure(f"saga {state.saga_id!r} is {ending(state)}", NOT_WELL)
 
 
+async def _capture(saga: Any, storage: SnapshotStorage, state: SagaState) -> ReplayConfig:
+    """Return the saga's own settings of capture, but for those that would leave its end out of what is stored of it."""
+    own = getattr(saga, "replay_config", None)
+    config = own if isinstance(own, ReplayConfig) else ReplayConfig()
+    journaled = False
+    async for _ in storage.read_events(state.saga_id):
+        journaled = True
+        break
+    strategy = config.snapshot_strategy if journaled else SnapshotStrategy.BEFORE_EACH_STEP
+    update = {"enable_snapshots": True, "journal": journaled, "snapshot_strategy": strategy}
+    return config.model_copy(update=update)
+
+
 def _check_idle(state: SagaState, idle: float) -> None:
     """Raise `UsageError` when the saga wrote something in the last `idle` seconds."""
     assert state.at is not None
-    since = (utc_now() - state.at).total_seconds()
+    since = max((utc_now() - state.at).total_seconds(), 0)  # the clock of who wrote it may be ahead
     if since < idle:
         raise UsageError(
-            f"saga {state.saga_id!r} wrote something {max(since, 0):.0f} s ago, and may still run: resume it when its "
+            f"saga {state.saga_id!r} wrote something {since:.0f} s ago, and may still run: resume it when its "
             f"process is gone (--idle 0 does so now)"
         )
 
 
 async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals) -> None:
     """Run it, and say of what ends it how it left the saga."""
-    before = state.seq
+    before, undone = state.seq, len(state.undone)
     try:
         await signals.guard(resumed)
     except asyncio.CancelledError:
@@ -92,12 +109,10 @@ async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signa
             raise signals.failure(state) from None
         raise Failure(f"saga {state.saga_id!r} was cancelled from inside: {ending(state)}", NOT_WELL) from None
     except DuplicateSagaError as error:
-        raise Failure(
-            f"another process goes on with saga {state.saga_id!r}: this one stopped, and undid nothing", NOT_WELL
-        ) from error
+        raise taken_over(state, [*state.undone][undone:]) from error
     except StepExit as death:
         raise Failure(f"{death}; saga {state.saga_id!r} is what a crash leaves", NOT_WELL) from death
     except Exception as error:  # anyone's, once the saga runs
-        if state.seq == before:
+        if state.seq <= before + 1:  # nothing is told but that it goes on
             raise
         raise Failure(f"{message_of(error)} (saga {state.saga_id!r} is {ending(state)})", NOT_WELL) from error

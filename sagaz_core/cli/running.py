@@ -11,11 +11,11 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagaz_core.cli.failure import Failure
+from sagaz_core.cli.failure import NOT_WELL, Failure
 from sagaz_core.errors import NetworkBlockedError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
     from types import FrameType
 
     from sagaz_core.state import SagaState
@@ -75,6 +75,12 @@ class Signals:
             left = ", ".join(state.results) or "nothing"
             what += f"; the saga is left as it is, {left} done and not undone"
         return Failure(what, 128 + self.received)
+
+
+def taken_over(state: SagaState, undone: Sequence[str]) -> Failure:
+    """Return how a command ends whose saga another process goes on with, when it had undone these steps."""
+    what = f"had undone {', '.join(undone)}" if undone else "undid nothing"
+    return Failure(f"another process goes on with saga {state.saga_id!r}: this one stopped, and {what}", NOT_WELL)
 
 
 @contextlib.contextmanager

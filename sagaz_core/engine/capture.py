@@ -243,6 +243,21 @@ class Capture:
             self._tell_problem(self._encoded.problem)
         return NOTHING_LEFT
 
+    async def flush_for_sure(self) -> None:
+        """Do `flush`, and wait also for what is written behind the run's back, if the store can be reached.
+
+        It raises `DuplicateSagaError` when another run goes on with the saga.
+        """
+        await self.flush()
+        await self._writer.all_written(patient=False)
+
+    async def claim(self) -> None:
+        """Have the store take in that this run goes on with the saga, which no other run can from then on.
+
+        Raises `DuplicateSagaError` when one did so before, and what else the store raises: then it is not known.
+        """
+        await self._writer.claim()
+
     async def flush_at_last(self) -> None:
         """Do `flush(last=True)`, all of it in the task that runs this."""
         await self.flush(last=True)

@@ -130,6 +130,12 @@ class Execution:
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed)
+        if self.journal.capture is not None:
+            try:
+                await self.journal.capture.claim()
+            except Exception as error:  # the store's, which may be anyone's: nothing was run, and nothing is undone
+                self.check_ours(error)
+                raise
         await self.run()
 
     def check_ours(self, error: Exception) -> None:

@@ -154,7 +154,9 @@ class Rollback:
         try:
             if take is not None:
                 take()
-            await capture.flush()
+                await capture.flush()
+            else:
+                await capture.flush_for_sure()  # what another run goes on from is not to be undone
         except Exception as error:  # the store's, which may be anyone's
             self._execution.check_ours(error)
             self._note(error)

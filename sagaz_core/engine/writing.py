@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sagaz_core._within import Within
 from sagaz_core.engine.rest import Rest, coroutine_of
-from sagaz_core.errors import StoreUnavailableError
+from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError
 from sagaz_core.events import StepFailed
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.durability import background_writer, group_writer
+from sagaz_core.storage.durability import Left, background_writer, group_writer
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class Writer:
     """Writes the `events` and `snapshots` of one run that have come together, and its summary when that has changed.
 
     What could not be written is kept, and tried again the next time. `frames` are begun again when some were lost.
-    `begun` says that the store has some of this run, or of the one that it goes on with, for sure.
     """
 
     def __init__(
@@ -52,7 +51,9 @@ class Writer:
         self._saga_id = record.saga_id
         self._summary = summary
         self._frames = frames
-        self._announced = self.begun = resumed
+        self._announced = resumed
+        self._left = Left()
+        self._left.written = resumed
         self._kept: list[int] | None = None if resumed else []
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
@@ -79,15 +80,31 @@ class Writer:
                     return self._trimmed(batch.snapshots)
         return None
 
-    async def all_written(self) -> None:
-        """Wait until nothing is left that is written behind the run's back."""
-        if self._durability == "background":
+    @property
+    def begun(self) -> bool:
+        """Whether the store has some of this run, or of the one that it goes on with, for sure."""
+        return self._left.written
+
+    async def all_written(self, *, patient: bool = True) -> None:
+        """Wait until nothing is left that is written behind the run's back.
+
+        Who is not patient waits for no store that cannot be reached, or did not answer just now.
+        """
+        if self._durability == "background" and (patient or self._answers()):
+            writer = background_writer(self._storage)
             try:
-                waiting = self._begun(background_writer(self._storage).written(self._saga_id))
+                waiting = self._begun(writer.written(self._saga_id, self._left, patient=patient))
                 if waiting is not None:
                     await waiting
             except Exception as error:  # the store's, which may be anyone's
                 self._told_of(error)
+
+    async def claim(self) -> None:
+        """Write what there is, and wait until it is written."""
+        waiting = self.flush(last=False)
+        if waiting is not None:
+            await waiting
+        await self.all_written()
 
     async def _flushed(self, last: bool) -> None:
         while self._writing is not None:
@@ -121,7 +138,11 @@ class Writer:
     def _due(self, last: bool) -> bool:
         if not (self.events or self.snapshots or not self._announced):
             return False
-        return last or not self._not_before or asyncio.get_running_loop().time() >= self._not_before
+        return last or self._answers()
+
+    def _answers(self) -> bool:
+        """Whether there is no need to leave the store alone, as it took too long."""
+        return not self._not_before or asyncio.get_running_loop().time() >= self._not_before
 
     def _batch(self) -> Batch:
         """Take what has come together."""
@@ -132,7 +153,8 @@ class Writer:
 
     def _is_written(self, batch: Batch) -> None:
         self._announced = True
-        self.begun = self.begun or self._durability != "background"
+        if self._durability != "background":
+            self._left.written = True
         if batch.summary is not None:
             self._summary.told(batch.summary)
 
@@ -160,7 +182,7 @@ class Writer:
         try:
             if self._summary.lost_failure:
                 batch = await self._dated(batch)
-            if writer.put(batch, self._too_old(batch.snapshots)):
+            if writer.put(batch, self._too_old(batch.snapshots), self._left):
                 self._is_written(batch)
             else:
                 self._begin_again()
@@ -173,8 +195,8 @@ class Writer:
             self._frames.begin_again()
 
     def _told_of(self, error: Exception) -> None:
-        if self._config.on_capture_error == "raise":
-            raise error
+        if self._config.on_capture_error == "raise" or (self.begun and isinstance(error, DuplicateSagaError)):
+            raise error  # the latter is no failure to capture: another run goes on with the saga
         logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
 
     async def _dated(self, batch: Batch) -> Batch:

@@ -14,12 +14,15 @@ from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, NamedTuple
 
-from sagaz_core.errors import StoreUnavailableError
+from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError
+from sagaz_core.storage.base import Batch
 from sagaz_core.storage.together import Together, calls_at_once, shared
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from sagaz_core.storage.base import Batch, SnapshotStorage
+    from collections.abc import Iterable
+
+    from sagaz_core.storage.base import SnapshotStorage
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +44,46 @@ class GroupWriter:
         await self._together.ask(batch)
 
 
+class Left:
+    """What became of that which one run left to a background writer.
+
+    `written`: some of it is in the store. `refused` is what the store said when it refused some, and nobody was told
+    yet; when that was a `DuplicateSagaError`, another run writes under the saga's id: it stays, and no more is written.
+    """
+
+    __slots__ = ("refused", "written")
+
+    def __init__(self) -> None:
+        self.written = False
+        self.refused: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether another run writes under the saga's id."""
+        return isinstance(self.refused, DuplicateSagaError)
+
+    def tell(self) -> None:
+        """Raise what the store said when it refused some of it."""
+        error = self.refused
+        if error is not None:
+            if not self.over:
+                self.refused = None
+            raise error
+
+
 class _Queued(NamedTuple):
     batch: Batch
     size: int
     forget_below: int | None
+    left: Left
+
+    def and_(self, later: _Queued) -> _Queued:
+        """Return both in one, which the store takes or refuses as a whole."""
+        one, other = self.batch, later.batch
+        events, snapshots = (*one.events, *other.events), (*one.snapshots, *other.snapshots)
+        batch = Batch(one.saga_id, one.saga or other.saga, events, snapshots, other.summary or one.summary)
+        below = self.forget_below if later.forget_below is None else later.forget_below
+        return _Queued(batch, self.size + later.size, below, self.left)
 
 
 class Losses:
@@ -82,23 +121,23 @@ class BackgroundWriter:
         self._bytes = 0
         self._writing: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
-        self._ends: list[tuple[str, asyncio.Future[None]]] = []
-        self._refused: dict[str, Exception] = {}
+        self._ends: list[tuple[str, asyncio.Future[None], bool]] = []
+        self._unreachable = False
 
-    def put(self, batch: Batch, forget_below: int | None = None) -> bool:
+    def put(self, batch: Batch, forget_below: int | None = None, left: Left | None = None) -> bool:
         """Queue the batch, and say whether there was room. Then delete the saga's snapshots below that `seq`, if any.
 
-        Raises what the store said when it refused an earlier batch of this saga.
+        `left` is the same one for all batches of a run. Raises what the store said when it refused an earlier one.
         """
-        if batch.saga_id in self._refused:
-            raise self._refused.pop(batch.saga_id)
+        left = left or Left()
+        left.tell()
         size = sum(len(event.data) for event in batch.events) + sum(len(one.data) for one in batch.snapshots)
         full = len(self._queue) + len(self._writing) >= self.max_batches
         if full or (self._queue and self._bytes + size > self.max_bytes):
             waiting = f"{len(self._queue):,} batches" if full else f"{self._bytes:,} bytes"
             self._lose(batch, f"{waiting} wait already")
             return False
-        self._queue.append(_Queued(batch, size, forget_below))
+        self._queue.append(_Queued(batch, size, forget_below, left))
         self._bytes += size
         self._see_to_it()
         return True
@@ -108,21 +147,26 @@ class BackgroundWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
-    async def written(self, saga_id: str) -> None:
-        """Wait until nothing of this saga waits any more. Raises what the store said when it refused some of it."""
-        if any(queued.batch.saga_id == saga_id for queued in (*self._queue, *self._writing)):
+    async def written(self, saga_id: str, left: Left | None = None, *, patient: bool = True) -> None:
+        """Wait until nothing of this saga waits any more; who is not patient, until the store cannot be reached.
+
+        Raises what the store said when it refused some of it.
+        """
+        waits = any(queued.batch.saga_id == saga_id for queued in (*self._queue, *self._writing))
+        if waits and (patient or not self._unreachable):
             end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._ends.append((saga_id, end))
+            self._ends.append((saga_id, end, patient))
             self._see_to_it()
             await end
-        if saga_id in self._refused:
-            raise self._refused.pop(saga_id)
+        if left is not None:
+            left.tell()
 
     async def _run(self) -> None:
         try:
             while self._queue:
-                self._writing = [self._queue.popleft() for _ in range(min(_TOGETHER, len(self._queue)))]
+                self._writing = self._next()
                 await self._write_until_it_is_there()
+                self._unreachable = False
                 self._done()
         except asyncio.CancelledError:  # the loop is being closed: a last try
             await self._write_the_rest()
@@ -130,41 +174,62 @@ class BackgroundWriter:
         finally:
             self._task = None
 
+    def _next(self) -> list[_Queued]:
+        """Take what is written next. Of one run it is one batch: none may be written when one before it is refused."""
+        found: dict[Left, _Queued] = {}
+        for _ in range(min(_TOGETHER, len(self._queue))):
+            queued = self._queue.popleft()
+            left = queued.left
+            if left.over:
+                self._bytes -= queued.size
+                self._lose(queued.batch, str(left.refused))
+            else:
+                found[left] = found[left].and_(queued) if left in found else queued
+        return list(found.values())
+
     async def _write_until_it_is_there(self) -> None:
         tries = 0
         while True:
             try:
                 return await self._write()
             except StoreUnavailableError as error:
+                self._unreachable = True
+                self._end(waited for waited in self._ends if not waited[2])
                 if tries == 0:
                     logger.warning("what waits for the store %s waits on: %s", safe_url(self._storage.url), error)
             except Exception as error:  # the store's, which may be anyone's
                 for queued in self._writing:
-                    self._refuse(queued.batch, error)
+                    self._refuse(queued, error)
                 return None
             await asyncio.sleep(_DELAYS[min(tries, len(_DELAYS) - 1)])
             tries += 1
 
     async def _write(self) -> None:
         results = await self._storage.write_many([queued.batch for queued in self._writing])
-        for queued in self._writing:
-            if queued.forget_below is not None:
+        for queued, result in zip(self._writing, results, strict=True):
+            if queued.forget_below is not None and result is None:
                 await self._storage.delete_snapshots(queued.batch.saga_id, below_seq=queued.forget_below)
         # Not before all is done: until then it may be that all of it is tried again.
         for queued, result in zip(self._writing, results, strict=True):
-            if result is not None:
-                self._refuse(queued.batch, result)
+            if result is None:
+                queued.left.written = True
+            else:
+                self._refuse(queued, result)
 
     async def _write_the_rest(self) -> None:
-        self._writing += self._queue
-        self._queue.clear()
         try:
             async with asyncio.timeout(_LAST_TRY):
                 await self._write()
+                self._done()
+                while self._queue:
+                    self._writing = self._next()
+                    await self._write()
+                    self._done()
         except Exception as error:  # the store's, which may be anyone's
-            for queued in self._writing:
+            for queued in (*self._writing, *self._queue):
                 self._lose(queued.batch, str(error))
-        self._done()
+            self._queue.clear()
+            self._done()
 
     def _done(self) -> None:
         self._bytes -= sum(queued.size for queued in self._writing)
@@ -172,14 +237,17 @@ class BackgroundWriter:
             self._bytes = 0
         self._writing = []
         waiting = {queued.batch.saga_id for queued in self._queue}
-        for saga_id, end in self._ends:
-            if saga_id not in waiting and not end.done():
-                end.set_result(None)
-        self._ends = [(saga_id, end) for saga_id, end in self._ends if not end.done()]
+        self._end(waited for waited in self._ends if waited[0] not in waiting)
 
-    def _refuse(self, batch: Batch, error: Exception) -> None:
-        self._refused[batch.saga_id] = error
-        self._lose(batch, str(error))
+    def _end(self, waited: Iterable[tuple[str, asyncio.Future[None], bool]]) -> None:
+        for _, end, _ in waited:
+            if not end.done():
+                end.set_result(None)
+        self._ends = [waited for waited in self._ends if not waited[1].done()]
+
+    def _refuse(self, queued: _Queued, error: Exception) -> None:
+        queued.left.refused = error
+        self._lose(queued.batch, str(error))
 
     def _lose(self, batch: Batch, why: str) -> None:
         self.losses.count(batch)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from sagaz_core.clock import utc_now
 
 WAITING = "cli_waits:WaitingSaga"
 
@@ -119,3 +123,45 @@ def test_one_that_is_stopped_when_another_has_gone_on_undoes_nothing(kill, cli, 
     assert err == "sagaz: another process goes on with saga 'a': this one stopped, and undid nothing\n"
     assert effects() == ["do reserve", "do charge"]
     assert "completed" in cli("find").ok()
+
+
+@pytest.mark.parametrize(
+    ("command", "undone"), [("record", "charge, reserve"), ("resume", "reserve")], ids=["record", "resume"]
+)
+def test_one_that_is_stopped_while_it_undoes_says_what_it_had_undone(cli, start, read_until, command, undone):
+    os.mkfifo("go")
+    stale = start("record", "cli_unwinds:UnwindingSaga", "--id", "a")
+    read_until(stale, "waits")
+    if command == "resume":
+        stale.kill()
+        stale = start("resume", "a", "--idle", "0")
+        read_until(stale, "waits")
+    Path("go").rename("later")
+    assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == (
+        "rolled back, 2 steps undone (StepRejected: no lorry)"
+    )
+    Path("later").write_text("x")
+    _, err = stale.communicate(timeout=60)
+    assert stale.returncode == 1
+    assert err == f"sagaz: another process goes on with saga 'a': this one stopped, and had undone {undone}\n"
+    assert effects() == ["do reserve", "do charge", "undo charge", "undo reserve", "undo reserve"]
+    assert "rolled_back" in cli("find").ok()
+
+
+def test_one_whose_clock_was_ahead_is_resumed_when_it_is_asked_for(kill, cli, monkeypatch):
+    kill()
+    Path("go").write_text("on")
+    monkeypatch.setattr("sagaz_core.cli.resume.utc_now", lambda: utc_now() - timedelta(hours=1))
+    assert "wrote something 0 s ago" in cli("resume", "a").fails()
+    assert cli("resume", "a", "--idle", "0").ok().splitlines()[-1] == "completed, 2 steps done"
+
+
+@pytest.mark.parametrize("saga", ["UncapturedSaga", "UnjournaledSaga"])
+def test_what_is_stored_of_one_goes_on_to_its_end_also_when_its_class_captures_less(kill, cli, saga):
+    kill(saga=f"cli_waits:{saga}")
+    Path("go").write_text("on")
+    cli("resume", "a", "--idle", "0").ok()
+    assert "completed" in cli("find").ok()
+    assert cli("recording", "show", "a").ok().splitlines()[-1] == "completed, 2 steps done"
+    assert cli("resume", "a", "--idle", "0").ok() == "completed, 2 steps done\n"
+    assert effects() == ["do reserve", "do charge"]

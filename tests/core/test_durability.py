@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga, SagaStatus, open_storage
+from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
 from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import resume_stored
-from sagaz_core.errors import StoreUnavailableError, UsageError
+from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch
 from sagaz_core.storage.contract import a_saga, an_event
-from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, background_writer
+from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, Left, background_writer
 from sagaz_core.storage.records import unpack_state
 from sagaz_core.storage.together import Together
 from sagaz_core.virtual_time import run
@@ -227,6 +227,80 @@ def test_in_the_background_what_is_refused_is_told_and_counted(caplog):
     assert losses.batches >= 1
     assert losses.events >= 1
     assert "are lost" in caplog.text
+
+
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_in_the_background_a_run_under_an_id_that_is_taken_adds_nothing_to_the_other_one(on_error):
+    store = Distant()
+
+    async def main():
+        await a_chain(store, "sync", steps=1).run({}, saga_id="taken")
+        before = await everything(store)
+        config = {"on_capture_error": on_error}
+        try:
+            result = await a_chain(store, "background", steps=9, **config).run({}, saga_id="taken")
+        except DuplicateSagaError:
+            assert on_error == "raise"
+        else:
+            assert (on_error, result.status) == ("warn", SagaStatus.COMPLETED)
+        assert await everything(store) == before
+
+    run(main())
+
+
+def test_in_the_background_nothing_of_a_run_is_written_behind_what_was_refused_of_it():
+    store = Distant()
+
+    def events(first, data):
+        return [an_event("s", seq, data=data) for seq in (first, first + 1)]
+
+    async def main():
+        writer, mine, others = BackgroundWriter(store), Left(), Left()
+        await store.write(Batch("s", a_saga("s"), events(0, b"theirs")))
+        writer.put(Batch("s", None, events(1, b"mine")), left=mine)
+        writer.put(Batch("s", None, events(3, b"mine")), left=mine)
+        writer.put(Batch("s", None, events(2, b"theirs")), left=others)
+        await writer.written("s", others)
+        for _ in range(2):
+            with pytest.raises(DuplicateSagaError):
+                writer.put(Batch("s", None, events(5, b"mine")), left=mine)
+        with pytest.raises(DuplicateSagaError):
+            await writer.written("s", mine)
+        return [event async for event in store.read_events("s")], writer.losses.events, mine.written, others.written
+
+    assert run(main()) == ([*events(0, b"theirs"), *events(2, b"theirs")], 4, False, True)
+
+
+def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_for_it():
+    store, undone = Distant(), []
+
+    async def main():
+        writes = []
+
+        async def write_many(batches):
+            writes.append(len(batches))
+            if not back.is_set():
+                raise StoreUnavailableError("down")
+            return await InMemorySnapshotStorage.write_many(store, batches)
+
+        back, store.write_many = asyncio.Event(), write_many
+        saga = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(durability="background"))
+
+        def undo(name):
+            undone.append((name, len(writes)))
+            if name == "a":
+                back.set()
+
+        def refuse(ctx):
+            raise StepRejected("no")
+
+        for name in "ab":
+            saga.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undo(name))
+        saga.add_step("c", refuse)
+        assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+
+    run(main())
+    assert undone == [("b", 1), ("a", 1)]  # the first try is waited for, and no other one
 
 
 def test_a_full_queue_blocks_nobody_and_counts_what_it_loses(caplog):

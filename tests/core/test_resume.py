@@ -16,17 +16,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
-from sagaz_core.errors import DriftError, DuplicateSagaError, UnknownSagaError, UnknownStepError, UsageError
+from sagaz_core.engine.load import load_state
+from sagaz_core.errors import (
+    DriftError,
+    DuplicateSagaError,
+    StoreUnavailableError,
+    UnknownSagaError,
+    UnknownStepError,
+    UsageError,
+)
 from sagaz_core.events import SagaCompleted, SagaFailed, SagaResumed, SagaRolledBack
 from sagaz_core.state import SagaState
 from sagaz_core.storage.base import SagaSnapshot
 from sagaz_core.storage.codec import decode, encode
+from sagaz_core.storage.durability import background_writer
 from sagaz_core.storage.memory import InMemorySnapshotStorage
 from sagaz_core.virtual_time import run
 
 
 class Died(BaseException):
     """The process is gone."""
+
+
+async def written(store: Any, saga_id: str) -> None:
+    """Wait until the store has what was left behind the saga's back."""
+    await background_writer(store).written(saga_id)
 
 
 def cut(events: Any, count: int) -> SagaState:
@@ -265,13 +279,21 @@ def test_a_process_that_was_taken_for_dead_is_told_by_a_snapshot_of_the_other_al
     run(main())
 
 
-@pytest.mark.parametrize("durability", ["sync", "group"])
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
 @pytest.mark.parametrize("strategy", ["before_each_step", "after_each_step", "on_failure"])
 @pytest.mark.parametrize("failing", [True, False])
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///two.db"])
 def test_of_two_that_go_on_with_a_saga_one_stops_and_undoes_nothing(
-    url: str, wide: bool, failing: bool, strategy: Any, durability: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str,
+    wide: bool,
+    failing: bool,
+    strategy: Any,
+    on_error: Any,
+    durability: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     log: list[str] = []
@@ -280,6 +302,7 @@ def test_of_two_that_go_on_with_a_saga_one_stops_and_undoes_nothing(
         def step(name: str) -> Any:
             async def act(ctx: Any) -> Any:
                 if die and name == "b":
+                    await written(store, "S")
                     raise Died
                 await asyncio.sleep(0.01)
                 if failing and name == "d":
@@ -288,7 +311,7 @@ def test_of_two_that_go_on_with_a_saga_one_stops_and_undoes_nothing(
 
             return act
 
-        config = ReplayConfig(snapshot_strategy=strategy, durability=durability)
+        config = ReplayConfig(snapshot_strategy=strategy, durability=durability, on_capture_error=on_error)
         saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=config)
         for name, needs in (("a", []), ("b", ["a"]), ("c", ["a"] if wide else ["b"]), ("d", ["b", "c"])):
             saga.add_step(name, step(name), lambda ctx, *, name=name: log.append(f"-{name}"), depends_on=needs)
@@ -311,7 +334,56 @@ def test_of_two_that_go_on_with_a_saga_one_stops_and_undoes_nothing(
     assert sorted(log) == (["-a", "-b", "-c"] if failing else [])
 
 
-def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other() -> None:
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///two.db"])
+@pytest.mark.parametrize("fails", ["b", "c"])
+def test_a_process_that_was_taken_for_dead_undoes_nothing_of_what_the_other_completed(
+    fails: str, url: str, on_error: Any, durability: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log: list[str] = []
+
+    async def main() -> None:
+        store, begun, goes_on = open_storage(url), asyncio.Event(), asyncio.Event()
+
+        def made(*, slow: bool) -> Saga[Any]:
+            async def act(name: str) -> Any:
+                if slow and name == "b":
+                    await written(store, "S")
+                    begun.set()
+                    await goes_on.wait()
+                if slow and name == fails:
+                    raise StepRejected("no")
+                log.append(f"+{name}")
+                return {name: slow}
+
+            config = ReplayConfig(durability=durability, on_capture_error=on_error)
+            saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=config)
+            for name in "abc":
+                saga.add_step(
+                    name, lambda ctx, *, name=name: act(name), lambda ctx, *, name=name: log.append(f"-{name}")
+                )
+            return saga
+
+        first = asyncio.create_task(made(slow=True).run(saga_id="S"))
+        await begun.wait()
+        assert (await made(slow=False).resume("S")).status is SagaStatus.COMPLETED
+        before = [event async for event in store.read_events("S")]
+        goes_on.set()
+        with pytest.raises(DuplicateSagaError):
+            await first
+        assert [event async for event in store.read_events("S")] == before
+        assert [one.status for one in (await store.find_sagas()).items] == ["completed"]
+        await store.close()
+
+    run(main())
+    assert [entry for entry in log if entry.startswith("-")] == []
+
+
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other(on_error: Any, durability: Any) -> None:
     store, log = InMemorySnapshotStorage(), list[str]()
 
     def made(goes_on: asyncio.Event | None = None, begun: asyncio.Event | None = None) -> Saga[Any]:
@@ -324,7 +396,8 @@ def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other() -
         def refuse(ctx: Any) -> None:
             raise StepRejected("no")
 
-        saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=ReplayConfig())
+        config = ReplayConfig(durability=durability, on_capture_error=on_error)
+        saga: Saga[Any] = Saga("order", snapshot_storage=store, replay_config=config)
         saga.add_step("a", lambda ctx: None, lambda ctx: log.append("-a")).add_step("b", lambda ctx: None, undo)
         return saga.add_step("c", refuse)
 
@@ -339,6 +412,41 @@ def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other() -
 
     run(main())
     assert log == ["-b", "-a", "-b"]  # what was under way cannot be called back; behind it the first one stops
+
+
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(durability: Any) -> None:
+    """The store may be held by the process that was taken for dead."""
+    log: list[str] = []
+
+    class Held(InMemorySnapshotStorage):
+        held = False
+
+        async def write(self, batch: Any) -> None:
+            if self.held:
+                raise StoreUnavailableError("held")
+            await super().write(batch)
+
+        async def write_many(self, batches: Any) -> Any:
+            if self.held:
+                raise StoreUnavailableError("held")
+            return await super().write_many(batches)
+
+    async def main() -> None:
+        store = Held()
+        with pytest.raises(Died):
+            await order(log, store=store, die="b").run(saga_id="S")
+        before = await load_state(store, "S")
+        log.clear()
+        store.held = True
+        with pytest.raises(StoreUnavailableError):
+            await order(log, store=store, durability=durability, capture_timeout=9).resume("S")
+        assert log == []
+        assert (await load_state(store, "S")).to_data() == before.to_data()
+        store.held = False
+        assert (await order(log, store=store).resume("S")).success
+
+    run(main())
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from typing import Any
 
 from cli_shop import effect
 
-from sagaz_core import Saga, SagaContext, action, compensate
+from sagaz_core import ReplayConfig, Saga, SagaContext, action, compensate
 
 
 def said() -> str:
@@ -43,3 +43,17 @@ class WaitingSaga(Saga):
             raise OSError("the bank is closed")
         effect("do charge")
         return {"charged": 1}
+
+
+class UncapturedSaga(WaitingSaga):
+    """What `record` captures all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(replay_config=ReplayConfig(enable_snapshots=False))
+
+
+class UnjournaledSaga(WaitingSaga):
+    """The same, of one that captures what it asks for."""
+
+    def __init__(self) -> None:
+        super().__init__(replay_config=ReplayConfig(journal=False, snapshot_strategy="manual"))
