@@ -27,6 +27,7 @@ from sagaz_core.prove.boundaries import Boundary, boundaries, default_plans
 from sagaz_core.prove.recorded import recorded_plans
 from sagaz_core.replay.start import check_override, check_runs
 from sagaz_core.settings import DEFAULT_STORE
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
     from sagaz_core.recording.base import Recording
@@ -259,7 +260,7 @@ def _command(target: Target, settings: Settings, *what: str) -> str:
     spec = os.path.relpath(found.path, settings.folder) if found.path else found.saga_id
     parts = ["pytest", f"--sagaz-replay={spec}", *what]
     if found.path is None and settings.store.value != DEFAULT_STORE and settings.store.origin == "--sagaz-store":
-        parts.append(f"--sagaz-store={settings.store.value}")
+        parts.append(f"--sagaz-store={safe_url(settings.store.value)}")  # its secrets are for the reader to fill in
     if settings.from_step:
         parts.append(f"--sagaz-from={settings.from_step}")
     parts += [f"--sagaz-override={text}" for text in settings.config.getoption("sagaz_override", None) or ()]

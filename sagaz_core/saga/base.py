@@ -52,7 +52,8 @@ class Saga(Generic[ContextT]):
 
     `migrations` maps a recorded version to a function that makes its initial context fit this definition; without one,
     what was recorded on another definition is not replayed. `replay_config` and
-    `snapshot_storage` turn capturing on; `interceptors` wrap every call.
+    `snapshot_storage` turn capturing on; `interceptors` wrap every call. These and `config` may also stand in the class
+    body, for all sagas of the class that are made without them.
     """
 
     saga_name: ClassVar[str] = ""
@@ -78,10 +79,14 @@ class Saga(Generic[ContextT]):
                 f"(the marker saga_matrix takes a context too: saga_matrix({type(self).__name__}, {{}}))"
             )
         self.name = name or type(self).saga_name or type(self).__name__
-        self.config = config
-        self.replay_config = replay_config or (config.replay_config if config else None)
-        self.snapshot_storage = snapshot_storage
-        self.interceptors = tuple(interceptors)
+        own, given = type(self), replay_config or (config.replay_config if config else None)
+        self.config: SagaConfig | None = config or getattr(own, "config", None)
+        of_class = getattr(own, "replay_config", None) or (self.config.replay_config if self.config else None)
+        self.replay_config: ReplayConfig | None = given or of_class
+        self.snapshot_storage: SnapshotStorage | None = (
+            getattr(own, "snapshot_storage", None) if snapshot_storage is None else snapshot_storage
+        )
+        self.interceptors: tuple[Interceptor, ...] = tuple(interceptors or getattr(own, "interceptors", ()))
         self._added: dict[str, Step] = {}
         self._kept: tuple[list[Function], Definition] | None = None
         self._has_run = False

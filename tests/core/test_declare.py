@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from sagaz_core import Backoff, Saga, SagaConfig, action, compensate, forward_recovery
+from sagaz_core import Backoff, InMemorySnapshotStorage, Saga, SagaConfig, action, compensate, forward_recovery
 from sagaz_core.errors import DefinitionError, UsageError
 from sagaz_core.saga.config import ReplayConfig
 from sagaz_core.saga.step import Operation
@@ -362,6 +362,32 @@ def test_a_saga_that_is_not_initialised_says_so():
     with pytest.raises(AttributeError, match="'Bare' object has no attribute 'nothing'"):
         _ = Bare().nothing
     assert not hasattr(Saga("initialised"), "nothing")
+
+
+def test_what_the_constructor_takes_may_stand_in_the_class_body():
+    class Indexed(Saga):
+        replay_config = ReplayConfig(index_keys=["customer"])
+        snapshot_storage = InMemorySnapshotStorage()
+
+        @action("a")
+        async def a(self, ctx): ...
+
+    class Strict(Indexed):
+        config = SagaConfig(on_sibling_failure="cancel", replay_config=ReplayConfig(retention_days=1))
+
+    async def tags():
+        storage = Indexed.snapshot_storage
+        await Strict().run({"customer": 42}, saga_id="s")
+        return [dict(found.tags) for found in (await storage.find_sagas()).items]
+
+    assert run(tags()) == [{"customer": "42"}]
+    assert Strict().config is Strict.config
+    given, store = ReplayConfig(retention_days=2), InMemorySnapshotStorage()
+    made = Strict(replay_config=given, snapshot_storage=store, config=SagaConfig())
+    assert (made.replay_config, made.snapshot_storage) == (given, store)
+    assert made.config != Strict.config
+    assert Strict(config=SagaConfig(replay_config=given)).replay_config == given
+    assert Strict().interceptors == Saga("s").interceptors == ()
 
 
 @pytest.mark.parametrize("of", ["the instance", "the class"])

@@ -10,6 +10,7 @@ import pytest
 from shops import CONTEXT, QUICK, error_of
 
 from sagaz_core.prove import watch
+from tests.servers import own_valkey
 
 if TYPE_CHECKING:
     from shops import Shop
@@ -160,6 +161,20 @@ def test_the_store_comes_from_option_environment_ini_and_project_in_that_order(s
 
 
 # -- what a failure says
+
+
+def test_the_command_of_a_failure_names_the_store_without_its_password(shop: Shop) -> None:
+    with own_valkey() as server:
+        url = server.url.replace("//", "//:PSSWD@")
+        shop.record("shop:Careless", store=url)
+        result = shop.replay(f"--sagaz-store={url}", "--junitxml=junit.xml", "-v", "--sagaz-report=report")
+    result.assert_outcomes(passed=9, failed=1)
+    shown = server.url.replace("//", "//:***@")
+    again = f"pytest --sagaz-replay=ORDER-1 --sagaz-plan=charge@after '--sagaz-store={shown}'"
+    assert any(line.startswith("again ") and line.endswith(again) for line in result.outlines)
+    said = [result.stdout.str(), result.stderr.str(), (shop.path / "junit.xml").read_text()]
+    said += [path.read_text() for path in (shop.path / "report").iterdir()]
+    assert "PSSWD" not in "".join(said)
 
 
 def test_a_charge_that_is_left_behind_fails_with_the_table_and_no_traceback(careless: Shop) -> None:
