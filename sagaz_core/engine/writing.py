@@ -53,7 +53,7 @@ class Writer:
         self._frames = frames
         self._announced = resumed
         self._left = Left()
-        self._left.written = resumed
+        self._left.written = self._unclaimed = resumed
         self._kept: list[int] | None = None if resumed else []
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
@@ -100,11 +100,12 @@ class Writer:
                 self._told_of(error)
 
     async def claim(self) -> None:
-        """Write what there is, and wait until it is written."""
+        """Write what there is, and wait until it is written. Raises what the store raises, whatever the config says."""
         waiting = self.flush(last=False)
         if waiting is not None:
             await waiting
         await self.all_written()
+        self._unclaimed = False
 
     async def _flushed(self, last: bool) -> None:
         while self._writing is not None:
@@ -195,8 +196,10 @@ class Writer:
             self._frames.begin_again()
 
     def _told_of(self, error: Exception) -> None:
-        if self._config.on_capture_error == "raise" or (self.begun and isinstance(error, DuplicateSagaError)):
-            raise error  # the latter is no failure to capture: another run goes on with the saga
+        # That another run goes on with the saga, or may, is no failure to capture.
+        another = self._unclaimed or (self.begun and isinstance(error, DuplicateSagaError))
+        if another or self._config.on_capture_error == "raise":
+            raise error
         logger.warning("saga %s goes on without capture: %s", self._saga_id, error)
 
     async def _dated(self, batch: Batch) -> Batch:

@@ -415,7 +415,8 @@ def test_a_saga_that_is_taken_over_while_it_is_undone_is_undone_by_the_other(on_
 
 
 @pytest.mark.parametrize("durability", ["sync", "group", "background"])
-def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(durability: Any) -> None:
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(on_error: Any, durability: Any) -> None:
     """The store may be held by the process that was taken for dead."""
     log: list[str] = []
 
@@ -439,8 +440,9 @@ def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(dura
         before = await load_state(store, "S")
         log.clear()
         store.held = True
+        options = {"on_capture_error": on_error, "durability": durability, "capture_timeout": 9}
         with pytest.raises(StoreUnavailableError):
-            await order(log, store=store, durability=durability, capture_timeout=9).resume("S")
+            await order(log, store=store, **options).resume("S")
         assert log == []
         assert (await load_state(store, "S")).to_data() == before.to_data()
         store.held = False
