@@ -79,10 +79,16 @@ class Saga(Generic[ContextT]):
                 f"(the marker saga_matrix takes a context too: saga_matrix({type(self).__name__}, {{}}))"
             )
         self.name = name or type(self).saga_name or type(self).__name__
-        own, given = type(self), replay_config or (config.replay_config if config else None)
+        own = type(self)
         self.config: SagaConfig | None = config or getattr(own, "config", None)
-        of_class = getattr(own, "replay_config", None) or (self.config.replay_config if self.config else None)
-        self.replay_config: ReplayConfig | None = given or of_class
+        if self.config is not None and not hasattr(self.config, "replay_config"):  # its class is not imported for this
+            raise DefinitionError(f"{own.__name__}: config is {self.config!r:.60}, and must be a SagaConfig")
+        self.replay_config: ReplayConfig | None = (
+            replay_config
+            or (config.replay_config if config else None)
+            or getattr(own, "replay_config", None)
+            or (self.config.replay_config if self.config else None)
+        )
         self.snapshot_storage: SnapshotStorage | None = (
             getattr(own, "snapshot_storage", None) if snapshot_storage is None else snapshot_storage
         )

@@ -390,6 +390,15 @@ def test_what_the_constructor_takes_may_stand_in_the_class_body():
     assert Strict().interceptors == Saga("s").interceptors == ()
 
 
+def test_a_config_that_is_none_of_ours_is_named():
+    class Own(Saga):
+        config = {"retries": 3}  # noqa: RUF012 - what a user writes
+
+    for make in (Own, lambda: Saga("s", config={"retries": 3})):
+        with pytest.raises(DefinitionError, match=r"config is \{'retries': 3\}, and must be a SagaConfig"):
+            make()
+
+
 @pytest.mark.parametrize("of", ["the instance", "the class"])
 @pytest.mark.parametrize("runs_before", range(4))
 def test_a_method_is_replaced_for_as_long_as_another_stands_there(runs_before, of, monkeypatch):
