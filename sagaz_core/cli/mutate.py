@@ -8,7 +8,7 @@ import click
 
 from sagaz_core.adapters.locate import load_made
 from sagaz_core.cli.failure import NOT_WELL, Failure
-from sagaz_core.cli.options import read_context, settings_and_path
+from sagaz_core.cli.options import NumberRange, read_context, settings_and_path
 from sagaz_core.cli.running import run
 from sagaz_core.cli.worlds import world_of, world_option
 from sagaz_core.mutation.facts import native
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--kinds", default="all", show_default=True, help="Kinds of faults: quick, all, or a list.")
 @world_option
 @click.option("--only", metavar="OPERATOR", multiple=True, help="Only mutants of this operator; repeatable.")
-@click.option("--fail-under", type=click.FloatRange(0, 100), metavar="N", help="Exit with 1 below this percentage.")
+@click.option("--fail-under", type=NumberRange(0, 100), metavar="N", help="Exit with 1 below this percentage.")
 @click.option("--list", "listed", is_flag=True, help="Also print every mutant, and what it was found by.")
 def mutate(
     saga: str,

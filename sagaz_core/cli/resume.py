@@ -10,7 +10,7 @@ import click
 from sagaz_core.adapters.locate import adapter_for, saga_of
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
 from sagaz_core.cli.live import Live, StepExit, ending
-from sagaz_core.cli.options import app_option, apps_of, opened, settings_and_path, store_option
+from sagaz_core.cli.options import NumberRange, app_option, apps_of, opened, settings_and_path, store_option
 from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--idle",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=60.0,
     show_default=True,
     help="Only when nothing of it was written for so long.",

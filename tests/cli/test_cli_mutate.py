@@ -125,6 +125,7 @@ def test_a_saga_that_is_not_sound_has_no_score(cli: Cli, shop: str) -> None:
         (["--kinds", "befor"], "there is no kind of fault 'befor' (did you mean 'before'?)"),
         (["--only", "skp"], "there is no operator 'skp' (did you mean 'skip'?)"),
         (["--fail-under", "101"], "Invalid value for '--fail-under'"),
+        (["--fail-under", "nan"], "'nan' is no number"),
         (["--context", "[]"], "--context is not a JSON object"),
         (["--context", "{{}}"], "saga 'shop' ended failed without any fault: KeyError: 'order'"),
     ],

@@ -73,6 +73,7 @@ def test_one_that_wrote_just_now_may_still_run(kill, cli):
     assert "(--idle 0 does so now)" in says
     assert effects() == ["do reserve"]
     assert "'--idle'" in cli("resume", "a", "--idle", "-1").fails()
+    assert "'nan' is no number" in cli("resume", "a", "--idle", "nan").fails()
 
 
 def test_one_that_has_ended_is_told_and_not_run(cli):
