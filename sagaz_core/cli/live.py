@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
 from sagaz_core.cli.text import drop_output, printable, style
 from sagaz_core.events import (
     CompensationFailed,
@@ -140,6 +142,13 @@ def ending(state: SagaState) -> str:
         return f"stuck at {', '.join(state.stuck) or 'its end'}{why}"
     now = f" at {state.current_step}" if state.current_step else ""
     return f"{state.status.value}{now}, not at an end"
+
+
+def stopped(error: Exception, state: SagaState) -> Failure:
+    """Return how a command ends whose run was stopped by an error, with what goes on with the saga."""
+    command = shlex.join(["sagaz", "resume", state.saga_id])
+    then = "" if state.status.ended else f": {command} goes on with it"
+    return Failure(f"{message_of(error)} (saga {state.saga_id!r} is {ending(state)}{then})", NOT_WELL)
 
 
 def _steps(count: int) -> str:

@@ -15,7 +15,7 @@ import click
 from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, load_saga
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
-from sagaz_core.cli.live import Live, StepExit, ending
+from sagaz_core.cli.live import Live, StepExit, ending, stopped
 from sagaz_core.cli.options import (
     checked_output,
     opened,
@@ -256,7 +256,7 @@ async def _run_and_see(job: Job, storage: SnapshotStorage) -> None:
     except Exception as error:  # the store's, or a value of the user's that cannot be kept
         if not (job.state.results or job.state.undone or job.state.ambiguous):
             raise  # no step was run
-        raise Failure(message_of(error), NOT_WELL) from error
+        raise stopped(error, job.state) from error
     await job.injector.deliver_late()
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sagaz_core.adapters.locate import adapter_for, saga_of
-from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
-from sagaz_core.cli.live import Live, StepExit, ending
+from sagaz_core.cli.failure import NOT_WELL, Failure
+from sagaz_core.cli.live import Live, StepExit, ending, stopped
 from sagaz_core.cli.options import NumberRange, app_option, apps_of, opened, settings_and_path, store_option
 from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
@@ -115,4 +115,4 @@ async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signa
     except Exception as error:  # anyone's, once the saga runs
         if state.seq <= before + 1:  # nothing is told but that it goes on
             raise
-        raise Failure(f"{message_of(error)} (saga {state.saga_id!r} is {ending(state)})", NOT_WELL) from error
+        raise stopped(error, state) from error

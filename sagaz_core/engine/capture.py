@@ -15,7 +15,7 @@ from sagaz_core.engine.encoded import Encoded, begun
 from sagaz_core.engine.fields import encrypted_fields
 from sagaz_core.engine.summary import Summarizer
 from sagaz_core.engine.writing import Writer
-from sagaz_core.errors import UsageError
+from sagaz_core.errors import StoreUnavailableError, UsageError
 from sagaz_core.events import (
     NO_DELTA,
     CompensationStarted,
@@ -246,10 +246,15 @@ class Capture:
     async def flush_for_sure(self) -> None:
         """Do `flush`, and wait also for what is written behind the run's back, if the store can be reached.
 
-        It raises `DuplicateSagaError` when another run goes on with the saga.
+        It raises `DuplicateSagaError` when another run goes on with the saga. Unless the config says `warn`, a store
+        that took too long is asked again.
         """
-        await self.flush()
+        await self.flush(last=self._config.on_capture_error == "raise")
         await self._writer.all_written(patient=False)
+
+    def is_cut_off_by(self, error: Exception) -> bool:
+        """Whether the error says that a run, which does not write in the background, cannot reach its store."""
+        return self._config.durability != "background" and isinstance(error, (StoreUnavailableError, OSError))
 
     async def claim(self) -> None:
         """Have the store take in that this run goes on with the saga, which no other run can from then on.

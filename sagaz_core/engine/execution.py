@@ -96,8 +96,8 @@ class Execution:
     async def run(self) -> None:
         """Run on to an end. Raises `CancelledError` when the task was cancelled, and `abort`, both after undoing.
 
-        A run that can no more be undone (a pivot is done) and was cancelled or aborted stays where it is; `resume`
-        takes it up again.
+        A run that can no more be undone (a pivot is done) and was cancelled or aborted stays where it is, and so does
+        one whose store cannot be told that it is undone; `resume` takes it up again.
         """
         status = self.state.status
         if status is not EXECUTING and status.ended:
@@ -106,18 +106,19 @@ class Execution:
         self._cancelling = self.task.cancelling() if self.task is not None else 0
         self._attempts = Attempts(self)
         self._cancel = self.cancel
+        in_reach = True
         try:
             if status is EXECUTING and await self._forward():
                 self.exception = None  # what a recovery after a pivot has overcome
                 self.journal.emit(SagaCompleted)
             elif not self.past_pivot:
                 self._turn_back()
-                await Rollback(self).run()
+                in_reach = await Rollback(self).run()
             elif self.cancelled is None and self.abort is None:
                 if self.journal.capture is not None:
                     self.journal.capture.failed()
                 self.journal.emit(SagaFailed, tuple(self.failed), self.state.error)
-            if self.journal.capture is not None:
+            if in_reach and self.journal.capture is not None:
                 await self._capture_end()
             if self.cancelled is not None:
                 raise self.cancelled

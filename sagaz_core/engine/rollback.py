@@ -7,6 +7,7 @@ every run. They are shielded: cancelling the saga's task again does not stop the
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
     from sagaz_core.engine.execution import Execution
     from sagaz_core.model import SagaModel
+    from sagaz_core.saga.step import Operation
+
+
+logger = logging.getLogger(__name__)
 
 
 class Undoing(NamedTuple):
@@ -57,6 +62,10 @@ class Undoing(NamedTuple):
         return Undoing(todo, failed, self.again)
 
 
+class _CutOffError(Exception):
+    """The store cannot be reached, so that a compensation cannot be recorded before it is run."""
+
+
 class Rollback:
     """Undoes what an execution's state says was done."""
 
@@ -69,16 +78,29 @@ class Rollback:
         self._typed = execution.definition.typed
         self._results = MappingProxyType(self._state.undone)
 
-    async def run(self) -> None:
-        """Undo all that can be undone, to the end, even if the task is cancelled meanwhile."""
+    async def run(self) -> bool:
+        """Undo all that can be undone, to the end, even if the task is cancelled meanwhile.
+
+        Returns False when it stopped because the store cannot be reached. What is undone without its knowledge would be
+        taken for done by whoever resumes the saga.
+        """
         steps = steps_to_undo(self._execution)
         if steps or self._capture is not None:
-            await self._execution.shielded(self._undo_all(steps))
+            try:
+                await self._execution.shielded(self._undo_all(steps))
+            except _CutOffError as end:
+                left = ", ".join(step for step in steps if step not in self._state.undone)
+                logger.warning(
+                    "saga %s is left as it is, to be resumed: that %s would be undone cannot be recorded: %s",
+                    *(self._state.saga_id, left, end.__cause__),
+                )
+                return False
         undone = self._state.undone
         if undone.keys() >= set(steps):
             self._emit(SagaRolledBack)
         else:
             self._emit(SagaFailed, tuple([step for step in steps if step not in undone]), None)
+        return True
 
     async def _undo_all(self, steps: list[str]) -> None:
         if self._capture is not None:
@@ -106,7 +128,7 @@ class Rollback:
             while True:
                 emit(CompensationStarted, name, attempt)
                 if capture is not None:
-                    await self._captured(None)
+                    await self._started(operation)
                 given, view = state.context, None
                 try:
                     view = context_for_undo(given, results) if typed is None else typed.view(given, state.undone)
@@ -147,16 +169,29 @@ class Rollback:
             delta = self._capture.prepare_undo(name, delta, result)
         emit(CompensationSucceeded, name, attempt, result, delta)
 
-    async def _captured(self, take: Callable[[], object] | None) -> None:
-        # Undoing is worth more than its record: a store that fails now is an error of the run, but not the end of it.
-        capture = self._capture
+    async def _started(self, operation: Operation) -> None:
+        """Have the start of a compensation recorded, which is tried as hard as the compensation itself."""
+        execution, capture = self._execution, self._capture
         assert capture is not None
-        try:
-            if take is not None:
-                take()
-                await capture.flush()
-            else:
+        for retry in range(1, operation.retries + 2):
+            try:
                 await capture.flush_for_sure()  # what another run goes on from is not to be undone
+                return
+            except Exception as error:  # the store's, which may be anyone's
+                execution.check_ours(error)
+                self._note(error)
+                if not capture.is_cut_off_by(error):
+                    return
+                if retry > operation.retries:
+                    raise _CutOffError from error
+            await execution.sleep(operation.backoff.delay(retry))
+
+    async def _captured(self, take: Callable[[], object]) -> None:
+        # What was undone is undone: a store that fails now is an error of the run, and told what it missed later.
+        assert self._capture is not None
+        try:
+            take()
+            await self._capture.flush()
         except Exception as error:  # the store's, which may be anyone's
             self._execution.check_ours(error)
             self._note(error)

@@ -260,6 +260,47 @@ def test_a_restart_among_many_sagas_neither_loses_nor_doubles(request, server, d
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("durability", ["sync", "group"])
+@pytest.mark.parametrize("gone_in", ["b", "-b"])
+@pytest.mark.parametrize("server", ["valkey_server", "postgres_server"])
+def test_a_saga_whose_server_stayed_away_is_resumed_where_the_store_left_it(request, server, gone_in, durability):
+    server = request.getfixturevalue(server)
+    postgres = hasattr(server, "stop")
+    name = f"away_{durability}_{'back' if gone_in == '-b' else 'on'}"
+    url = f"{server.url()}?schema={name}" if postgres else f"{server.url}?prefix={name}"
+    log = []
+
+    def step(name, fails=False):
+        async def act(ctx):
+            log.append(name)
+            if name == gone_in and log.count(name) == 1:
+                await asyncio.to_thread(server.stop if postgres else server.kill)
+            if fails:
+                raise ValueError("no")
+
+        return act
+
+    async def main():
+        saga = Saga("away", replay_config=ReplayConfig(durability=durability))
+        for name in "abc":
+            saga.add_step(name, step(name), step(f"-{name}"))
+        saga.add_step("d", step("d", fails=gone_in == "-b"))
+        async with opened(url) as storage:  # before the server goes
+            await storage.upgrade()
+        async with opened(url, timeout=0.5) as saga.snapshot_storage:
+            with pytest.raises(StoreUnavailableError):
+                await saga.run(saga_id="s")
+            before = log.copy()
+            await asyncio.to_thread(server.start)
+            result = await saga.resume("s")
+        return before, log[len(before) :], result.status.value
+
+    if gone_in == "b":
+        assert asyncio.run(main()) == (["a", "b"], ["b", "c", "d"], "completed")
+    else:
+        assert asyncio.run(main()) == (["a", "b", "c", "d", "-c", "-b"], ["-b", "-a"], "rolled_back")
+
+
 def test_a_server_that_is_started_late_is_waited_for(valkey_server):
     valkey_server.kill()
 
