@@ -239,7 +239,8 @@ class Saga(Generic[ContextT]):
         """Run it once and return how it ended; a failure of a step is in the result, not raised.
 
         `context` is a mapping, or a model for a typed saga. Raises `DefinitionError` when the saga cannot run,
-        `CancelledError` when its task was cancelled (after compensating), and what capture raised.
+        `CancelledError` when its task was cancelled (after compensating), and what capture raised: after compensating
+        too, but where the store cannot be told of that. Then it stays as it is, and `resume` goes on with it.
         """
         return await _runner()(self, context, saga_id=saga_id)
 
@@ -248,12 +249,12 @@ class Saga(Generic[ContextT]):
         return await self.run(context, saga_id=saga_id)
 
     async def resume(self, saga_id: str | UUID, *, allow_drift: bool = False) -> SagaResult:
-        """Run a captured saga on whose process died, or that was cancelled past its pivot, and return how it ended.
+        """Run a captured saga on whose process died, whose store went away, or that was cancelled past its pivot.
 
-        What had ended is only told. Steps that were running are run again. Make sure that no other process runs it
-        still: of two, the one whose write comes second stops where it is, undoes nothing and raises
-        `DuplicateSagaError`. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded one, and
-        `UsageError` without a `snapshot_storage`; else as `run`.
+        Returns how it ended. What had ended before is only told. Steps that were running are run again. Make sure that
+        no other process runs it still: of two, the one whose write comes second stops where it is, undoes nothing and
+        raises `DuplicateSagaError`. Raises `UnknownSagaError`, `DriftError` when the definition is not the recorded
+        one, and `UsageError` without a `snapshot_storage`; else as `run`.
         """
         from sagaz_core.engine.run import resume_stored  # as in _runner()
 

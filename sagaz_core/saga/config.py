@@ -38,9 +38,9 @@ class ReplayConfig(_Settings):
     """What is captured of a run, and for how long it is kept.
 
     `journal=False` keeps snapshots only: time travel then knows nothing between them, and of two processes that run one
-    saga none may be found out. `capture_timeout` is in seconds; a store that fails or takes longer fails the run, or
-    with `on_capture_error="warn"` is logged, and so is a value that cannot be stored. `retention_days=None` keeps for
-    ever; a run of `max_snapshots_per_saga` keeps its last ones.
+    saga none may be found out. `capture_timeout` is in seconds; a store that fails or takes longer fails the run,
+    which is not undone unless the store can be told so, or with `on_capture_error="warn"` is logged, and so is a value
+    that cannot be stored. `retention_days=None` keeps for ever; a run of `max_snapshots_per_saga` keeps its last ones.
 
     `durability` says when a step may start: when its snapshot is in the store (`sync`); the same, but the writes of
     many sagas at a time go in one round trip (`group`); or at once (`background`): what is not written yet is lost when
