@@ -15,17 +15,14 @@ from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_record
-from sagaz_core.engine.run import RunOptions, stored
+from sagaz_core.engine.run import RunOptions, capture_to_resume, stored
 from sagaz_core.errors import DuplicateSagaError, UsageError
-from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
-
-    from sagaz_core.storage.base import SnapshotStorage
 
 
 @click.command()
@@ -63,7 +60,7 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
             if not state.status.ended:
                 _check_idle(state, idle)
                 live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
-                config = await _capture(saga, storage, state)
+                config = await capture_to_resume(getattr(saga, "replay_config", None), storage, state.saga_id)
                 options = RunOptions(storage, config, (live,), (live,), plan=record.plan, source=record.source)
                 await _watched(adapter.resume(saga, state, options=options), state, signals)
             return state
@@ -73,19 +70,6 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
     live.say(style(ending(state), bold=True))
     if state.status is SagaStatus.FAILED or not state.status.ended:
         raise Failure(f"saga {state.saga_id!r} is {ending(state)}", NOT_WELL)
-
-
-async def _capture(saga: Any, storage: SnapshotStorage, state: SagaState) -> ReplayConfig:
-    """Return the saga's own settings of capture, but for those that would leave its end out of what is stored of it."""
-    own = getattr(saga, "replay_config", None)
-    config = own if isinstance(own, ReplayConfig) else ReplayConfig()
-    journaled = False
-    async for _ in storage.read_events(state.saga_id):
-        journaled = True
-        break
-    strategy = config.snapshot_strategy if journaled else SnapshotStrategy.BEFORE_EACH_STEP
-    update = {"enable_snapshots": True, "journal": journaled, "snapshot_strategy": strategy}
-    return config.model_copy(update=update)
 
 
 def _check_idle(state: SagaState, idle: float) -> None:

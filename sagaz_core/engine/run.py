@@ -105,7 +105,10 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
     record, state = await stored(storage, identity, await describe(saga), allow_drift=allow_drift)
     if state.status.ended:
         return result_of(Journal(state, utc_now))
-    return await resume_saga(saga, state, options=RunOptions(plan=record.plan, source=record.source))
+    config = await capture_to_resume(saga.replay_config, storage, identity)
+    return await resume_saga(
+        saga, state, options=RunOptions(replay_config=config, plan=record.plan, source=record.source)
+    )
 
 
 async def stored(
@@ -125,6 +128,22 @@ async def stored(
             differences,
         )
     return record, await load_state_to_resume(storage, saga_id)
+
+
+async def capture_to_resume(own: object, storage: SnapshotStorage, saga_id: str) -> ReplayConfig:
+    """Return a saga's own settings of capture, but for those that would leave its end out of what is stored of it."""
+    from sagaz_core.saga.config import ReplayConfig, SnapshotStrategy
+
+    config = own if isinstance(own, ReplayConfig) else ReplayConfig()
+    journaled = False
+    async for _ in storage.read_events(saga_id):
+        journaled = True
+        break
+    strategy = config.snapshot_strategy
+    if not journaled and strategy is SnapshotStrategy.MANUAL:
+        strategy = SnapshotStrategy.BEFORE_EACH_STEP
+    update = {"enable_snapshots": True, "journal": journaled, "snapshot_strategy": strategy}
+    return config.model_copy(update=update)
 
 
 def _execution_of(saga: Saga[Any], definition: Definition, journal: Journal, options: RunOptions) -> Execution:

@@ -170,6 +170,21 @@ def test_a_saga_is_resumed_from_its_store(journal: bool, strategy: Any, failing:
     assert (again.status, again.context, again.events) == (result.status, result.context, ())
 
 
+@pytest.mark.parametrize("off", [{"enable_snapshots": False}, {"journal": False, "snapshot_strategy": "manual"}])
+@pytest.mark.parametrize("journal", [True, False])
+def test_how_a_resumed_saga_ends_is_stored_also_when_its_class_captures_no_more(journal: bool, off: Any) -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+
+    async def main() -> Any:
+        with pytest.raises(Died):
+            await order(log, store=store, die="b", journal=journal).run(saga_id="S")
+        first = await order(log, store=store, **off).resume("S")
+        return first.status, (await order(log, store=store, **off).resume("S")).status
+
+    assert run(main()) == (SagaStatus.COMPLETED, SagaStatus.COMPLETED)
+    assert log == ["a", "b", "b", "c"], "nothing is run by the second"
+
+
 def test_a_step_that_was_running_is_in_doubt_also_without_a_journal() -> None:
     store, undone = InMemorySnapshotStorage(), list[str]()
 
