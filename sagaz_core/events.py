@@ -46,7 +46,7 @@ NO_DELTA = Delta()
 
 
 class SagaStarted(NamedTuple):
-    """The first event."""
+    """The first event. `run_id` tells a captured run from another one that starts at the same moment."""
 
     seq: int
     at: datetime
@@ -55,6 +55,7 @@ class SagaStarted(NamedTuple):
     version: str
     fingerprint: str
     context: Mapping[str, Any]
+    run_id: str = ""
 
 
 class StepStarted(NamedTuple):
@@ -159,10 +160,14 @@ class SagaFailed(NamedTuple):
 
 
 class SagaResumed(NamedTuple):
-    """Another process took over. Steps that were running may have had their effect."""
+    """Another process took over. Steps that were running may have had their effect.
+
+    `run_id` tells a captured run from another one that takes over at the same moment.
+    """
 
     seq: int
     at: datetime
+    run_id: str = ""
 
 
 Event = (

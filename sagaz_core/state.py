@@ -286,7 +286,7 @@ def _text(value: object) -> str:
 
 
 def _saga_started(state: SagaState, event: Fields) -> None:
-    _, at, state.saga_id, state.saga_name, state.version, state.fingerprint, context = event
+    _, at, state.saga_id, state.saga_name, state.version, state.fingerprint, context, _ = event
     state.started_at = at
     state.initial = state.context = dict(context)
     state.status = EXECUTING
@@ -378,7 +378,7 @@ def _saga_failed(state: SagaState, event: Fields) -> None:
 
 
 def _saga_resumed(state: SagaState, event: Fields) -> None:
-    _, _ = event
+    _, _, _ = event
     for step in state.running:
         state.ambiguous[step] = None
     state.running.clear()

@@ -88,7 +88,7 @@ class SagazAdapter:
         model, state = prepared.model, SagaState()
         journal = open_journal(model, state, identity, options, source=prepared.source, adapter=self.name)
         watch = Watch(prepared, journal, options.interceptors, served)
-        journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
+        journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial, journal.run_id)
         for step in served:
             journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
         prepared.wrap(watch)

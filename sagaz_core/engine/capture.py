@@ -60,8 +60,10 @@ class Capture:
         record: SagaRecord,
         state: SagaState,
         *,
+        run_id: str,
         resumed: bool = False,
     ) -> None:
+        self.run_id = run_id
         self._config = config
         self._state = state
         self._saga_id = record.saga_id

@@ -188,7 +188,7 @@ class Encoded:
     def started(self, event: SagaStarted) -> bytes:
         """Return the event's fields, encoded."""
         names = (_text(event.saga_name), _text(event.version), _text(event.fingerprint))
-        return whole(list_of(part(event.saga_id), *names, self.initial))
+        return whole(list_of(part(event.saga_id), *names, self.initial, part(event.run_id)))
 
     def succeeded(self, event: StepSucceeded) -> bytes:
         """Return the event's fields, encoded."""

@@ -130,7 +130,7 @@ class Execution:
 
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
-        self.journal.emit(SagaResumed)
+        self.journal.emit(SagaResumed, self.journal.run_id)
         if self.journal.capture is not None:
             try:
                 await self.journal.capture.claim()

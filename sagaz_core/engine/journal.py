@@ -89,6 +89,11 @@ class Journal:
         self.log: list[Noted] = []
 
     @property
+    def run_id(self) -> str:
+        """What tells this run from others of its saga, `""` for one that is not captured."""
+        return "" if self.capture is None else self.capture.run_id
+
+    @property
     def events(self) -> list[Event]:
         """All that has happened so far."""
         return list(events_of(self.log))

@@ -79,7 +79,7 @@ async def run_saga(
     state = SagaState()
     journal = _journal_of(saga, definition, state, identity, options)
     model = definition.model
-    journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial)
+    journal.emit(SagaStarted, identity, model.name, model.version, model.fingerprint, initial, journal.run_id)
     for step in served:
         journal.emit(StepSucceeded, step.step, 0, step.result, step.delta, "served")
     execution = _execution_of(saga, definition, journal, options)
@@ -203,7 +203,7 @@ def open_journal(
             adapter=adapter,
             plan=options.plan,
         )
-        capture = Capture(storage, config, record, state, resumed=resumed)
+        capture = Capture(storage, config, record, state, run_id=options.new_id(), resumed=resumed)
     return _opened(Journal(state, options.clock, capture=capture, observers=options.observers), options)
 
 

@@ -331,4 +331,4 @@ class Branch(Scripted):
     def _resume(self) -> None:
         # Another process takes over, and nothing is left of this one.
         self.failed, self.cancelled, self.abort, self.exception = {}, None, None, None
-        self.journal.emit(SagaResumed)
+        self.journal.emit(SagaResumed, self.journal.run_id)

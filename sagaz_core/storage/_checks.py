@@ -227,8 +227,11 @@ def another_saga(record: SagaRecord) -> DuplicateSagaError:
 
 def another_event(event: StoredEvent) -> DuplicateSagaError:
     """Return the error for an event whose place is taken."""
+    if not event.seq:
+        return DuplicateSagaError(f"saga {event.saga_id!r} is stored already, as another run: give this one another id")
+    of_what = event.kind if event.step is None else f"{event.kind} of {event.step!r}"
     return DuplicateSagaError(
-        f"saga {event.saga_id!r} has another event {event.seq} already (this one is {event.kind} of {event.step!r}): "
+        f"saga {event.saga_id!r} has another event {event.seq} already (this one is {of_what}): "
         f"two runs write under this id; stop one of them"
     )
 

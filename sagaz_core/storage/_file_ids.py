@@ -7,6 +7,7 @@ A slot says where an id may be, never that it is there: who finds it asks the sa
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from hashlib import blake2b
@@ -22,6 +23,7 @@ _FILLED_LEVELS = 2
 _FREE = bytes(_SLOT.size)
 _DELETED = b"\xff" * _SLOT.size
 _ALL_ONES = 2**32 - 1
+_NOT_TO_BE_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class DamagedIndex(Exception):  # noqa: N818 - it is never told: the index is made anew
@@ -111,8 +113,9 @@ def open_file(path: str, *, create: bool) -> int:
     flags = os.O_CLOEXEC | (os.O_CREAT if create else 0)
     try:
         return os.open(path, flags | os.O_RDWR, 0o600)
-    except OSError:
-        if create or not os.access(path, os.R_OK):
+    except OSError as error:
+        # Only what is there and may not be written: what is not there may be made by another process at this moment.
+        if create or error.errno not in _NOT_TO_BE_WRITTEN:
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 

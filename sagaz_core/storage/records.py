@@ -67,7 +67,7 @@ def _unfit(event: Event) -> str:
 
 
 _FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("saga_id", "saga_name", "version", "fingerprint", "step", "how"), str),
+    **dict.fromkeys(("saga_id", "saga_name", "version", "fingerprint", "step", "how", "run_id"), str),
     **dict.fromkeys(("in_doubt", "final", "undo"), bool),
     "attempt": int,
     "delay": (int, float),

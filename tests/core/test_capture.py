@@ -478,6 +478,20 @@ def test_two_runs_under_one_id_find_each_other_out() -> None:
     assert run(all_of(store)) == before
 
 
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_two_runs_under_one_id_that_start_at_the_same_moment_find_each_other_out(durability: Any) -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+
+    async def main() -> list[Any]:
+        made = [acting(store, log, durability=durability) for _ in range(2)]
+        return await asyncio.gather(*(one.run({"x": 1}, saga_id="S") for one in made), return_exceptions=True)
+
+    with freeze_time("2020-02-02 02:02:02"):
+        ends = run(main())
+    assert sorted(type(end).__name__ for end in ends) == ["DuplicateSagaError", "SagaResult"]
+    assert log == ["a", "b", "c"]
+
+
 def test_a_snapshot_is_named_by_its_saga_and_seq_and_further_ones_there_by_their_number() -> None:
     store = InMemorySnapshotStorage()
 

@@ -15,6 +15,7 @@ import pytest
 
 from sagaz_core import Backoff, Saga, SagaStatus, StepRejected
 from sagaz_core.clock import utc_now
+from sagaz_core.engine import calls
 from sagaz_core.engine.run import RunOptions, run_saga
 from sagaz_core.errors import StepTimeoutError, UsageError
 from sagaz_core.events import StepFailed, StepRetryScheduled, StepStarted
@@ -194,9 +195,17 @@ def test_a_sync_action_with_a_timeout_runs_in_a_thread_with_the_callers_variable
     assert seen == [(False, "mine")]
 
 
-def test_a_thread_that_outlives_its_timeout_is_waited_for_before_anything_is_undone() -> None:
+def test_a_thread_that_outlives_its_timeout_is_waited_for_before_anything_is_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     log: list[str] = []
     go = threading.Event()
+    wait_for_stray = calls._wait_for_stray
+
+    async def waited(thread: asyncio.Future[Any], patience: float) -> None:
+        assert patience == 0.05  # as long again
+        go.set()
+        await wait_for_stray(thread, 20)  # however busy the machine is
 
     def act(ctx: Any) -> None:
         go.wait(20)
@@ -206,11 +215,9 @@ def test_a_thread_that_outlives_its_timeout_is_waited_for_before_anything_is_und
         saga: Saga[Any] = Saga("s").add_step(
             "a", act, lambda ctx: log.append("undo"), timeout=0.05, in_doubt="compensate"
         )
-        running = asyncio.ensure_future(saga.run())
-        await asyncio.sleep(0.07)
-        go.set()
-        return await running
+        return await saga.run()
 
+    monkeypatch.setattr(calls, "_wait_for_stray", waited)
     result = asyncio.run(main())
     assert log == ["effect", "undo"]
     assert isinstance(result.exception, StepTimeoutError)

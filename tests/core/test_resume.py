@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import freezegun
 import pytest
 from dags import StepShape, Watched, World, build, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagaz_core import ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
-from sagaz_core.engine.load import load_state
+from sagaz_core.engine.load import load_state, load_state_to_resume
+from sagaz_core.engine.run import resume_saga
 from sagaz_core.errors import (
     DriftError,
     DuplicateSagaError,
@@ -168,6 +170,22 @@ def test_a_saga_is_resumed_from_its_store(journal: bool, strategy: Any, failing:
         assert log == ["a", "b", "b", "c"]
         assert result.context == {"x": 1, "a": [1], "b": [1], "c": [1]}
     assert (again.status, again.context, again.events) == (result.status, result.context, ())
+
+
+def test_of_two_processes_that_go_on_at_the_same_moment_one_is_refused() -> None:
+    store, log = InMemorySnapshotStorage(), list[str]()
+
+    async def main() -> list[Any]:
+        with pytest.raises(Died):
+            await order(log, store=store, die="b").run(saga_id="S")
+        states = [await load_state_to_resume(store, "S") for _ in range(2)]
+        resumed = (resume_saga(order(log, store=store), state) for state in states)
+        return await asyncio.gather(*resumed, return_exceptions=True)
+
+    with freezegun.freeze_time("2026-07-15T14:30:00"):
+        ends = run(main())
+    assert sorted(type(end).__name__ for end in ends) == ["DuplicateSagaError", "SagaResult"]
+    assert log == ["a", "b", "b", "c"]
 
 
 @pytest.mark.parametrize("off", [{"enable_snapshots": False}, {"journal": False, "snapshot_strategy": "manual"}])

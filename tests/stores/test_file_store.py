@@ -496,6 +496,25 @@ def test_a_url_that_names_no_folder(url, message):
     assert message in str(caught.value)
 
 
+def test_a_file_that_another_process_makes_meanwhile_can_be_written(storage, monkeypatch):
+    really_open, made = os.open, []
+
+    def one_that_loses_the_race(path, *args, **kwargs):
+        try:
+            return really_open(path, *args, **kwargs)
+        except FileNotFoundError:  # and at this moment it is made
+            if "sagas" in Path(path).parts:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).touch()
+                made.append(path)
+            raise
+
+    monkeypatch.setattr(os, "open", one_that_loses_the_race)
+    write(storage)
+    assert made
+    assert drive.now(storage.count_snapshots("s")) == 4
+
+
 def test_a_system_without_file_locks_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(UsageError, match="needs file locks, which this system has not: use sqlite:///"):
