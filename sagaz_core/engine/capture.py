@@ -159,8 +159,8 @@ class Capture:
             self._snapshot(step, "after")
 
     def failed(self) -> None:
-        """The saga turns back, or (after a pivot) gives up."""
-        if self._strategy == "on_failure":
+        """The saga turns back, or (after a pivot) gives up. Without a journal a snapshot is all that says so."""
+        if self._strategy == "on_failure" or not (self._config.journal or self._strategy == "manual"):
             self._snapshot(self._state.failed_step or "", "failed")
 
     def undone(self, step: str) -> None:
