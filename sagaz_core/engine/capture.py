@@ -252,6 +252,11 @@ class Capture:
         await self.flush(last=self._config.on_capture_error == "raise")
         await self._writer.all_written(patient=False)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something that the store should have by now, and has not."""
+        return self._config.durability != "background" and self._writer.holds_back
+
     def is_cut_off_by(self, error: Exception) -> bool:
         """Whether the error says that a run, which does not write in the background, cannot reach its store."""
         return self._config.durability != "background" and isinstance(error, (StoreUnavailableError, OSError))

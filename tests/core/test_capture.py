@@ -298,16 +298,16 @@ def test_a_snapshot_that_was_fetched_is_not_the_stores() -> None:
 class Failing(InMemorySnapshotStorage):
     """Fails the writes of these numbers, at once or by never answering."""
 
-    def __init__(self, *numbers: int, hangs: bool = False) -> None:
+    def __init__(self, *numbers: int, hangs: bool = False, error: type[Exception] = OSError) -> None:
         super().__init__()
-        self.numbers, self.hangs, self.count = numbers, hangs, 0
+        self.numbers, self.hangs, self.error, self.count = numbers, hangs, error, 0
 
     async def write(self, batch: Any) -> None:
         self.count += 1
         if self.count in self.numbers:
             if self.hangs:
                 await asyncio.sleep(1e9)
-            raise OSError(f"write {self.count} failed")
+            raise self.error(f"write {self.count} failed")
         await super().write(batch)
 
 
@@ -416,15 +416,18 @@ def acting(store: Any, log: list[str], steps: str = "abc", **options: Any) -> Sa
     return made
 
 
-@pytest.mark.parametrize(("durability", "hangs"), [("sync", False), ("sync", True), ("group", False)])
+@pytest.mark.parametrize(
+    ("durability", "hangs", "error"),
+    [("sync", False, OSError), ("sync", True, OSError), ("group", False, OSError), ("sync", False, RuntimeError)],
+)
 def test_nothing_is_undone_that_a_store_which_is_gone_would_not_know_of(
-    durability: Any, hangs: bool, caplog: pytest.LogCaptureFixture
+    durability: Any, hangs: bool, error: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, log = Failing(*range(3, 100), hangs=hangs), list[str]()
+    store, log = Failing(*range(3, 100), hangs=hangs, error=error), list[str]()
     made = acting(store, log, durability=durability)
 
     async def main() -> Any:
-        with pytest.raises((OSError, StoreUnavailableError)):
+        with pytest.raises((error, StoreUnavailableError)):
             await made.run(saga_id="S")
         assert log == ["a", "b"]
         store.numbers = ()
