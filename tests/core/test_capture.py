@@ -418,7 +418,13 @@ def acting(store: Any, log: list[str], steps: str = "abc", **options: Any) -> Sa
 
 @pytest.mark.parametrize(
     ("durability", "hangs", "error"),
-    [("sync", False, OSError), ("sync", True, OSError), ("group", False, OSError), ("sync", False, RuntimeError)],
+    [
+        ("sync", False, OSError),
+        ("sync", True, OSError),
+        ("group", False, OSError),
+        ("group", True, OSError),
+        ("sync", False, RuntimeError),
+    ],
 )
 def test_nothing_is_undone_that_a_store_which_is_gone_would_not_know_of(
     durability: Any, hangs: bool, error: Any, caplog: pytest.LogCaptureFixture
