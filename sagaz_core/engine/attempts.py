@@ -160,7 +160,10 @@ class Attempts:
             execution.abort = error
             if execution.exception is None:
                 execution.exception = error
-            self._emit(StepFailed, None, 0, describe_error(error), False, not execution.may_pass_pivot(None))
+            capture = self._capture
+            execution.stays = capture is not None and capture.is_cut_off_by(error) and execution.would_leave()
+            final = not execution.stays and not execution.may_pass_pivot(None)
+            self._emit(StepFailed, None, 0, describe_error(error), False, final)
 
     # ---- with a store
 

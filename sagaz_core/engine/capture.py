@@ -161,8 +161,8 @@ class Capture:
             self._snapshot(step, "after")
 
     def failed(self) -> None:
-        """The saga turns back, or (after a pivot) gives up."""
-        if self._strategy == "on_failure":
+        """The saga turns back, or (after a pivot) gives up. Without a journal a snapshot is all that says so."""
+        if self._strategy == "on_failure" or not (self._config.journal or self._strategy == "manual"):
             self._snapshot(self._state.failed_step or "", "failed")
 
     def undone(self, step: str) -> None:
@@ -253,6 +253,11 @@ class Capture:
         """
         await self.flush(last=self._config.on_capture_error == "raise")
         await self._writer.all_written(patient=False)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something that the store should have by now, and has not."""
+        return self._config.durability != "background" and self._writer.holds_back
 
     def is_cut_off_by(self, error: Exception) -> bool:
         """Whether the error says that a run, which does not write in the background, cannot reach its store."""

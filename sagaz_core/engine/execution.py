@@ -54,6 +54,8 @@ class TakenOver(BaseException):  # no error to be handled: nothing on the way is
 class Execution:
     """One run. `exception` is what turned it back; `abort` is an error of the run itself, raised when all is undone.
 
+    `stays`: an abort does not turn it back; whoever resumes it goes on.
+
     Sagas are run by the thousand: when a run is over, nothing of it is in a circle that only the garbage collector
     could free. What refers back to the execution is let go of at the end, and so are errors, whose tracebacks do.
     """
@@ -84,10 +86,12 @@ class Execution:
         self.abort: Exception | None = None
         self.failed: dict[str, BaseException] = {}
         self.cancelled: asyncio.CancelledError | None = None
+        self.stays = False
         self.dead = False
         self.task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._sleep = sleep
+        self._in_doubt_before: Sequence[str] = ()
         self._alone = True  # no other step runs, or begins before this one has ended
         self._side_by_side: SideBySide | None = None
         self.another_follows = False
@@ -97,7 +101,8 @@ class Execution:
         """Run on to an end. Raises `CancelledError` when the task was cancelled, and `abort`, both after undoing.
 
         A run that can no more be undone (a pivot is done) and was cancelled or aborted stays where it is, and so does
-        one whose store cannot be told that it is undone; `resume` takes it up again.
+        one whose store cannot be told that it is undone, or failed it when it `would_leave` a step; `resume` takes it
+        up again.
         """
         status = self.state.status
         if status is not EXECUTING and status.ended:
@@ -111,7 +116,7 @@ class Execution:
             if status is EXECUTING and await self._forward():
                 self.exception = None  # what a recovery after a pivot has overcome
                 self.journal.emit(SagaCompleted)
-            elif not self.past_pivot:
+            elif not self.past_pivot and not (self.stays and self.cancelled is None and self.state.status is EXECUTING):
                 self._turn_back()
                 in_reach = await Rollback(self).run()
             elif self.cancelled is None and self.abort is None:
@@ -131,6 +136,7 @@ class Execution:
     async def resume(self) -> None:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed, self.journal.run_id)
+        self._in_doubt_before = tuple(self.state.ambiguous)
         if self.journal.capture is not None:
             try:
                 await self.journal.capture.claim()
@@ -207,6 +213,12 @@ class Execution:
         """Whether the failure of this step does not turn the saga back, or not yet: a pivot is done, or still runs."""
         pivots, running = self.definition.pivots, self.state.running
         return bool(pivots) and (self.past_pivot or any(p in running and p != failing for p in pivots))
+
+    def would_leave(self) -> bool:
+        """Whether, should it be undone now, a step would be left that another process may have done, and lost."""
+        state, model = self.state, self.model
+        left = [name for name in self._in_doubt_before if name in state.ambiguous and name not in state.results]
+        return any(name in model.compensable and not model.step(name).undone_in_doubt for name in left)
 
     def being_cancelled(self) -> bool:
         """Whether the current task is cancelled, in contrast to a `CancelledError` that user code made up.

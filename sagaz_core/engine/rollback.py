@@ -180,7 +180,7 @@ class Rollback:
             except Exception as error:  # the store's, which may be anyone's
                 execution.check_ours(error)
                 self._note(error)
-                if not capture.is_cut_off_by(error):
+                if not capture.is_behind:
                     return
                 if retry > operation.retries:
                     raise _CutOffError from error

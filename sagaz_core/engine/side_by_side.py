@@ -122,7 +122,7 @@ class SideBySide:
         if self.stopped:
             return  # told once: a step that cleans up is not told again and again
         cancels = execution.definition.on_sibling_failure == "cancel"
-        if cancels or execution.cancelled is not None or execution.abort is not None:
+        if cancels or execution.cancelled is not None:
             self.stopped = True
             for task in dict.fromkeys(self.tasks.values()):
                 task.cancel()

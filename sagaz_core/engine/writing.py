@@ -85,6 +85,11 @@ class Writer:
         """Whether the store has some of this run, or of the one that it goes on with, for sure."""
         return self._left.written
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether something is to be written."""
+        return bool(self.events or self.snapshots)
+
     async def all_written(self, *, patient: bool = True) -> None:
         """Wait until nothing is left that is written behind the run's back.
 

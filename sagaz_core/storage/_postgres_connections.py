@@ -40,6 +40,9 @@ _LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    asyncpg.DatabaseDroppedError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TooManyConnectionsError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -52,6 +55,9 @@ _UNAVAILABLE = (
     (asyncpg.ReadOnlySQLTransactionError, "it is read-only: name the primary server"),
     (asyncpg.DiskFullError, "its disk is full"),
     (asyncpg.OutOfMemoryError, "it has not enough memory"),
+    (asyncpg.InsufficientResourcesError, "it has run out of what it needs"),
+    (asyncpg.PostgresSystemError, "it cannot read or write its files: look at its disk"),
+    (asyncpg.LockNotAvailableError, "what it was to write is locked: look at its lock_timeout"),
     (asyncpg.QueryCanceledError, "it cancelled what was asked: look at its statement_timeout"),
     (asyncpg.InsufficientPrivilegeError, "this user may not do that there"),
     (asyncpg.InvalidAuthorizationSpecificationError, "it does not let this user in"),
@@ -209,11 +215,11 @@ class Connections:
             return UsageError(f"the driver cannot use {name!r}: {said}")
         if isinstance(error, asyncpg.DataError):
             return UsageError(f"PostgreSQL cannot store this text or number: {said:.200}")
+        if isinstance(error, (*_LOST, OSError, LostConnectionError)):
+            return LostConnectionError(said)
         for kind, reason in _UNAVAILABLE:
             if isinstance(error, kind):
                 return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
-        if isinstance(error, (*_LOST, OSError, LostConnectionError)):
-            return LostConnectionError(said)
         return StorageError(f"the store {name} failed: {said}")
 
     def of_a_bound_one(self, error: BaseException) -> Exception:

@@ -12,12 +12,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
-    BusyLoadingError,
+    ClusterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from sagaz_core._per_loop import PerLoop
@@ -45,7 +46,8 @@ _UNAVAILABLE_CODES = {  # that the driver has no class for
     "NOREPLICAS": "it takes no writes without its replicas",
     "NOAUTH": "it asks for a password",
 }
-_LOST = ("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
+_NOT_NOW = (ClusterDownError, TryAgainError)  # also that a replica has lost its primary
+_NOT_NOW_CODES = ("BUSY",)  # with a script
 
 
 class Conditional(NamedTuple):
@@ -194,7 +196,7 @@ class Connections:
             reason = "this user may not read all keys, as SORT has to: give it %R~*"
         if reason is not None:
             return StoreUnavailableError(f"the store {name} cannot be used: {reason} ({said})")
-        if isinstance(error, ResponseError) and code not in _LOST and not isinstance(error, BusyLoadingError):
+        if isinstance(error, ResponseError) and not isinstance(error, _NOT_NOW) and code not in _NOT_NOW_CODES:
             return StorageError(f"the store {name} failed: {said}")
         return LostConnectionError(said)
 

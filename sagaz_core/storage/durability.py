@@ -41,7 +41,11 @@ class GroupWriter:
 
     async def write(self, batch: Batch) -> None:
         """Do what `SnapshotStorage.write` does."""
-        await self._together.ask(batch)
+        try:
+            await self._together.ask(batch)
+        except asyncio.CancelledError:
+            self._together.give_up()
+            raise
 
 
 class Left:

@@ -87,6 +87,7 @@ class Together(Generic[Asked, Answer]):
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
         self._under_way = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._asked: dict[asyncio.Task[Any], list[tuple[Asked, asyncio.Future[Answer]]]] = {}
 
     def ask(self, asked: Asked) -> asyncio.Future[Answer]:
         """Return a future of the answer."""
@@ -101,6 +102,14 @@ class Together(Generic[Asked, Answer]):
             self._tasks.append(task)
         return done
 
+    def give_up(self) -> None:
+        """Leave what nobody waits for any more, as those who asked were cancelled: a call may never be answered."""
+        self._waiting = [(asked, done) for asked, done in self._waiting if not done.done()]
+        for task, together in list(self._asked.items()):
+            if all(done.done() for _, done in together):
+                del self._asked[task]
+                task.cancel()
+
     def _running(self) -> int:
         for task in self._tasks:
             if task.done():
@@ -111,16 +120,24 @@ class Together(Generic[Asked, Answer]):
     async def _ask_all(self) -> None:
         if self._under_way and len(self._waiting) < _LEAST:
             return  # the others have gone already
+        task = asyncio.current_task()
+        assert task is not None
         while self._waiting:
             total = self._under_way + len(self._waiting)
             parts = min(self._calls, total // _LEAST) or 1
             count = min(len(self._waiting), -(-total // parts), _AT_ONCE)
             together, self._waiting = self._waiting[:count], self._waiting[count:]
             self._under_way += count
+            self._asked[task] = together
             try:
                 await self._ask(together)
+            except asyncio.CancelledError:
+                if task in self._asked or task.cancelling() > 1:
+                    raise
             finally:
                 self._under_way -= count
+                if self._asked.pop(task, None) is None:  # given up
+                    task.uncancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Let nobody wait for a task that was cancelled, as the loop is being closed: it may not even have begun."""

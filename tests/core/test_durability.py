@@ -432,6 +432,44 @@ def test_of_many_that_ask_at_once_a_part_goes_in_each_of_several_calls_at_the_sa
     run(main())
 
 
+def test_a_call_that_nobody_waits_for_any_more_keeps_no_other_from_being_made():
+    """A store may never answer. Who waited for it asks again, and need not wait for what was asked before."""
+    calls = []
+
+    async def do(asked):
+        calls.append(asked)
+        if len(calls) == 1:
+            await asyncio.Future()
+        return asked
+
+    async def main():
+        together = Together(do)
+
+        async def ask(number):
+            try:
+                return await together.ask(number)
+            except asyncio.CancelledError:
+                together.give_up()
+                raise
+
+        first, second = asyncio.create_task(ask(1)), asyncio.create_task(ask(2))
+        await asyncio.sleep(1)
+        third, fourth = asyncio.create_task(ask(3)), asyncio.create_task(ask(4))
+        await asyncio.sleep(1)
+        assert calls == [[1, 2]]
+        first.cancel()
+        third.cancel()
+        await asyncio.sleep(1)
+        assert calls == [[1, 2]]  # one still waits for it
+        second.cancel()
+        assert await fourth == 4
+        assert calls == [[1, 2], [4]]
+        assert await ask(5) == 5
+        assert (together._under_way, together._asked) == (0, {})
+
+    run(main())
+
+
 def cancel_all_others():
     """Do what `asyncio.run` does at its end."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:

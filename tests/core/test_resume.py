@@ -484,6 +484,51 @@ def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(on_e
     run(main())
 
 
+@pytest.mark.parametrize("durability", ["sync", "group"])
+@pytest.mark.parametrize("in_doubt", ["ignore", "compensate"])
+def test_a_store_that_fails_a_resumed_saga_does_not_turn_it_back_from_a_step_that_would_be_left(
+    in_doubt: Any, durability: Any
+) -> None:
+    """The process that died may have done it. It is run again, and so known, as soon as the store is back."""
+    log: list[str] = []
+
+    class Fails(InMemorySnapshotStorage):
+        writes = 0
+
+        async def write(self, batch: Any) -> None:
+            self.writes += 1
+            if self.writes == 2:  # that the saga is resumed was the first
+                raise StoreUnavailableError("gone")
+            await super().write(batch)
+
+    def made(store: Any, dies: bool) -> Saga[Any]:
+        def act(ctx: Any) -> None:
+            log.append("b")
+            if dies:
+                raise Died
+
+        saga: Saga[Any] = Saga("s", snapshot_storage=store, replay_config=ReplayConfig(durability=durability))
+        saga.add_step("a", lambda ctx: log.append("a"), lambda ctx: log.append("-a"))
+        return saga.add_step("b", act, lambda ctx: log.append("-b"), in_doubt=in_doubt)
+
+    async def main() -> list[str]:
+        store = Fails()
+        store.writes = -100
+        with pytest.raises(Died):
+            await made(store, True).run(saga_id="S")
+        store.writes = 0
+        with pytest.raises(StoreUnavailableError, match="gone"):
+            await made(store, False).resume("S")
+        return [(await load_state(store, "S")).status, (await made(store, False).resume("S")).status]
+
+    if in_doubt == "ignore":
+        assert run(main()) == ["executing", "completed"]
+        assert log == ["a", "b", "b"]
+    else:
+        assert run(main()) == ["rolled_back", "rolled_back"]
+        assert log == ["a", "b", "-b", "-a"]
+
+
 SCRIPT = """
 import os, sys, time
 from sagaz_core import Saga, open_storage

@@ -386,6 +386,95 @@ def test_a_redis_without_its_replicas_takes_no_writes_and_can_be_read(valkey_ser
     asyncio.run(main())
 
 
+def test_a_replica_without_its_primary_that_answers_nothing_is_unavailable(valkey_server):
+    import redis
+
+    async def main():
+        async with opened(valkey_server.url, prefix="stale", timeout=0.3) as storage:
+            await storage.write(a_batch(0, first=True))
+            with redis.Redis.from_url(valkey_server.url) as client:
+                client.config_set("replica-serve-stale-data", "no")
+                client.replicaof("127.0.0.1", free_port())
+                try:
+                    with pytest.raises(StoreUnavailableError, match="cannot be reached: Link with MASTER is down"):
+                        await seqs(storage)
+                finally:
+                    client.replicaof("NO", "ONE")
+                    client.config_set("replica-serve-stale-data", "yes")
+            await storage.write(a_batch(1))
+            assert await seqs(storage) == [0, 1]
+
+    asyncio.run(main())
+
+
+def _is_busy(client):
+    import redis
+
+    try:
+        client.ping()
+    except redis.ResponseError:
+        return True
+    return False
+
+
+def test_a_redis_that_runs_a_script_of_somebody_else_is_waited_for(valkey_server):
+    import redis
+
+    async def main():
+        async with opened(valkey_server.url, prefix="busy") as storage:
+            await storage.write(a_batch(0, first=True))
+            with redis.Redis.from_url(valkey_server.url) as client, redis.Redis.from_url(valkey_server.url) as other:
+                client.config_set("busy-reply-threshold", 1)
+                script = asyncio.create_task(asyncio.to_thread(other.eval, "while true do end", 0))
+                while not _is_busy(client):  # noqa: ASYNC110 - of a server
+                    await asyncio.sleep(0.01)
+                writing = asyncio.create_task(storage.write(a_batch(1)))
+                await asyncio.sleep(0.1)
+                assert not writing.done()
+                client.script_kill()
+                with pytest.raises(redis.ResponseError, match="killed"):
+                    await script
+                await writing
+                client.config_set("busy-reply-threshold", 5000)
+            assert await seqs(storage) == [0, 1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("58030", "it cannot read or write its files: look at its disk"),  # io_error
+        ("53000", "it has run out of what it needs"),  # insufficient_resources: no file can be opened
+        ("55P03", "what it was to write is locked: look at its lock_timeout"),
+        ("57P05", "cannot be reached"),  # idle_session_timeout
+        ("25P03", "cannot be reached"),  # idle_in_transaction_session_timeout
+    ],
+)
+def test_a_postgresql_that_cannot_write_for_now_is_unavailable(postgres_server, code, message):
+    schema = f"fails_{code.lower()}"
+
+    async def main():
+        import asyncpg
+
+        admin = await asyncpg.connect(postgres_server.url())
+        async with opened(f"{postgres_server.url()}?schema={schema}", timeout=0.3) as storage:
+            await storage.write(a_batch(0, first=True))
+            body = f"BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END"
+            await admin.execute(
+                f"CREATE FUNCTION {schema}.no() RETURNS trigger LANGUAGE plpgsql AS $${body}$$;"
+                f"CREATE TRIGGER no BEFORE INSERT ON {schema}.saga_events EXECUTE FUNCTION {schema}.no()"
+            )
+            with pytest.raises(StoreUnavailableError, match=message):
+                await storage.write(a_batch(1))
+            await admin.execute(f"DROP TRIGGER no ON {schema}.saga_events")
+            await storage.write(a_batch(1))
+            assert await seqs(storage) == [0, 1]
+        await admin.close()
+
+    asyncio.run(main())
+
+
 def test_a_postgresql_user_that_may_only_read_reads(postgres_server):
     url = f"{postgres_server.url()}?schema=reading"
 
