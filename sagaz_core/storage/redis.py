@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from sagaz_core.errors import CodecError, CorruptDataError, UsageError
 from sagaz_core.storage._checks import above_prefix, check_find, check_limit, fits
 from sagaz_core.storage._listing import Listing
-from sagaz_core.storage._network import count, one_of, seconds, split_url, url_options
+from sagaz_core.storage._network import count, one_of, readable, seconds, split_url, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION
 from sagaz_core.storage._redis_core import Ranges
 from sagaz_core.storage._redis_deleting import RedisDeleting
@@ -210,6 +210,7 @@ _CHOICES = {
     "ssl_cert_reqs": ("required", "optional", "none"),
     "ssl_min_version": ("771", "772"),  # the numbers of TLS 1.2 and 1.3 in the protocol, by which the driver knows them
 }
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
@@ -221,6 +222,7 @@ def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> 
         one_of(url, option, options.get(option, known[0]), known)
     if "db" in options:
         count(url, "db", options["db"], least=0)
+    readable(url, options, _FILES)
 
 
 def open_redis(url: str) -> RedisSnapshotStorage:

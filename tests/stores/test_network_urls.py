@@ -96,3 +96,24 @@ def test_options_of_the_driver_reach_it():
     storage = open_storage("rediss://:pw@host/2?ssl_cert_reqs=required&prefix=shop&timeout=3")
     assert storage._connections._server == "rediss://:pw@host/2?ssl_cert_reqs=required"
     assert storage._keys.prefix == b"shop:"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("rediss://h/0?ssl_ca_certs=", "rediss://h/0?ssl_ca_path=", "rediss://h/0?ssl_certfile="),
+        *("rediss://h/0?ssl_keyfile=", "postgresql://h/db?sslrootcert=", "postgresql://h/db?sslcert="),
+        *("postgresql://h/db?sslkey=", "postgresql://h/db?sslcrl="),
+    ],
+)
+def test_a_file_of_a_certificate_that_is_not_there_is_told_at_once(url, tmp_path):
+    (tmp_path / "there.pem").touch()
+    open_storage(f"{url}{tmp_path}/there.pem")
+    name = url.rpartition("?")[2].rstrip("=")
+    for missing, why in (("none.pem", "No such file or directory"), ("a%00b", "embedded null byte")):
+        with pytest.raises(UsageError, match=rf"gives {name} as '.*', which cannot be read: {why}$"):
+            open_storage(f"{url}{tmp_path}/{missing}")
+
+
+def test_a_folder_of_certificates_is_one():
+    open_storage("rediss://h/0?ssl_ca_path=.")
