@@ -9,7 +9,7 @@ import click
 
 from sagaz_core.adapters.locate import adapter_for, saga_of
 from sagaz_core.cli.failure import NOT_WELL, Failure
-from sagaz_core.cli.live import Live, StepExit, ending, stopped
+from sagaz_core.cli.live import Live, StepExit, ending, resuming, stopped
 from sagaz_core.cli.options import NumberRange, app_option, apps_of, opened, settings_and_path, store_option
 from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
@@ -62,7 +62,8 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
                 live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
                 config = await capture_to_resume(getattr(saga, "replay_config", None), storage, state.saga_id)
                 options = RunOptions(storage, config, (live,), (live,), plan=record.plan, source=record.source)
-                await _watched(adapter.resume(saga, state, options=options), state, signals)
+                command = resuming(state.saga_id, store, apps)
+                await _watched(adapter.resume(saga, state, options=options), state, signals, command)
             return state
 
     with signals.handled():
@@ -83,8 +84,8 @@ def _check_idle(state: SagaState, idle: float) -> None:
         )
 
 
-async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals) -> None:
-    """Run it, and say of what ends it how it left the saga."""
+async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals, command: str) -> None:
+    """Run it, and say of what ends it how it left the saga, and which command goes on with it."""
     before, undone = state.seq, len(state.undone)
     try:
         await signals.guard(resumed)
@@ -99,4 +100,4 @@ async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signa
     except Exception as error:  # anyone's, once the saga runs
         if state.seq <= before + 1:  # nothing is told but that it goes on
             raise
-        raise stopped(error, state) from error
+        raise stopped(error, state, command) from error

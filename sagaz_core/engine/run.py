@@ -124,7 +124,7 @@ async def stored(
     if (differences := model.differences(SagaModel.from_dict(record.model))) and not allow_drift:
         raise DriftError(
             f"saga {saga_id!r} was started with another definition: {'; '.join(differences)} "
-            f"(allow_drift=True resumes it all the same)",
+            f"(allow_drift=True or --allow-drift resumes it all the same)",
             differences,
         )
     return record, await load_state_to_resume(storage, saga_id)
