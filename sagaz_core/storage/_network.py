@@ -121,8 +121,11 @@ def split_url(url: str, *, many_hosts: bool = False) -> SplitResult:
     try:
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2]
-        for host in hosts.split(",") if many_hosts else [hosts]:
-            _ = urlsplit(f"//{host}").port
+        servers = hosts.split(",") if many_hosts else [hosts]
+        if len(servers) > 1 and "" in servers:
+            raise ValueError("a comma without a host")
+        for server in servers:
+            _ = urlsplit(f"//{server}").port
     except ValueError:
         reason = "its host or port cannot be read"  # not as `error` says it, which may quote a piece of a password
         raise UsageError(f"{safe_url(url)!r} is not a storage URL: {reason}; {_ENCODE}") from None

@@ -76,6 +76,8 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("postgresql://host/db?target_session_attrs=primry", "gives target_session_attrs as 'primry': give any, pri"),
         ("postgresql://host/db?port=5432,x", "gives port as 'x': give a number from 1 on"),
         ("postgresql://host:5432,other:port/db", "its host or port cannot be read"),
+        ("postgresql://host:5432,/db", "its host or port cannot be read"),
+        ("postgresql://,host/db", "its host or port cannot be read"),
         ("postgresql://host:port/db", "its host or port cannot be read"),
         ("postgres://host/db", "unknown scheme (did you mean 'postgresql'?)"),
     ],
