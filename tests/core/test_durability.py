@@ -15,7 +15,7 @@ from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import resume_stored
 from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch
-from sagaz_core.storage.contract import a_saga, an_event
+from sagaz_core.storage.contract import a_saga, a_snapshot, a_summary, an_event
 from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, Left, background_writer
 from sagaz_core.storage.records import unpack_state
 from sagaz_core.storage.together import Together
@@ -269,6 +269,81 @@ def test_in_the_background_nothing_of_a_run_is_written_behind_what_was_refused_o
         return [event async for event in store.read_events("s")], writer.losses.events, mine.written, others.written
 
     assert run(main()) == ([*events(0, b"theirs"), *events(2, b"theirs")], 4, False, True)
+
+
+def test_in_the_background_nor_is_what_came_while_it_was_refused():
+    store = Distant()
+
+    async def main():
+        writer, mine = BackgroundWriter(store), Left()
+        theirs = [an_event("s", seq, data=b"theirs") for seq in (0, 1)]
+        await store.write(Batch("s", a_saga("s"), theirs, [a_snapshot("s", 0)]))
+        writer.put(Batch("s", None, [an_event("s", 1, data=b"mine")]), forget_below=1, left=mine)
+        await asyncio.sleep(TRIP / 2)  # it is on its way
+        writer.put(Batch("s", None, [an_event("s", 2, data=b"mine")], [a_snapshot("s", 2)]), forget_below=2, left=mine)
+        with pytest.raises(DuplicateSagaError):
+            await writer.written("s", mine)
+        assert writer.losses.events == 2
+        stored = [event async for event in store.read_events("s")]
+        return stored == theirs, [found.seq for found in (await store.list_snapshots("s")).items]
+
+    assert run(main()) == (True, [0])
+
+
+@pytest.mark.parametrize("last", [None, 2])
+def test_in_the_background_what_waits_of_one_run_is_written_as_one_after_the_other(last):
+    store = Distant()
+
+    async def main():
+        writer, mine = BackgroundWriter(store), Left()
+        steps = [
+            (Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)], a_summary("s", 0)), None),
+            (Batch("s", None, [an_event("s", 1)], [a_snapshot("s", 1)]), 1),
+            (Batch("s", None, [an_event("s", 2)], [a_snapshot("s", 2)], a_summary("s", 2, status="completed")), last),
+            (Batch("s", None, [an_event("s", 3)]), None),
+        ]
+        for batch, forget_below in steps:
+            writer.put(batch, forget_below, mine)
+        await writer.written("s", mine)
+        assert store.calls == [("write_many", 1)]
+        assert await store.get_saga("s") == a_saga("s")
+        assert [event async for event in store.read_events("s")] == [an_event("s", seq) for seq in range(4)]
+        assert [found.status for found in (await store.find_sagas()).items] == ["completed"]
+        return [found.seq for found in (await store.list_snapshots("s")).items]
+
+    assert run(main()) == ([1, 2] if last is None else [2])
+
+
+def test_in_the_background_a_store_that_is_back_is_waited_for_again():
+    store, undone = Distant(), []
+
+    async def main():
+        down = True
+
+        async def write_many(batches):
+            await asyncio.sleep(TRIP)
+            if down:
+                raise StoreUnavailableError("down")
+            return [await store._result(batch) for batch in batches]
+
+        async def last():
+            nonlocal down
+            await asyncio.sleep(1)
+            down = False
+            await asyncio.sleep(10)  # it is tried again meanwhile
+            raise StepRejected("no")
+
+        async def undo(ctx):
+            undone.extend([event.kind async for event in store.read_events("s")][-1:])
+
+        store.write_many = write_many
+        saga = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(durability="background"))
+        saga.add_step("a", lambda ctx: None, undo)
+        saga.add_step("b", lambda ctx: last())
+        assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+
+    run(main())
+    assert undone == ["CompensationStarted"]
 
 
 def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_for_it():
