@@ -13,7 +13,7 @@ import pytest
 from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
 from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import resume_stored
-from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError, UsageError
+from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch
 from sagaz_core.storage.contract import a_saga, a_snapshot, a_summary, an_event
 from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, Left, background_writer
@@ -227,6 +227,26 @@ def test_in_the_background_what_is_refused_is_told_and_counted(caplog):
     assert losses.batches >= 1
     assert losses.events >= 1
     assert "are lost" in caplog.text
+
+
+def test_in_the_background_a_refusal_is_told_once_and_what_comes_later_is_written():
+    store = Distant()
+
+    def refuse_once(call):
+        if call == 1:
+            raise StorageError("no such letter")
+
+    async def main():
+        store.fault = refuse_once
+        writer, mine = BackgroundWriter(store), Left()
+        writer.put(Batch("s", a_saga("s")), left=mine)
+        with pytest.raises(StorageError, match="no such letter"):
+            await writer.written("s", mine)
+        writer.put(Batch("s", a_saga("s")), left=mine)
+        await writer.written("s", mine)
+        return [found.saga_id for found in (await store.list_sagas()).items], writer.losses.batches
+
+    assert run(main()) == (["s"], 1)
 
 
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
@@ -448,6 +468,29 @@ def test_what_waits_when_the_loop_ends_is_written():
 
     asyncio.run(main())
     assert len(asyncio.run(store.list_sagas()).items) == 1
+
+
+def test_what_cannot_be_written_when_the_loop_ends_is_counted_and_waited_for_no_longer():
+    store = Distant()
+
+    async def write_many(batches):
+        store.calls.append(len(batches))
+        if len(store.calls) == 1:
+            await asyncio.Event().wait()
+        raise StoreUnavailableError("down")
+
+    async def main():
+        store.write_many = write_many
+        writer = background_writer(store)
+        writer.put(Batch("s", a_saga("s")))
+        waiting = asyncio.create_task(writer.written("s"))
+        await asyncio.sleep(0)
+        writer.put(Batch("t", a_saga("t")))
+        writer._task.cancel()
+        await waiting
+        return writer.losses.batches
+
+    assert run(main()) == 2
 
 
 def test_of_many_that_ask_at_once_a_part_goes_in_each_of_several_calls_at_the_same_time():
