@@ -398,6 +398,36 @@ def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_
     assert undone == [("b", 1), ("a", 1)]  # the first try is waited for, and no other one
 
 
+def test_in_the_background_a_store_that_hangs_is_waited_for_by_one_compensation_alone():
+    store, undone = Distant(), []
+
+    async def main():
+        back = asyncio.Event()
+
+        async def write_many(batches):
+            await back.wait()
+            return [await store._result(batch) for batch in batches]
+
+        def undo(name):
+            undone.append((name, asyncio.get_running_loop().time() - start))
+            if name == "a":
+                back.set()
+
+        def refuse(ctx):
+            raise StepRejected("no")
+
+        store.write_many, start = write_many, asyncio.get_running_loop().time()
+        config = ReplayConfig(durability="background", capture_timeout=9, on_capture_error="warn")
+        saga = Saga("order", snapshot_storage=store, replay_config=config)
+        for name in "abc":
+            saga.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undo(name))
+        saga.add_step("d", refuse)
+        assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+
+    run(main())
+    assert undone == [("c", 9), ("b", 9), ("a", 9)]  # in virtual time
+
+
 def test_a_full_queue_blocks_nobody_and_counts_what_it_loses(caplog):
     store = Distant()
 
@@ -483,11 +513,13 @@ def test_what_cannot_be_written_when_the_loop_ends_is_counted_and_waited_for_no_
         store.write_many = write_many
         writer = background_writer(store)
         writer.put(Batch("s", a_saga("s")))
-        waiting = asyncio.create_task(writer.written("s"))
+        waiting = [asyncio.create_task(writer.written("s"))]
         await asyncio.sleep(0)
         writer.put(Batch("t", a_saga("t")))
+        waiting.append(asyncio.create_task(writer.written("t")))
+        await asyncio.sleep(0)
         writer._task.cancel()
-        await waiting
+        await asyncio.gather(*waiting)
         return writer.losses.batches
 
     assert run(main()) == 2

@@ -466,6 +466,34 @@ def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(on_e
     run(main())
 
 
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_a_saga_that_is_gone_on_with_may_do_without_its_store_then_if_it_is_told_so(durability: Any) -> None:
+    class Failing(InMemorySnapshotStorage):
+        writes = 0
+
+        async def write(self, batch: Any) -> None:
+            self.writes += 1
+            if self.writes > 1:
+                raise StoreUnavailableError("down")
+            await super().write(batch)
+
+        async def write_many(self, batches: Any) -> Any:
+            for batch in batches:
+                await self.write(batch)
+            return [None] * len(batches)
+
+    async def main() -> None:
+        log: list[str] = []
+        store = Failing()
+        with pytest.raises(Died):
+            await order(log, store=store, die="a").run(saga_id="S")
+        store.writes = 0
+        assert (await order(log, store=store, durability=durability, on_capture_error="warn").resume("S")).success
+        assert store.writes > 2
+
+    run(main())
+
+
 SCRIPT = """
 import os, sys, time
 from sagaz_core import Saga, open_storage
