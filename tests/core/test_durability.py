@@ -398,7 +398,8 @@ def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_
     assert undone == [("b", 1), ("a", 1)]  # the first try is waited for, and no other one
 
 
-def test_in_the_background_a_store_that_hangs_is_waited_for_by_one_compensation_alone():
+@pytest.mark.parametrize("durability", ["sync", "group", "background"])
+def test_with_warn_a_store_that_hangs_is_not_waited_for_by_each_compensation(durability):
     store, undone = Distant(), []
 
     async def main():
@@ -408,6 +409,9 @@ def test_in_the_background_a_store_that_hangs_is_waited_for_by_one_compensation_
             await back.wait()
             return [await store._result(batch) for batch in batches]
 
+        async def write(batch):
+            await write_many([batch])
+
         def undo(name):
             undone.append((name, asyncio.get_running_loop().time() - start))
             if name == "a":
@@ -416,8 +420,8 @@ def test_in_the_background_a_store_that_hangs_is_waited_for_by_one_compensation_
         def refuse(ctx):
             raise StepRejected("no")
 
-        store.write_many, start = write_many, asyncio.get_running_loop().time()
-        config = ReplayConfig(durability="background", capture_timeout=9, on_capture_error="warn")
+        store.write, store.write_many, start = write, write_many, asyncio.get_running_loop().time()
+        config = ReplayConfig(durability=durability, capture_timeout=9, on_capture_error="warn")
         saga = Saga("order", snapshot_storage=store, replay_config=config)
         for name in "abc":
             saga.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undo(name))
