@@ -15,7 +15,7 @@ from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_record
-from sagaz_core.engine.run import RunOptions, capture_to_resume, stored
+from sagaz_core.engine.run import RunOptions, capture_to_resume, state_to_resume
 from sagaz_core.errors import DuplicateSagaError, UsageError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
@@ -56,12 +56,13 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
             target, _ = saga_of(record, apps_of(record, apps, settings))
             adapter = adapter_for(target)
             saga = adapter.create(target)
-            _, state = await stored(storage, record.saga_id, await adapter.describe(saga), allow_drift=allow_drift)
+            model = await adapter.describe(saga)
+            state = await state_to_resume(storage, record.saga_id, model, allow_drift=allow_drift)
             if not state.status.ended:
                 _check_idle(state, idle)
                 live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
                 config = await capture_to_resume(getattr(saga, "replay_config", None), storage, state.saga_id)
-                options = RunOptions(storage, config, (live,), (live,), plan=record.plan, source=record.source)
+                options = RunOptions(storage, config, (live,), (live,))
                 command = resuming(state.saga_id, store, apps)
                 await _watched(adapter.resume(saga, state, options=options), state, signals, command)
             return state

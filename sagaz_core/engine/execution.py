@@ -132,11 +132,7 @@ class Execution:
         """Take over a run that another process left, and run on. A step that was running is run again."""
         self.journal.emit(SagaResumed)
         if self.journal.capture is not None:
-            try:
-                await self.journal.capture.claim()
-            except Exception as error:  # the store's, which may be anyone's: nothing was run, and nothing is undone
-                self.check_ours(error)
-                raise
+            await self.journal.capture.claim()  # should it raise, nothing was run, and nothing is undone
         await self.run()
 
     def check_ours(self, error: Exception) -> None:

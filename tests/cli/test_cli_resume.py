@@ -210,6 +210,13 @@ def test_the_command_that_goes_on_with_a_saga_whose_store_went_away_can_be_paste
     assert effects() == ["do reserve"]
 
 
+def test_nothing_is_run_while_the_store_does_not_take_in_that_the_saga_goes_on(store_down, kill, cli):
+    kill()
+    Path("down").touch()
+    assert cli("resume", "a", "--app", "cli_waits", "--idle", "0").fails(2) == "the store is down"
+    assert effects() == ["do reserve"]
+
+
 def test_no_command_is_named_where_the_store_ends_with_the_process(cli, monkeypatch):
     async def down(self, batch):
         raise StoreUnavailableError("the store is down")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -256,11 +257,14 @@ def test_in_the_background_a_run_under_an_id_that_is_taken_adds_nothing_to_the_o
     async def main():
         await a_chain(store, "sync", steps=1).run({}, saga_id="taken")
         before = await everything(store)
-        config = {"on_capture_error": on_error}
+        undone = []
+        saga = a_chain(store, "background", steps=9, on_capture_error=on_error)
+        saga.add_step("slow", lambda ctx: asyncio.sleep(1), lambda ctx: undone.append("slow"))
+        saga.add_step("next", lambda ctx: None)
         try:
-            result = await a_chain(store, "background", steps=9, **config).run({}, saga_id="taken")
+            result = await saga.run({}, saga_id="taken")
         except DuplicateSagaError:
-            assert on_error == "raise"
+            assert (on_error, undone) == ("raise", ["slow"])  # what it did is its own
         else:
             assert (on_error, result.status) == ("warn", SagaStatus.COMPLETED)
         assert await everything(store) == before
@@ -398,8 +402,10 @@ def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_
     assert undone == [("b", 1), ("a", 1)]  # the first try is waited for, and no other one
 
 
-@pytest.mark.parametrize("durability", ["sync", "group", "background"])
-def test_with_warn_a_store_that_hangs_is_not_waited_for_by_each_compensation(durability):
+@pytest.mark.parametrize(
+    ("durability", "on_error"), [("sync", "warn"), ("group", "warn"), ("background", "warn"), ("background", "raise")]
+)
+def test_a_store_that_hangs_is_not_waited_for_by_each_compensation_of_what_may_run_on(durability, on_error):
     store, undone = Distant(), []
 
     async def main():
@@ -421,12 +427,13 @@ def test_with_warn_a_store_that_hangs_is_not_waited_for_by_each_compensation(dur
             raise StepRejected("no")
 
         store.write, store.write_many, start = write, write_many, asyncio.get_running_loop().time()
-        config = ReplayConfig(durability=durability, capture_timeout=9, on_capture_error="warn")
+        config = ReplayConfig(durability=durability, capture_timeout=9, on_capture_error=on_error)
         saga = Saga("order", snapshot_storage=store, replay_config=config)
         for name in "abc":
             saga.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undo(name))
         saga.add_step("d", refuse)
-        assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+        with nullcontext() if on_error == "warn" else pytest.raises(StoreUnavailableError, match="within 9 s"):
+            assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
 
     run(main())
     assert undone == [("c", 9), ("b", 9), ("a", 9)]  # in virtual time
