@@ -77,9 +77,9 @@ def record(
     Prints its id, what happens as it happens, and how it ended. Values of the context are not printed.
 
     Exit code: 0 when it completed or was rolled back; 1 when it is stuck, when it died of a planned crash (its
-    recording is then what a crash leaves), when a planned fault never happened, or when another process goes on with
-    it; 2 when something given is wrong, and nothing was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it
-    undoes what it did, and a second one stops it at once.
+    recording is then what a crash leaves), when a planned fault never happened, when its store went away, or when
+    another process goes on with it; 2 when something given is wrong, and nothing was written; 130 or 143 when Ctrl-C or
+    SIGTERM stopped it: it undoes what it did, and a second one stops it at once.
     """
     settings = settings_and_path()
     initial = read_context(context)

@@ -44,8 +44,8 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
     What had ended is not run again. A step that was running is: nobody knows whether it had its effect. Make sure that
     no process runs the saga any more. `sagaz find --status executing` lists those that have not ended.
 
-    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck, or another process goes on
-    with it; 2 when nothing was run; 130 or 143 when it was stopped: it undoes what it did.
+    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck, when its store went away, or
+    when another process goes on with it; 2 when nothing was run; 130 or 143 when it was stopped: it undoes what it did.
     """
     settings = settings_and_path()
     live, signals = Live(), Signals()
