@@ -218,6 +218,10 @@ def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> 
     name = next((name for name in options if name.startswith("ssl_")), None)
     if name is not None and scheme != "rediss":
         raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise UsageError(
+            f"{safe_url(url)!r} gives ssl_keyfile, but no ssl_certfile: give the certificate of the key, too"
+        )
     for option, known in _CHOICES.items():
         one_of(url, option, options.get(option, known[0]), known)
     if "db" in options:

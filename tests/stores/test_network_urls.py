@@ -53,6 +53,7 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("redis://host/0?timeout=0", "gives timeout as '0': give seconds"),
         ("redis://host/0?timeout=1e30", "gives timeout as '1e30': give seconds"),
         ("redis://host/0?ssl_cert_reqs=none", "gives ssl_cert_reqs, but no TLS: write rediss://"),
+        ("rediss://host/0?ssl_keyfile=key.pem", "gives ssl_keyfile, but no ssl_certfile: give the certificate"),
         ("rediss://host/0?ssl_cert_reqs=maybe", "gives ssl_cert_reqs as 'maybe': give required, optional or none"),
         ("rediss://host/0?ssl_min_version=TLSv1_2", "gives ssl_min_version as 'TLSv1_2': give 771 or 772"),
         ("redis://host/0?protocol=9", "gives protocol as '9': give 2 or 3"),
@@ -104,14 +105,18 @@ def test_options_of_the_driver_reach_it():
     "url",
     [
         *("rediss://h/0?ssl_ca_certs=", "rediss://h/0?ssl_ca_path=", "rediss://h/0?ssl_certfile="),
-        *("rediss://h/0?ssl_keyfile=", "postgresql://h/db?sslrootcert=", "postgresql://h/db?sslcert="),
+        *(
+            f"rediss://h/0?ssl_certfile={__file__}&ssl_keyfile=",
+            "postgresql://h/db?sslrootcert=",
+            "postgresql://h/db?sslcert=",
+        ),
         *("postgresql://h/db?sslkey=", "postgresql://h/db?sslcrl="),
     ],
 )
 def test_a_file_of_a_certificate_that_is_not_there_is_told_at_once(url, tmp_path):
     (tmp_path / "there.pem").touch()
     open_storage(f"{url}{tmp_path}/there.pem")
-    name = url.rpartition("?")[2].rstrip("=")
+    name = url.replace("&", "?").rpartition("?")[2].rstrip("=")
     for missing, why in (("none.pem", "No such file or directory"), ("a%00b", "embedded null byte")):
         with pytest.raises(UsageError, match=rf"gives {name} as '.*', which cannot be read: {why}$"):
             open_storage(f"{url}{tmp_path}/{missing}")
