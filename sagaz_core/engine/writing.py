@@ -11,7 +11,7 @@ from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError
 from sagaz_core.events import StepFailed
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.durability import Left, background_writer, group_writer
+from sagaz_core.storage.durability import Delivery, background_writer, group_writer
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Writer:
         self._summary = summary
         self._frames = frames
         self._announced = resumed
-        self._left = Left()
-        self._left.written = self._unclaimed = resumed
+        self._delivery = Delivery()
+        self._delivery.written = self._unclaimed = resumed
         self._kept: list[int] | None = None if resumed else []
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
@@ -83,7 +83,7 @@ class Writer:
     @property
     def begun(self) -> bool:
         """Whether the store has some of this run, or of the one that it goes on with, for sure."""
-        return self._left.written
+        return self._delivery.written
 
     async def all_written(self, *, patient: bool = True) -> None:
         """Wait until nothing is left that is written behind the run's back.
@@ -93,7 +93,7 @@ class Writer:
         if self._durability == "background" and (patient or self._answers()):
             writer = background_writer(self._storage)
             try:
-                waiting = self._begun(writer.written(self._saga_id, self._left, patient=patient))
+                waiting = self._begun(writer.written(self._saga_id, self._delivery, patient=patient))
                 if waiting is not None:
                     await waiting
             except Exception as error:  # the store's, which may be anyone's
@@ -155,7 +155,7 @@ class Writer:
     def _is_written(self, batch: Batch) -> None:
         self._announced = True
         if self._durability != "background":
-            self._left.written = True
+            self._delivery.written = True
         if batch.summary is not None:
             self._summary.told(batch.summary)
 
@@ -183,7 +183,7 @@ class Writer:
         try:
             if self._summary.lost_failure:
                 batch = await self._dated(batch)
-            if writer.put(batch, self._too_old(batch.snapshots), self._left):
+            if writer.put(batch, self._too_old(batch.snapshots), self._delivery):
                 self._is_written(batch)
             else:
                 self._begin_again()

@@ -17,7 +17,7 @@ from sagaz_core.engine.run import resume_stored
 from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch
 from sagaz_core.storage.contract import a_saga, a_snapshot, a_summary, an_event
-from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, Left, background_writer
+from sagaz_core.storage.durability import BackgroundWriter, Delivery, GroupWriter, background_writer
 from sagaz_core.storage.records import unpack_state
 from sagaz_core.storage.together import Together
 from sagaz_core.virtual_time import run
@@ -239,11 +239,11 @@ def test_in_the_background_a_refusal_is_told_once_and_what_comes_later_is_writte
 
     async def main():
         store.fault = refuse_once
-        writer, mine = BackgroundWriter(store), Left()
-        writer.put(Batch("s", a_saga("s")), left=mine)
+        writer, mine = BackgroundWriter(store), Delivery()
+        writer.put(Batch("s", a_saga("s")), delivery=mine)
         with pytest.raises(StorageError, match="no such letter"):
             await writer.written("s", mine)
-        writer.put(Batch("s", a_saga("s")), left=mine)
+        writer.put(Batch("s", a_saga("s")), delivery=mine)
         await writer.written("s", mine)
         return [found.saga_id for found in (await store.list_sagas()).items], writer.losses.batches
 
@@ -279,15 +279,15 @@ def test_in_the_background_nothing_of_a_run_is_written_behind_what_was_refused_o
         return [an_event("s", seq, data=data) for seq in (first, first + 1)]
 
     async def main():
-        writer, mine, others = BackgroundWriter(store), Left(), Left()
+        writer, mine, others = BackgroundWriter(store), Delivery(), Delivery()
         await store.write(Batch("s", a_saga("s"), events(0, b"theirs")))
-        writer.put(Batch("s", None, events(1, b"mine")), left=mine)
-        writer.put(Batch("s", None, events(3, b"mine")), left=mine)
-        writer.put(Batch("s", None, events(2, b"theirs")), left=others)
+        writer.put(Batch("s", None, events(1, b"mine")), delivery=mine)
+        writer.put(Batch("s", None, events(3, b"mine")), delivery=mine)
+        writer.put(Batch("s", None, events(2, b"theirs")), delivery=others)
         await writer.written("s", others)
         for _ in range(2):
             with pytest.raises(DuplicateSagaError):
-                writer.put(Batch("s", None, events(5, b"mine")), left=mine)
+                writer.put(Batch("s", None, events(5, b"mine")), delivery=mine)
         with pytest.raises(DuplicateSagaError):
             await writer.written("s", mine)
         return [event async for event in store.read_events("s")], writer.losses.events, mine.written, others.written
@@ -299,12 +299,14 @@ def test_in_the_background_nor_is_what_came_while_it_was_refused():
     store = Distant()
 
     async def main():
-        writer, mine = BackgroundWriter(store), Left()
+        writer, mine = BackgroundWriter(store), Delivery()
         theirs = [an_event("s", seq, data=b"theirs") for seq in (0, 1)]
         await store.write(Batch("s", a_saga("s"), theirs, [a_snapshot("s", 0)]))
-        writer.put(Batch("s", None, [an_event("s", 1, data=b"mine")]), forget_below=1, left=mine)
+        writer.put(Batch("s", None, [an_event("s", 1, data=b"mine")]), forget_below=1, delivery=mine)
         await asyncio.sleep(TRIP / 2)  # it is on its way
-        writer.put(Batch("s", None, [an_event("s", 2, data=b"mine")], [a_snapshot("s", 2)]), forget_below=2, left=mine)
+        writer.put(
+            Batch("s", None, [an_event("s", 2, data=b"mine")], [a_snapshot("s", 2)]), forget_below=2, delivery=mine
+        )
         with pytest.raises(DuplicateSagaError):
             await writer.written("s", mine)
         assert writer.losses.events == 2
@@ -319,7 +321,7 @@ def test_in_the_background_what_waits_of_one_run_is_written_as_one_after_the_oth
     store = Distant()
 
     async def main():
-        writer, mine = BackgroundWriter(store), Left()
+        writer, mine = BackgroundWriter(store), Delivery()
         steps = [
             (Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)], a_summary("s", 0)), None),
             (Batch("s", None, [an_event("s", 1)], [a_snapshot("s", 1)]), 1),
