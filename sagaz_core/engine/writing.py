@@ -100,11 +100,19 @@ class Writer:
                 self._told_of(error)
 
     async def claim(self) -> None:
-        """Write what there is, and wait until it is written. Raises what the store raises, whatever the config says."""
-        waiting = self.flush(last=False)
-        if waiting is not None:
-            await waiting
-        await self.all_written()
+        """Write what there is, and wait until it is written. Raises what the store raises, whatever the config says.
+
+        Nothing is left to a background writer, which would say later on that a run that is over goes on with the saga.
+        """
+        durability = self._durability
+        if durability == "background":
+            self._durability = "sync"
+        try:
+            waiting = self.flush(last=False)
+            if waiting is not None:
+                await waiting
+        finally:
+            self._durability = durability
         self._unclaimed = False
 
     async def _flushed(self, last: bool) -> None:

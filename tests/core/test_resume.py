@@ -461,6 +461,8 @@ def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(on_e
         assert log == []
         assert (await load_state(store, "S")).to_data() == before.to_data()
         store.held = False
+        await written(store, "S")
+        assert (await load_state(store, "S")).to_data() == before.to_data()  # nor is it said later
         assert (await order(log, store=store).resume("S")).success
 
     run(main())
