@@ -25,9 +25,10 @@ from sagaz_core.events import (
 from sagaz_core.faults.inject import SimulatedCrash
 from sagaz_core.model import END
 from sagaz_core.state import SagaState, SagaStatus
+from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sagaz_core.interceptor import Proceed, StepCall
 
@@ -144,10 +145,17 @@ def ending(state: SagaState) -> str:
     return f"{state.status.value}{now}, not at an end"
 
 
-def stopped(error: Exception, state: SagaState) -> Failure:
-    """Return how a command ends whose run was stopped by an error, with what goes on with the saga."""
-    command = shlex.join(["sagaz", "resume", state.saga_id])
-    then = "" if state.status.ended else f": {command} goes on with it"
+def resuming(saga_id: str, store: str | None, apps: Sequence[str] = ()) -> str:
+    """Return the command that goes on with the saga; the secrets of the store's URL are for the reader to fill in."""
+    options = [f"--app={app}" for app in apps]
+    if store is not None:
+        options.append(f"--store={safe_url(store)}")
+    return shlex.join(["sagaz", "resume", *options, *(["--"] if saga_id.startswith("-") else []), saga_id])
+
+
+def stopped(error: Exception, state: SagaState, command: str) -> Failure:
+    """Return how a command ends whose run was stopped by an error, with the one that goes on with the saga, if any."""
+    then = "" if state.status.ended or not command else f": {command} goes on with it"
     return Failure(f"{message_of(error)} (saga {state.saga_id!r} is {ending(state)}{then})", NOT_WELL)
 
 

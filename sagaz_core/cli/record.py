@@ -15,7 +15,7 @@ import click
 from sagaz_core.adapters.base import Adapter
 from sagaz_core.adapters.locate import adapter_for, load_saga
 from sagaz_core.cli.failure import NOT_WELL, Failure, message_of
-from sagaz_core.cli.live import Live, StepExit, ending, stopped
+from sagaz_core.cli.live import Live, StepExit, ending, resuming, stopped
 from sagaz_core.cli.options import (
     checked_output,
     opened,
@@ -77,9 +77,9 @@ def record(
     Prints its id, what happens as it happens, and how it ended. Values of the context are not printed.
 
     Exit code: 0 when it completed or was rolled back; 1 when it is stuck, when it died of a planned crash (its
-    recording is then what a crash leaves), when a planned fault never happened, or when another process goes on with
-    it; 2 when something given is wrong, and nothing was written; 130 or 143 when Ctrl-C or SIGTERM stopped it: it
-    undoes what it did, and a second one stops it at once.
+    recording is then what a crash leaves), when a planned fault never happened, when its store went away, or when
+    another process goes on with it; 2 when something given is wrong, and nothing was written; 130 or 143 when Ctrl-C or
+    SIGTERM stopped it: it undoes what it did, and a second one stops it at once.
     """
     settings = settings_and_path()
     initial = read_context(context)
@@ -92,6 +92,7 @@ def record(
         context=initial,
         saga_id=None if saga_id is None else checked_id(saga_id),
         plan=faults,
+        store=store,
         url=store_url(store, settings),
         out=None if out is None else checked_output(out, force=force),
     )
@@ -100,19 +101,19 @@ def record(
     if job.state.seq < 0:
         raise job.signals.failure(None)
     job.live.say(style(ending(job.state), bold=True))
-    job.live.say(_kept(job, store))
+    job.live.say(_kept(job))
     _judge(job)
 
 
-def _kept(job: Job, store: str | None) -> str:
+def _kept(job: Job) -> str:
     """Say where the recording is, and what proves it."""
     where, command = safe_url(job.url), ["pytest", f"--sagaz-replay={job.live.saga_id}"]
     if job.url.startswith("memory:"):
         if job.out is None:
             return f"recorded in {where}, which ends here; keep it with --out FILE, or in another --store"
         where, command = str(job.out), ["pytest", f"--sagaz-replay={job.out}", f"--app={job.source.partition(':')[0]}"]
-    elif store is not None:
-        command.append(f"--sagaz-store={safe_url(store)}")  # its secrets are for the reader to fill in
+    elif job.store is not None:
+        command.append(f"--sagaz-store={safe_url(job.store)}")  # its secrets are for the reader to fill in
     return f"recorded in {printable(where)}; prove it with:  {printable(shlex.join(command))}"
 
 
@@ -126,6 +127,7 @@ class Job:
     context: dict[str, Any]
     saga_id: str | None
     plan: FaultPlan
+    store: str | None
     url: str
     out: Path | None
     live: Live = field(default_factory=Live)
@@ -146,6 +148,13 @@ class Job:
     def begun(self) -> bool:
         """Whether the store has some of the run for sure."""
         return self.journal is not None and self.journal.capture is not None and self.journal.capture.begun
+
+    @property
+    def resuming(self) -> str:
+        """The command that goes on with the saga, `""` where none can: its store ends here, or its engine cannot."""
+        if self.url.startswith("memory:") or "crash" in self.adapter.cannot:
+            return ""
+        return resuming(self.state.saga_id, self.store)
 
     def keep_journal(self, journal: Journal) -> None:
         """Be told of the run's journal."""
@@ -256,7 +265,7 @@ async def _run_and_see(job: Job, storage: SnapshotStorage) -> None:
     except Exception as error:  # the store's, or a value of the user's that cannot be kept
         if not (job.state.results or job.state.undone or job.state.ambiguous):
             raise  # no step was run
-        raise stopped(error, job.state) from error
+        raise stopped(error, job.state, job.resuming) from error
     await job.injector.deliver_late()
 
 

@@ -9,13 +9,13 @@ import click
 
 from sagaz_core.adapters.locate import adapter_for, saga_of
 from sagaz_core.cli.failure import NOT_WELL, Failure
-from sagaz_core.cli.live import Live, StepExit, ending, stopped
+from sagaz_core.cli.live import Live, StepExit, ending, resuming, stopped
 from sagaz_core.cli.options import NumberRange, app_option, apps_of, opened, settings_and_path, store_option
 from sagaz_core.cli.running import Signals, run, taken_over
 from sagaz_core.cli.text import printable, style
 from sagaz_core.clock import utc_now
 from sagaz_core.engine.load import load_record
-from sagaz_core.engine.run import RunOptions, capture_to_resume, stored
+from sagaz_core.engine.run import RunOptions, capture_to_resume, state_to_resume
 from sagaz_core.errors import DuplicateSagaError, UsageError
 from sagaz_core.state import SagaState, SagaStatus
 from sagaz_core.storage.base import checked_id
@@ -44,8 +44,8 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
     What had ended is not run again. A step that was running is: nobody knows whether it had its effect. Make sure that
     no process runs the saga any more. `sagaz find --status executing` lists those that have not ended.
 
-    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck, or another process goes on
-    with it; 2 when nothing was run; 130 or 143 when it was stopped: it undoes what it did.
+    Exit code: 0 when it completed or was rolled back, now or before; 1 when it is stuck, when its store went away, or
+    when another process goes on with it; 2 when nothing was run; 130 or 143 when it was stopped: it undoes what it did.
     """
     settings = settings_and_path()
     live, signals = Live(), Signals()
@@ -56,13 +56,15 @@ def resume(saga_id: str, idle: float, allow_drift: bool, store: str | None, apps
             target, _ = saga_of(record, apps_of(record, apps, settings))
             adapter = adapter_for(target)
             saga = adapter.create(target)
-            _, state = await stored(storage, record.saga_id, await adapter.describe(saga), allow_drift=allow_drift)
+            model = await adapter.describe(saga)
+            state = await state_to_resume(storage, record.saga_id, model, allow_drift=allow_drift)
             if not state.status.ended:
                 _check_idle(state, idle)
                 live.say(f"{style(printable(state.saga_id), bold=True)}  {printable(state.saga_name)} {state.version}")
                 config = await capture_to_resume(getattr(saga, "replay_config", None), storage, state.saga_id)
-                options = RunOptions(storage, config, (live,), (live,), plan=record.plan, source=record.source)
-                await _watched(adapter.resume(saga, state, options=options), state, signals)
+                options = RunOptions(storage, config, (live,), (live,))
+                command = resuming(state.saga_id, store, apps)
+                await _watched(adapter.resume(saga, state, options=options), state, signals, command)
             return state
 
     with signals.handled():
@@ -83,8 +85,8 @@ def _check_idle(state: SagaState, idle: float) -> None:
         )
 
 
-async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals) -> None:
-    """Run it, and say of what ends it how it left the saga."""
+async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signals: Signals, command: str) -> None:
+    """Run it, and say of what ends it how it left the saga, and which command goes on with it."""
     before, undone = state.seq, len(state.undone)
     try:
         await signals.guard(resumed)
@@ -99,4 +101,4 @@ async def _watched(resumed: Coroutine[Any, Any, object], state: SagaState, signa
     except Exception as error:  # anyone's, once the saga runs
         if state.seq <= before + 1:  # nothing is told but that it goes on
             raise
-        raise stopped(error, state) from error
+        raise stopped(error, state, command) from error

@@ -138,11 +138,7 @@ class Execution:
         self.journal.emit(SagaResumed, self.journal.run_id)
         self._in_doubt_before = tuple(self.state.ambiguous)
         if self.journal.capture is not None:
-            try:
-                await self.journal.capture.claim()
-            except Exception as error:  # the store's, which may be anyone's: nothing was run, and nothing is undone
-                self.check_ours(error)
-                raise
+            await self.journal.capture.claim()  # should it raise, nothing was run, and nothing is undone
         await self.run()
 
     def check_ours(self, error: Exception) -> None:

@@ -102,19 +102,17 @@ async def resume_stored(saga: Saga[Any], saga_id: object, *, allow_drift: bool =
     storage, identity = saga.snapshot_storage, checked_id(saga_id)
     if storage is None:
         raise UsageError(f"saga {identity!r} cannot be resumed without a store: give the saga a snapshot_storage")
-    record, state = await stored(storage, identity, await describe(saga), allow_drift=allow_drift)
+    state = await state_to_resume(storage, identity, await describe(saga), allow_drift=allow_drift)
     if state.status.ended:
         return result_of(Journal(state, utc_now))
     config = await capture_to_resume(saga.replay_config, storage, identity)
-    return await resume_saga(
-        saga, state, options=RunOptions(replay_config=config, plan=record.plan, source=record.source)
-    )
+    return await resume_saga(saga, state, options=RunOptions(replay_config=config))
 
 
-async def stored(
+async def state_to_resume(
     storage: SnapshotStorage, saga_id: str, model: SagaModel, *, allow_drift: bool = False
-) -> tuple[SagaRecord, SagaState]:
-    """Return who the saga is and its state, to be resumed by one of this model. Raises what `Saga.resume` does."""
+) -> SagaState:
+    """Return the saga's state, to be resumed by one of this model. Raises what `Saga.resume` does."""
     from sagaz_core.engine.load import (  # a run without a store does not load the codec
         load_record,
         load_state_to_resume,
@@ -124,10 +122,10 @@ async def stored(
     if (differences := model.differences(SagaModel.from_dict(record.model))) and not allow_drift:
         raise DriftError(
             f"saga {saga_id!r} was started with another definition: {'; '.join(differences)} "
-            f"(allow_drift=True resumes it all the same)",
+            f"(allow_drift=True or --allow-drift resumes it all the same)",
             differences,
         )
-    return record, await load_state_to_resume(storage, saga_id)
+    return await load_state_to_resume(storage, saga_id)
 
 
 async def capture_to_resume(own: object, storage: SnapshotStorage, saga_id: str) -> ReplayConfig:

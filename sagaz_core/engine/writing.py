@@ -11,7 +11,7 @@ from sagaz_core.engine.rest import Rest, coroutine_of
 from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError
 from sagaz_core.events import StepFailed
 from sagaz_core.storage.base import Batch, SagaRecord, SagaSnapshot, SnapshotStorage, StoredEvent
-from sagaz_core.storage.durability import Left, background_writer, group_writer
+from sagaz_core.storage.durability import Delivery, background_writer, group_writer
 from sagaz_core.storage.url import safe_url
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Writer:
         self._summary = summary
         self._frames = frames
         self._announced = resumed
-        self._left = Left()
-        self._left.written = self._unclaimed = resumed
+        self._delivery = Delivery()
+        self._delivery.written = self._unclaimed = resumed
         self._kept: list[int] | None = None if resumed else []
         self._writing: asyncio.Future[None] | None = None
         self._not_before = 0.0
@@ -83,7 +83,7 @@ class Writer:
     @property
     def begun(self) -> bool:
         """Whether the store has some of this run, or of the one that it goes on with, for sure."""
-        return self._left.written
+        return self._delivery.written
 
     @property
     def holds_back(self) -> bool:
@@ -98,18 +98,26 @@ class Writer:
         if self._durability == "background" and (patient or self._answers()):
             writer = background_writer(self._storage)
             try:
-                waiting = self._begun(writer.written(self._saga_id, self._left, patient=patient))
+                waiting = self._begun(writer.written(self._saga_id, self._delivery, patient=patient))
                 if waiting is not None:
                     await waiting
             except Exception as error:  # the store's, which may be anyone's
                 self._told_of(error)
 
     async def claim(self) -> None:
-        """Write what there is, and wait until it is written. Raises what the store raises, whatever the config says."""
-        waiting = self.flush(last=False)
-        if waiting is not None:
-            await waiting
-        await self.all_written()
+        """Write what there is, and wait until it is written. Raises what the store raises, whatever the config says.
+
+        Nothing is left to a background writer, which would say later on that a run that is over goes on with the saga.
+        """
+        durability = self._durability
+        if durability == "background":
+            self._durability = "sync"
+        try:
+            waiting = self.flush(last=False)
+            if waiting is not None:
+                await waiting
+        finally:
+            self._durability = durability
         self._unclaimed = False
 
     async def _flushed(self, last: bool) -> None:
@@ -160,7 +168,7 @@ class Writer:
     def _is_written(self, batch: Batch) -> None:
         self._announced = True
         if self._durability != "background":
-            self._left.written = True
+            self._delivery.written = True
         if batch.summary is not None:
             self._summary.told(batch.summary)
 
@@ -188,7 +196,7 @@ class Writer:
         try:
             if self._summary.lost_failure:
                 batch = await self._dated(batch)
-            if writer.put(batch, self._too_old(batch.snapshots), self._left):
+            if writer.put(batch, self._too_old(batch.snapshots), self._delivery):
                 self._is_written(batch)
             else:
                 self._begin_again()

@@ -81,22 +81,36 @@ class Saga(Generic[ContextT]):
         self.name = name or type(self).saga_name or type(self).__name__
         own = type(self)
         self.config: SagaConfig | None = config or getattr(own, "config", None)
-        if self.config is not None and not hasattr(self.config, "replay_config"):  # its class is not imported for this
-            raise DefinitionError(f"{own.__name__}: config is {self.config!r:.60}, and must be a SagaConfig")
+        self._check("config", self.config, "replay_config", "a SagaConfig")
         self.replay_config: ReplayConfig | None = (
             replay_config
             or (config.replay_config if config else None)
             or getattr(own, "replay_config", None)
             or (self.config.replay_config if self.config else None)
         )
+        self._check("replay_config", self.replay_config, "enable_snapshots", "a ReplayConfig")
         self.snapshot_storage: SnapshotStorage | None = (
             getattr(own, "snapshot_storage", None) if snapshot_storage is None else snapshot_storage
         )
-        self.interceptors: tuple[Interceptor, ...] = tuple(interceptors or getattr(own, "interceptors", ()))
+        self._check("snapshot_storage", self.snapshot_storage, "write", "a store, such as open_storage(URL) returns")
+        given = interceptors or getattr(own, "interceptors", ())
+        self._check("interceptors", given, "__iter__", "a sequence of interceptors")
+        self.interceptors: tuple[Interceptor, ...] = tuple(given)
+        for interceptor in self.interceptors:
+            self._check("an interceptor", interceptor, "intercept", "an object with a method intercept(call, proceed)")
         self._added: dict[str, Step] = {}
         self._kept: tuple[list[Function], Definition] | None = None
         self._has_run = False
         self._built = type(self).build is Saga.build
+
+    def _check(self, what: str, given: object, attribute: str, wanted: str) -> None:
+        """Raise `DefinitionError` for what does not have the attribute. The classes are not imported for this.
+
+        The value is not shown: a URL has a password.
+        """
+        if given is not None and (isinstance(given, type) or not hasattr(given, attribute)):
+            is_now = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+            raise DefinitionError(f"{type(self).__name__}: {what} is {is_now}, and must be {wanted}")
 
     if not TYPE_CHECKING:  # to a type checker an attribute that is not there is an error
 

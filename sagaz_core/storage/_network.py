@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -120,8 +121,11 @@ def split_url(url: str, *, many_hosts: bool = False) -> SplitResult:
     try:
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2]
-        for host in hosts.split(",") if many_hosts else [hosts]:
-            _ = urlsplit(f"//{host}").port
+        servers = hosts.split(",") if many_hosts else [hosts]
+        if len(servers) > 1 and "" in servers:
+            raise ValueError("a comma without a host")
+        for server in servers:
+            _ = urlsplit(f"//{server}").port
     except ValueError:
         reason = "its host or port cannot be read"  # not as `error` says it, which may quote a piece of a password
         raise UsageError(f"{safe_url(url)!r} is not a storage URL: {reason}; {_ENCODE}") from None
@@ -161,6 +165,21 @@ def one_of(url: str, name: str, text: str, known: Sequence[str]) -> None:
     if text not in known:
         values = f"{', '.join(known[:-1])} or {known[-1]}"
         raise UsageError(f"{safe_url(url)!r} gives {name} as {text!r}: give {values}")
+
+
+def readable(url: str, options: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raise `UsageError` when a file that one of these options names cannot be read.
+
+    The drivers find that out when they connect, and say it as they say that the server is not there.
+    """
+    for name in names:
+        path = options.get(name)
+        try:
+            if path:
+                os.close(os.open(path, os.O_RDONLY))
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"{safe_url(url)!r} gives {name} as {path!r}, which cannot be read: {why}") from None
 
 
 def count(url: str, name: str, text: str, least: int = 1) -> int:

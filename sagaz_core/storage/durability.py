@@ -48,8 +48,8 @@ class GroupWriter:
             raise
 
 
-class Left:
-    """What became of that which one run left to a background writer.
+class Delivery:
+    """What became of what one run gave to a background writer.
 
     `written`: some of it is in the store. `refused` is what the store said when it refused some, and nobody was told
     yet; when that was a `DuplicateSagaError`, another run writes under the saga's id: it stays, and no more is written.
@@ -62,7 +62,7 @@ class Left:
         self.refused: Exception | None = None
 
     @property
-    def over(self) -> bool:
+    def taken_over(self) -> bool:
         """Whether another run writes under the saga's id."""
         return isinstance(self.refused, DuplicateSagaError)
 
@@ -70,7 +70,7 @@ class Left:
         """Raise what the store said when it refused some of it."""
         error = self.refused
         if error is not None:
-            if not self.over:
+            if not self.taken_over:
                 self.refused = None
             raise error
 
@@ -79,7 +79,7 @@ class _Queued(NamedTuple):
     batch: Batch
     size: int
     forget_below: int | None
-    left: Left
+    delivery: Delivery
 
     def and_(self, later: _Queued) -> _Queued:
         """Return both in one, which the store takes or refuses as a whole."""
@@ -87,7 +87,7 @@ class _Queued(NamedTuple):
         events, snapshots = (*one.events, *other.events), (*one.snapshots, *other.snapshots)
         batch = Batch(one.saga_id, one.saga or other.saga, events, snapshots, other.summary or one.summary)
         below = self.forget_below if later.forget_below is None else later.forget_below
-        return _Queued(batch, self.size + later.size, below, self.left)
+        return _Queued(batch, self.size + later.size, below, self.delivery)
 
 
 class Losses:
@@ -128,20 +128,20 @@ class BackgroundWriter:
         self._ends: list[tuple[str, asyncio.Future[None], bool]] = []
         self._unreachable = False
 
-    def put(self, batch: Batch, forget_below: int | None = None, left: Left | None = None) -> bool:
+    def put(self, batch: Batch, forget_below: int | None = None, delivery: Delivery | None = None) -> bool:
         """Queue the batch, and say whether there was room. Then delete the saga's snapshots below that `seq`, if any.
 
-        `left` is the same one for all batches of a run. Raises what the store said when it refused an earlier one.
+        `delivery` is the same one for all batches of a run. Raises what the store said when it refused an earlier one.
         """
-        left = left or Left()
-        left.tell()
+        delivery = delivery or Delivery()
+        delivery.tell()
         size = sum(len(event.data) for event in batch.events) + sum(len(one.data) for one in batch.snapshots)
         full = len(self._queue) + len(self._writing) >= self.max_batches
         if full or (self._queue and self._bytes + size > self.max_bytes):
             waiting = f"{len(self._queue):,} batches" if full else f"{self._bytes:,} bytes"
             self._lose(batch, f"{waiting} wait already")
             return False
-        self._queue.append(_Queued(batch, size, forget_below, left))
+        self._queue.append(_Queued(batch, size, forget_below, delivery))
         self._bytes += size
         self._see_to_it()
         return True
@@ -151,7 +151,7 @@ class BackgroundWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
-    async def written(self, saga_id: str, left: Left | None = None, *, patient: bool = True) -> None:
+    async def written(self, saga_id: str, delivery: Delivery | None = None, *, patient: bool = True) -> None:
         """Wait until nothing of this saga waits any more; who is not patient, until the store cannot be reached.
 
         Raises what the store said when it refused some of it.
@@ -162,8 +162,8 @@ class BackgroundWriter:
             self._ends.append((saga_id, end, patient))
             self._see_to_it()
             await end
-        if left is not None:
-            left.tell()
+        if delivery is not None:
+            delivery.tell()
 
     async def _run(self) -> None:
         try:
@@ -180,15 +180,15 @@ class BackgroundWriter:
 
     def _next(self) -> list[_Queued]:
         """Take what is written next. Of one run it is one batch: none may be written when one before it is refused."""
-        found: dict[Left, _Queued] = {}
+        found: dict[Delivery, _Queued] = {}
         for _ in range(min(_TOGETHER, len(self._queue))):
             queued = self._queue.popleft()
-            left = queued.left
-            if left.over:
+            delivery = queued.delivery
+            if delivery.taken_over:
                 self._bytes -= queued.size
-                self._lose(queued.batch, str(left.refused))
+                self._lose(queued.batch, str(delivery.refused))
             else:
-                found[left] = found[left].and_(queued) if left in found else queued
+                found[delivery] = found[delivery].and_(queued) if delivery in found else queued
         return list(found.values())
 
     async def _write_until_it_is_there(self) -> None:
@@ -216,7 +216,7 @@ class BackgroundWriter:
         # Not before all is done: until then it may be that all of it is tried again.
         for queued, result in zip(self._writing, results, strict=True):
             if result is None:
-                queued.left.written = True
+                queued.delivery.written = True
             else:
                 self._refuse(queued, result)
 
@@ -250,7 +250,7 @@ class BackgroundWriter:
         self._ends = [waited for waited in self._ends if not waited[1].done()]
 
     def _refuse(self, queued: _Queued, error: Exception) -> None:
-        queued.left.refused = error
+        queued.delivery.refused = error
         self._lose(queued.batch, str(error))
 
     def _lose(self, batch: Batch, why: str) -> None:

@@ -37,13 +37,13 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
     No garbage is collected meanwhile, which takes half of the time of a large text. Up to Python 3.11 it could also be
     collected deep inside a nested one, where finalizers of others fail for want of stack.
     """
-    collects = gc.isenabled()
-    gc.disable()
+    if not gc.isenabled():  # perhaps as another thread parses: that one turns it on again
+        return json.loads(text, **hooks)
     try:
+        gc.disable()
         return json.loads(text, **hooks)
     finally:
-        if collects:
-            gc.enable()
+        gc.enable()
 
 
 def to_json(value: Any, at: str = "context") -> Any:

@@ -15,7 +15,7 @@ from sagaz_core.errors import CorruptDataError, UsageError
 from sagaz_core.storage import _postgres_statements as sql
 from sagaz_core.storage._checks import LONG_AGO, above_prefix, check_find, check_limit, check_prune, raise_damaged
 from sagaz_core.storage._listing import page_of
-from sagaz_core.storage._network import LostConnectionError, count, one_of, seconds, split_url, url_options
+from sagaz_core.storage._network import LostConnectionError, count, one_of, readable, seconds, split_url, url_options
 from sagaz_core.storage._postgres_columns import columns
 from sagaz_core.storage._postgres_connections import FOREIGN, Connection
 from sagaz_core.storage._postgres_core import Result
@@ -249,6 +249,7 @@ _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
 }
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 
 def open_postgres(url: str) -> PostgresSnapshotStorage:
@@ -260,6 +261,7 @@ def open_postgres(url: str) -> PostgresSnapshotStorage:
         one_of(url, name, options.get(name, ours.get(name, known[0])), known)
     for text in options["port"].split(",") if "port" in options else ():
         count(url, "port", text)
+    readable(url, options, _FILES)
     return PostgresSnapshotStorage(
         parts._replace(scheme="postgresql", query=urlencode(options)).geturl(),
         schema=ours["schema"],

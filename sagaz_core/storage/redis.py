@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from sagaz_core.errors import CodecError, CorruptDataError, UsageError
 from sagaz_core.storage._checks import above_prefix, check_find, check_limit, fits
 from sagaz_core.storage._listing import Listing
-from sagaz_core.storage._network import count, one_of, seconds, split_url, url_options
+from sagaz_core.storage._network import count, one_of, readable, seconds, split_url, url_options
 from sagaz_core.storage._redis_connections import SCHEMA_VERSION
 from sagaz_core.storage._redis_core import Ranges
 from sagaz_core.storage._redis_deleting import RedisDeleting
@@ -210,6 +210,7 @@ _CHOICES = {
     "ssl_cert_reqs": ("required", "optional", "none"),
     "ssl_min_version": ("771", "772"),  # the numbers of TLS 1.2 and 1.3 in the protocol, by which the driver knows them
 }
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> None:
@@ -217,10 +218,15 @@ def _check_driver_options(url: str, scheme: str, options: Mapping[str, str]) -> 
     name = next((name for name in options if name.startswith("ssl_")), None)
     if name is not None and scheme != "rediss":
         raise UsageError(f"{safe_url(url)!r} gives {name}, but no TLS: write rediss://…, or leave it out")
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise UsageError(
+            f"{safe_url(url)!r} gives ssl_keyfile, but no ssl_certfile: give the certificate of the key, too"
+        )
     for option, known in _CHOICES.items():
         one_of(url, option, options.get(option, known[0]), known)
     if "db" in options:
         count(url, "db", options["db"], least=0)
+    readable(url, options, _FILES)
 
 
 def open_redis(url: str) -> RedisSnapshotStorage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from sagaz_core.clock import utc_now
+from sagaz_core.errors import StoreUnavailableError
+from sagaz_core.storage.memory import InMemorySnapshotStorage
+from sagaz_core.storage.sqlite import SqliteSnapshotStorage
 
 WAITING = "cli_waits:WaitingSaga"
 
@@ -166,3 +170,60 @@ def test_what_is_stored_of_one_goes_on_to_its_end_also_when_its_class_captures_l
     assert cli("recording", "show", "a").ok().splitlines()[-1] == "completed, 2 steps done"
     assert cli("resume", "a", "--idle", "0").ok() == "completed, 2 steps done\n"
     assert effects() == ["do reserve", "do charge"]
+
+
+@pytest.fixture
+def store_down(monkeypatch):
+    """Make the store one that cannot be reached while there is a file `down`, which the second step makes."""
+    write = SqliteSnapshotStorage.write
+
+    def when_up(self, batch):
+        if Path("down").exists():
+            raise StoreUnavailableError("the store is down")
+        return write(self, batch)
+
+    def said():
+        Path("down").touch()
+        return "fail"
+
+    monkeypatch.setattr(SqliteSnapshotStorage, "write", when_up)
+    monkeypatch.setattr("cli_waits.said", said)
+    for another in ("UncapturedSaga", "UnjournaledSaga"):  # of the same name
+        monkeypatch.delattr(f"cli_waits.{another}")
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (["--id", "a"], "sagaz resume a"),
+        (["--id", "a b", "--store=sqlite:///b.db"], "sagaz resume --store=sqlite:///b.db 'a b'"),
+        (["--id", "-a"], "sagaz resume -- -a"),
+    ],
+)
+def test_the_command_that_goes_on_with_a_saga_whose_store_went_away_can_be_pasted(store_down, cli, given, command):
+    assert cli("record", WAITING, *given).fails(1).endswith(f"not at an end: {command} goes on with it)")
+    Path("down").unlink()
+    _, resume, *words = shlex.split(command)
+    again = command.replace("resume", "resume --app=cli_waits")
+    says = cli(resume, "--idle=0", "--app=cli_waits", *words).err
+    assert says.endswith(f"not at an end: {again} goes on with it)\n")
+    assert effects() == ["do reserve"]
+
+
+def test_nothing_is_run_while_the_store_does_not_take_in_that_the_saga_goes_on(store_down, kill, cli):
+    kill()
+    Path("down").touch()
+    assert cli("resume", "a", "--app", "cli_waits", "--idle", "0").fails(2) == "the store is down"
+    assert effects() == ["do reserve"]
+
+
+def test_no_command_is_named_where_the_store_ends_with_the_process(cli, monkeypatch):
+    async def down(self, batch):
+        raise StoreUnavailableError("the store is down")
+
+    def said():
+        monkeypatch.setattr(InMemorySnapshotStorage, "write", down)
+        return "fail"
+
+    monkeypatch.setattr("cli_waits.said", said)
+    assert cli("record", WAITING, "--id", "a", "--store", "memory://").fails(1).endswith("not at an end)")

@@ -390,13 +390,32 @@ def test_what_the_constructor_takes_may_stand_in_the_class_body():
     assert Strict().interceptors == Saga("s").interceptors == ()
 
 
-def test_a_config_that_is_none_of_ours_is_named():
-    class Own(Saga):
-        config = {"retries": 3}  # noqa: RUF012 - what a user writes
-
-    for make in (Own, lambda: Saga("s", config={"retries": 3})):
-        with pytest.raises(DefinitionError, match=r"config is \{'retries': 3\}, and must be a SagaConfig"):
+@pytest.mark.parametrize(
+    ("name", "given", "shown", "wanted"),
+    [
+        ("config", {"retries": 3}, "a dict", "a SagaConfig"),
+        ("config", SagaConfig, "the class SagaConfig", "a SagaConfig"),
+        ("replay_config", {"journal": False}, "a dict", "a ReplayConfig"),
+        ("replay_config", ReplayConfig, "the class ReplayConfig", "a ReplayConfig"),
+        ("snapshot_storage", "postgresql://u:secret@h/d", "a str", "a store, such as"),
+        (
+            "snapshot_storage",
+            InMemorySnapshotStorage,
+            "the class InMemorySnapshotStorage",
+            "a store, such as",
+        ),
+        ("interceptors", len, "a builtin_function_or_method", "a sequence of interceptors"),
+    ],
+)
+def test_what_the_constructor_cannot_take_is_named(name, given, shown, wanted):
+    for make in (type("Own", (Saga,), {name: given}), lambda: Saga("s", **{name: given})):
+        with pytest.raises(DefinitionError, match=rf": {name} is {shown}, and must be {wanted}"):
             make()
+
+
+def test_an_interceptor_that_is_none_is_named():
+    with pytest.raises(DefinitionError, match=r"an interceptor is a \w+, and must be an object with a method"):
+        Saga("s", interceptors=[len])
 
 
 @pytest.mark.parametrize("of", ["the instance", "the class"])

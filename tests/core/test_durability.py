@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ import pytest
 from sagaz_core import InMemorySnapshotStorage, ReplayConfig, Saga, SagaStatus, StepRejected, open_storage
 from sagaz_core.engine.load import load_events, load_state
 from sagaz_core.engine.run import resume_stored
-from sagaz_core.errors import DuplicateSagaError, StoreUnavailableError, UsageError
+from sagaz_core.errors import DuplicateSagaError, StorageError, StoreUnavailableError, UsageError
 from sagaz_core.storage import Batch
-from sagaz_core.storage.contract import a_saga, an_event
-from sagaz_core.storage.durability import BackgroundWriter, GroupWriter, Left, background_writer
+from sagaz_core.storage.contract import a_saga, a_snapshot, a_summary, an_event
+from sagaz_core.storage.durability import BackgroundWriter, Delivery, GroupWriter, background_writer
 from sagaz_core.storage.records import unpack_state
 from sagaz_core.storage.together import Together
 from sagaz_core.virtual_time import run
@@ -229,6 +230,26 @@ def test_in_the_background_what_is_refused_is_told_and_counted(caplog):
     assert "are lost" in caplog.text
 
 
+def test_in_the_background_a_refusal_is_told_once_and_what_comes_later_is_written():
+    store = Distant()
+
+    def refuse_once(call):
+        if call == 1:
+            raise StorageError("no such letter")
+
+    async def main():
+        store.fault = refuse_once
+        writer, mine = BackgroundWriter(store), Delivery()
+        writer.put(Batch("s", a_saga("s")), delivery=mine)
+        with pytest.raises(StorageError, match="no such letter"):
+            await writer.written("s", mine)
+        writer.put(Batch("s", a_saga("s")), delivery=mine)
+        await writer.written("s", mine)
+        return [found.saga_id for found in (await store.list_sagas()).items], writer.losses.batches
+
+    assert run(main()) == (["s"], 1)
+
+
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_in_the_background_a_run_under_an_id_that_is_taken_adds_nothing_to_the_other_one(on_error):
     store = Distant()
@@ -236,11 +257,14 @@ def test_in_the_background_a_run_under_an_id_that_is_taken_adds_nothing_to_the_o
     async def main():
         await a_chain(store, "sync", steps=1).run({}, saga_id="taken")
         before = await everything(store)
-        config = {"on_capture_error": on_error}
+        undone = []
+        saga = a_chain(store, "background", steps=9, on_capture_error=on_error)
+        saga.add_step("slow", lambda ctx: asyncio.sleep(1), lambda ctx: undone.append("slow"))
+        saga.add_step("next", lambda ctx: None)
         try:
-            result = await a_chain(store, "background", steps=9, **config).run({}, saga_id="taken")
+            result = await saga.run({}, saga_id="taken")
         except DuplicateSagaError:
-            assert on_error == "raise"
+            assert (on_error, undone) == ("raise", ["slow"])  # what it did is its own
         else:
             assert (on_error, result.status) == ("warn", SagaStatus.COMPLETED)
         assert await everything(store) == before
@@ -255,20 +279,97 @@ def test_in_the_background_nothing_of_a_run_is_written_behind_what_was_refused_o
         return [an_event("s", seq, data=data) for seq in (first, first + 1)]
 
     async def main():
-        writer, mine, others = BackgroundWriter(store), Left(), Left()
+        writer, mine, others = BackgroundWriter(store), Delivery(), Delivery()
         await store.write(Batch("s", a_saga("s"), events(0, b"theirs")))
-        writer.put(Batch("s", None, events(1, b"mine")), left=mine)
-        writer.put(Batch("s", None, events(3, b"mine")), left=mine)
-        writer.put(Batch("s", None, events(2, b"theirs")), left=others)
+        writer.put(Batch("s", None, events(1, b"mine")), delivery=mine)
+        writer.put(Batch("s", None, events(3, b"mine")), delivery=mine)
+        writer.put(Batch("s", None, events(2, b"theirs")), delivery=others)
         await writer.written("s", others)
         for _ in range(2):
             with pytest.raises(DuplicateSagaError):
-                writer.put(Batch("s", None, events(5, b"mine")), left=mine)
+                writer.put(Batch("s", None, events(5, b"mine")), delivery=mine)
         with pytest.raises(DuplicateSagaError):
             await writer.written("s", mine)
         return [event async for event in store.read_events("s")], writer.losses.events, mine.written, others.written
 
     assert run(main()) == ([*events(0, b"theirs"), *events(2, b"theirs")], 4, False, True)
+
+
+def test_in_the_background_nor_is_what_came_while_it_was_refused():
+    store = Distant()
+
+    async def main():
+        writer, mine = BackgroundWriter(store), Delivery()
+        theirs = [an_event("s", seq, data=b"theirs") for seq in (0, 1)]
+        await store.write(Batch("s", a_saga("s"), theirs, [a_snapshot("s", 0)]))
+        writer.put(Batch("s", None, [an_event("s", 1, data=b"mine")]), forget_below=1, delivery=mine)
+        await asyncio.sleep(TRIP / 2)  # it is on its way
+        writer.put(
+            Batch("s", None, [an_event("s", 2, data=b"mine")], [a_snapshot("s", 2)]), forget_below=2, delivery=mine
+        )
+        with pytest.raises(DuplicateSagaError):
+            await writer.written("s", mine)
+        assert writer.losses.events == 2
+        stored = [event async for event in store.read_events("s")]
+        return stored == theirs, [found.seq for found in (await store.list_snapshots("s")).items]
+
+    assert run(main()) == (True, [0])
+
+
+@pytest.mark.parametrize("last", [None, 2])
+def test_in_the_background_what_waits_of_one_run_is_written_as_one_after_the_other(last):
+    store = Distant()
+
+    async def main():
+        writer, mine = BackgroundWriter(store), Delivery()
+        steps = [
+            (Batch("s", a_saga("s"), [an_event("s", 0)], [a_snapshot("s", 0)], a_summary("s", 0)), None),
+            (Batch("s", None, [an_event("s", 1)], [a_snapshot("s", 1)]), 1),
+            (Batch("s", None, [an_event("s", 2)], [a_snapshot("s", 2)], a_summary("s", 2, status="completed")), last),
+            (Batch("s", None, [an_event("s", 3)]), None),
+        ]
+        for batch, forget_below in steps:
+            writer.put(batch, forget_below, mine)
+        await writer.written("s", mine)
+        assert store.calls == [("write_many", 1)]
+        assert await store.get_saga("s") == a_saga("s")
+        assert [event async for event in store.read_events("s")] == [an_event("s", seq) for seq in range(4)]
+        assert [found.status for found in (await store.find_sagas()).items] == ["completed"]
+        return [found.seq for found in (await store.list_snapshots("s")).items]
+
+    assert run(main()) == ([1, 2] if last is None else [2])
+
+
+def test_in_the_background_a_store_that_is_back_is_waited_for_again():
+    store, undone = Distant(), []
+
+    async def main():
+        down = True
+
+        async def write_many(batches):
+            await asyncio.sleep(TRIP)
+            if down:
+                raise StoreUnavailableError("down")
+            return [await store._result(batch) for batch in batches]
+
+        async def last():
+            nonlocal down
+            await asyncio.sleep(1)
+            down = False
+            await asyncio.sleep(10)  # it is tried again meanwhile
+            raise StepRejected("no")
+
+        async def undo(ctx):
+            undone.extend([event.kind async for event in store.read_events("s")][-1:])
+
+        store.write_many = write_many
+        saga = Saga("order", snapshot_storage=store, replay_config=ReplayConfig(durability="background"))
+        saga.add_step("a", lambda ctx: None, undo)
+        saga.add_step("b", lambda ctx: last())
+        assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+
+    run(main())
+    assert undone == ["CompensationStarted"]
 
 
 def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_for_it():
@@ -301,6 +402,43 @@ def test_in_the_background_a_saga_whose_store_is_down_is_undone_without_waiting_
 
     run(main())
     assert undone == [("b", 1), ("a", 1)]  # the first try is waited for, and no other one
+
+
+@pytest.mark.parametrize(
+    ("durability", "on_error"), [("sync", "warn"), ("group", "warn"), ("background", "warn"), ("background", "raise")]
+)
+def test_a_store_that_hangs_is_not_waited_for_by_each_compensation_of_what_may_run_on(durability, on_error):
+    store, undone = Distant(), []
+
+    async def main():
+        back = asyncio.Event()
+
+        async def write_many(batches):
+            await back.wait()
+            return [await store._result(batch) for batch in batches]
+
+        async def write(batch):
+            await write_many([batch])
+
+        def undo(name):
+            undone.append((name, asyncio.get_running_loop().time() - start))
+            if name == "a":
+                back.set()
+
+        def refuse(ctx):
+            raise StepRejected("no")
+
+        store.write, store.write_many, start = write, write_many, asyncio.get_running_loop().time()
+        config = ReplayConfig(durability=durability, capture_timeout=9, on_capture_error=on_error)
+        saga = Saga("order", snapshot_storage=store, replay_config=config)
+        for name in "abc":
+            saga.add_step(name, lambda ctx: None, lambda ctx, *, name=name: undo(name))
+        saga.add_step("d", refuse)
+        with nullcontext() if on_error == "warn" else pytest.raises(StoreUnavailableError, match="within 9 s"):
+            assert (await saga.run({}, saga_id="s")).status is SagaStatus.ROLLED_BACK
+
+    run(main())
+    assert undone == [("c", 9), ("b", 9), ("a", 9)]  # in virtual time
 
 
 def test_a_full_queue_blocks_nobody_and_counts_what_it_loses(caplog):
@@ -373,6 +511,31 @@ def test_what_waits_when_the_loop_ends_is_written():
 
     asyncio.run(main())
     assert len(asyncio.run(store.list_sagas()).items) == 1
+
+
+def test_what_cannot_be_written_when_the_loop_ends_is_counted_and_waited_for_no_longer():
+    store = Distant()
+
+    async def write_many(batches):
+        store.calls.append(len(batches))
+        if len(store.calls) == 1:
+            await asyncio.Event().wait()
+        raise StoreUnavailableError("down")
+
+    async def main():
+        store.write_many = write_many
+        writer = background_writer(store)
+        writer.put(Batch("s", a_saga("s")))
+        waiting = [asyncio.create_task(writer.written("s"))]
+        await asyncio.sleep(0)
+        writer.put(Batch("t", a_saga("t")))
+        waiting.append(asyncio.create_task(writer.written("t")))
+        await asyncio.sleep(0)
+        writer._task.cancel()
+        await asyncio.gather(*waiting)
+        return writer.losses.batches
+
+    assert run(main()) == 2
 
 
 def test_of_many_that_ask_at_once_a_part_goes_in_each_of_several_calls_at_the_same_time():

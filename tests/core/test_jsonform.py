@@ -8,6 +8,7 @@ import enum
 import gc
 import json
 import pathlib
+import threading
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass
@@ -346,3 +347,34 @@ def test_no_garbage_is_collected_while_a_text_is_parsed(
     finally:
         (gc.enable if was else gc.disable)()
     assert seen == []
+
+
+def test_threads_that_parse_at_the_same_time_leave_the_collector_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is where it hurts: one thread has asked whether it is on just before the other one turns it on."""
+    parse, asked = json.loads, gc.isenabled
+    later: list[threading.Thread] = []
+    ends = threading.Event()
+
+    def slow(given: str) -> Any:
+        ends.wait(60)
+        return parse(given)
+
+    def ask() -> bool:
+        answer = asked()
+        if not answer:  # as the other one parses, which ends now
+            ends.set()
+            later[0].join(60)
+        return answer
+
+    monkeypatch.setattr(json, "loads", slow)
+    monkeypatch.setattr(gc, "isenabled", ask)
+    assert asked()
+    later.append(threading.Thread(target=parse_json, args=("[]",)))
+    later[0].start()
+    while asked():  # until the other one parses
+        later[0].join(0.001)
+    try:
+        assert parse_json("[1]") == [1]
+        assert asked()
+    finally:
+        gc.enable()

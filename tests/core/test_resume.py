@@ -232,7 +232,7 @@ def test_what_cannot_be_resumed_says_why() -> None:
     with pytest.raises(Died):
         run(order(log, store=store, die="b").run(saga_id="S"))
     changed = order(log, store=store).add_step("d", print)
-    with pytest.raises(DriftError, match="step 'd' is new"):
+    with pytest.raises(DriftError, match=r"step 'd' is new .* or --allow-drift resumes it"):
         run(changed.resume("S"))
     assert run(changed.resume("S", allow_drift=True)).success
 
@@ -479,6 +479,8 @@ def test_who_cannot_say_that_it_goes_on_with_a_saga_runs_and_undoes_nothing(on_e
         assert log == []
         assert (await load_state(store, "S")).to_data() == before.to_data()
         store.held = False
+        await written(store, "S")
+        assert (await load_state(store, "S")).to_data() == before.to_data()  # nor is it said later
         assert (await order(log, store=store).resume("S")).success
 
     run(main())
@@ -579,3 +581,31 @@ def test_a_process_that_is_killed_is_taken_over_by_another(tmp_path: Path) -> No
         return found
 
     assert run(kinds()).count("SagaResumed") == 1
+
+
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_a_saga_that_is_gone_on_with_may_do_without_its_store_then_if_it_is_told_so(durability: Any) -> None:
+    class Failing(InMemorySnapshotStorage):
+        writes = 0
+
+        async def write(self, batch: Any) -> None:
+            self.writes += 1
+            if self.writes > 1:
+                raise StoreUnavailableError("down")
+            await super().write(batch)
+
+        async def write_many(self, batches: Any) -> Any:
+            for batch in batches:
+                await self.write(batch)
+            return [None] * len(batches)
+
+    async def main() -> None:
+        log: list[str] = []
+        store = Failing()
+        with pytest.raises(Died):
+            await order(log, store=store, die="a").run(saga_id="S")
+        store.writes = 0
+        assert (await order(log, store=store, durability=durability, on_capture_error="warn").resume("S")).success
+        assert store.writes > 2
+
+    run(main())

@@ -53,6 +53,7 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("redis://host/0?timeout=0", "gives timeout as '0': give seconds"),
         ("redis://host/0?timeout=1e30", "gives timeout as '1e30': give seconds"),
         ("redis://host/0?ssl_cert_reqs=none", "gives ssl_cert_reqs, but no TLS: write rediss://"),
+        ("rediss://host/0?ssl_keyfile=key.pem", "gives ssl_keyfile, but no ssl_certfile: give the certificate"),
         ("rediss://host/0?ssl_cert_reqs=maybe", "gives ssl_cert_reqs as 'maybe': give required, optional or none"),
         ("rediss://host/0?ssl_min_version=TLSv1_2", "gives ssl_min_version as 'TLSv1_2': give 771 or 772"),
         ("redis://host/0?protocol=9", "gives protocol as '9': give 2 or 3"),
@@ -76,6 +77,8 @@ def test_a_missing_driver_is_named_with_its_extra(scheme, driver, message, monke
         ("postgresql://host/db?target_session_attrs=primry", "gives target_session_attrs as 'primry': give any, pri"),
         ("postgresql://host/db?port=5432,x", "gives port as 'x': give a number from 1 on"),
         ("postgresql://host:5432,other:port/db", "its host or port cannot be read"),
+        ("postgresql://host:5432,/db", "its host or port cannot be read"),
+        ("postgresql://,host/db", "its host or port cannot be read"),
         ("postgresql://host:port/db", "its host or port cannot be read"),
         ("postgres://host/db", "unknown scheme (did you mean 'postgresql'?)"),
     ],
@@ -96,3 +99,28 @@ def test_options_of_the_driver_reach_it():
     storage = open_storage("rediss://:pw@host/2?ssl_cert_reqs=required&prefix=shop&timeout=3")
     assert storage._connections._server == "rediss://:pw@host/2?ssl_cert_reqs=required"
     assert storage._keys.prefix == b"shop:"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("rediss://h/0?ssl_ca_certs=", "rediss://h/0?ssl_ca_path=", "rediss://h/0?ssl_certfile="),
+        *(
+            f"rediss://h/0?ssl_certfile={__file__}&ssl_keyfile=",
+            "postgresql://h/db?sslrootcert=",
+            "postgresql://h/db?sslcert=",
+        ),
+        *("postgresql://h/db?sslkey=", "postgresql://h/db?sslcrl="),
+    ],
+)
+def test_a_file_of_a_certificate_that_is_not_there_is_told_at_once(url, tmp_path):
+    (tmp_path / "there.pem").touch()
+    open_storage(f"{url}{tmp_path}/there.pem")
+    name = url.replace("&", "?").rpartition("?")[2].rstrip("=")
+    for missing, why in (("none.pem", "No such file or directory"), ("a%00b", "embedded null byte")):
+        with pytest.raises(UsageError, match=rf"gives {name} as '.*', which cannot be read: {why}$"):
+            open_storage(f"{url}{tmp_path}/{missing}")
+
+
+def test_a_folder_of_certificates_is_one():
+    open_storage("rediss://h/0?ssl_ca_path=.")
