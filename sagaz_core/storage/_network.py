@@ -178,7 +178,7 @@ def readable(url: str, options: Mapping[str, str], names: Iterable[str]) -> None
             if path:
                 os.close(os.open(path, os.O_RDONLY))
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
+            why = "it has a NUL" if path and "\0" in path else getattr(error, "strerror", None) or error
             raise UsageError(f"{safe_url(url)!r} gives {name} as {path!r}, which cannot be read: {why}") from None
 
 

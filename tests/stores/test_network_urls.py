@@ -117,7 +117,7 @@ def test_a_file_of_a_certificate_that_is_not_there_is_told_at_once(url, tmp_path
     (tmp_path / "there.pem").touch()
     open_storage(f"{url}{tmp_path}/there.pem")
     name = url.replace("&", "?").rpartition("?")[2].rstrip("=")
-    for missing, why in (("none.pem", "No such file or directory"), ("a%00b", "embedded null byte")):
+    for missing, why in (("none.pem", "No such file or directory"), ("a%00b", "it has a NUL")):
         with pytest.raises(UsageError, match=rf"gives {name} as '.*', which cannot be read: {why}$"):
             open_storage(f"{url}{tmp_path}/{missing}")
 
